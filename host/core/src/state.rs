@@ -1,0 +1,171 @@
+//! The contract of keyed state: batch-wise, in resident columns.
+//!
+//! State is kept in *tables*: an entry per (namespace, key), with one or more typed value columns. Every operation takes
+//! the keys of a whole batch. `resolve` makes their entries resident and answers a [`Slot`] for each, a dense handle
+//! into the table's columns; reading, writing and aggregating then is indexing into columns, whatever the backend. A
+//! backend differs in how entries become resident (always, in memory; by one batched read, on disk) and in what happens
+//! at [`KeyedState::commit`].
+//!
+//! Slots hold until the next `commit` (of the memory backend: until the entry is removed).
+
+use arrow::array::ArrayRef;
+use arrow::datatypes::DataType;
+
+use crate::Batch;
+use crate::error::Result;
+use crate::keys::{KeyCodec, Keys};
+use crate::user::TimeDomain;
+
+/// A dense handle to an entry of a table in one namespace.
+pub type Slot = u32;
+
+/// No entry.
+pub const NO_SLOT: Slot = u32::MAX;
+
+/// Which part of a table: a window or pane (its end in milliseconds), or 0 for state that is not windowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Namespace(pub i64);
+
+impl Namespace {
+    /// For state that is not windowed.
+    pub const GLOBAL: Self = Self(0);
+}
+
+/// A declared table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TableId(pub usize);
+
+/// A declared row log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LogId(pub usize);
+
+/// A value column of a table.
+#[derive(Clone, Debug)]
+pub struct ValueSpec {
+    /// Names it in snapshots.
+    pub name: String,
+    /// Its type.
+    pub data_type: DataType,
+}
+
+/// The resident values of one column, indexed by slot.
+#[derive(Debug)]
+pub enum ValueColumn {
+    /// Signed integers and times of up to 64 bits, sign-extended. Vacant entries hold 0.
+    Int(Vec<i64>),
+    /// Unsigned integers of up to 64 bits.
+    UInt(Vec<u64>),
+    /// Floats.
+    Float(Vec<f64>),
+    /// Every other type: encoded values of `arrow-row`, empty = none.
+    Encoded(Vec<Box<[u8]>>),
+}
+
+/// A table's values: one column per [`ValueSpec`] and the presence of each value.
+#[derive(Debug)]
+pub struct Values {
+    /// In the order of the declaration.
+    pub columns: Vec<ValueColumn>,
+    /// Per column, per slot: whether there is a value.
+    pub present: Vec<Vec<bool>>,
+}
+
+/// The state of one operator subtask. One thread uses it.
+pub trait KeyedState: Send {
+    /// The codec of the operator's key.
+    fn codec(&self) -> &KeyCodec;
+
+    /// Declares a table, when the operator is made. Names are unique in the operator.
+    fn table(&mut self, name: &str, values: Vec<ValueSpec>) -> Result<TableId>;
+
+    /// Makes the entries of these keys resident, adding absent ones without values; a slot per key. Equal keys have
+    /// equal slots.
+    fn resolve(&mut self, table: TableId, namespace: Namespace, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()>;
+
+    /// As `resolve`, but absent ones are not added: they answer [`NO_SLOT`].
+    fn find(&mut self, table: TableId, namespace: Namespace, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()>;
+
+    /// The resident values of a namespace, for reading and writing in place at resolved slots.
+    fn values(&mut self, table: TableId, namespace: Namespace) -> Result<&mut Values>;
+
+    /// The values at these slots as an array (null where there is none).
+    fn read(&mut self, table: TableId, namespace: Namespace, value: usize, slots: &[Slot]) -> Result<ArrayRef>;
+
+    /// Sets the values at these slots (null: removes the value).
+    fn write(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        values: &ArrayRef,
+    ) -> Result<()>;
+
+    /// Up to `limit` slots of a namespace after `after`, ascending: a scan in pieces. Empty at the end.
+    fn scan(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        after: Option<Slot>,
+        limit: usize,
+        slots: &mut Vec<Slot>,
+    ) -> Result<()>;
+
+    /// The keys at these slots, encoded.
+    fn keys(&mut self, table: TableId, namespace: Namespace, slots: &[Slot]) -> Result<Keys>;
+
+    /// The keys at these slots, as columns.
+    fn key_columns(&mut self, table: TableId, namespace: Namespace, slots: &[Slot]) -> Result<Vec<ArrayRef>>;
+
+    /// Removes entries. Their slots may be given to others.
+    fn remove(&mut self, table: TableId, namespace: Namespace, slots: &[Slot]) -> Result<()>;
+
+    /// Removes a namespace with all entries.
+    fn drop_namespace(&mut self, table: TableId, namespace: Namespace) -> Result<()>;
+
+    /// The namespaces that have entries, ascending.
+    fn namespaces(&self, table: TableId) -> Vec<Namespace>;
+
+    /// Number of entries in a namespace.
+    fn len(&self, table: TableId, namespace: Namespace) -> usize;
+
+    /// Declares a row log: rows kept whole, by namespace, in order of arrival (joins).
+    fn log(&mut self, name: &str, columns: Vec<DataType>) -> Result<LogId>;
+
+    /// Appends rows (with timestamps) and their keys. Text is compacted, so that a log does not hold foreign buffers.
+    fn append(&mut self, log: LogId, namespace: Namespace, rows: Batch, keys: Keys) -> Result<()>;
+
+    /// The rows of a namespace with their keys, in pieces.
+    fn rows(&mut self, log: LogId, namespace: Namespace) -> Result<&[(Batch, Keys)]>;
+
+    /// Removes a namespace of a log.
+    fn drop_rows(&mut self, log: LogId, namespace: Namespace) -> Result<()>;
+
+    /// The namespaces that have rows, ascending.
+    fn log_namespaces(&self, log: LogId) -> Vec<Namespace>;
+
+    /// Sets timers: for each entry, `keys[of[i]]` at `timestamps[i]`. One per key, domain and time.
+    fn set_timers(&mut self, domain: TimeDomain, keys: &Keys, of: &[u32], timestamps: &[i64]) -> Result<()>;
+
+    /// Deletes timers, if they are there.
+    fn delete_timers(&mut self, domain: TimeDomain, keys: &Keys, of: &[u32], timestamps: &[i64]) -> Result<()>;
+
+    /// Up to `limit` timers due at `up_to` or before, by time, then in the order they were set; they stay until
+    /// `delete_timers`.
+    fn due_timers(&mut self, domain: TimeDomain, up_to: i64, limit: usize) -> Result<(Keys, Vec<i64>)>;
+
+    /// The earliest timer.
+    fn next_timer(&self, domain: TimeDomain) -> Option<i64>;
+
+    /// Ends a transaction: what was written is now the state. Disk backends write one batch here.
+    fn commit(&mut self) -> Result<()>;
+
+    /// Bytes held in memory.
+    fn memory_bytes(&self) -> usize;
+}
+
+/// Makes the state of operator subtasks.
+pub trait StateBackend: Send + Sync {
+    /// For an operator whose key has these column types.
+    fn open(&self, codec: KeyCodec) -> Result<Box<dyn KeyedState>>;
+}
