@@ -119,6 +119,27 @@ impl KeyCodec {
         self.rows.as_ref().map(|converter| converter.empty_rows(capacity, data_capacity))
     }
 
+    /// The keys of some rows, in this order; an index may appear often.
+    pub fn take(&self, keys: &Keys, rows: &[u32]) -> Result<Keys> {
+        let outside = || Error::internal("a row index outside the keys of its batch");
+        if rows.iter().any(|&row| row as usize >= keys.len()) {
+            return Err(outside());
+        }
+        let hashes = rows.iter().filter_map(|&row| keys.hashes.get(row as usize).copied()).collect();
+        let data = match &keys.data {
+            KeyData::Fixed(values) => {
+                KeyData::Fixed(rows.iter().filter_map(|&row| values.get(row as usize).copied()).collect())
+            }
+            KeyData::Rows(encoded) => {
+                let bytes = rows.iter().map(|&row| encoded.row_len(row as usize)).sum();
+                let mut taken = self.empty_rows(rows.len(), bytes).ok_or_else(outside)?;
+                rows.iter().for_each(|&row| taken.push(encoded.row(row as usize)));
+                KeyData::Rows(taken)
+            }
+        };
+        Ok(Keys { data, hashes })
+    }
+
     /// Key columns without rows.
     pub fn empty_columns(&self) -> Vec<ArrayRef> {
         self.types.iter().map(new_empty_array).collect()
@@ -220,6 +241,25 @@ mod tests {
         assert_ne!(keys.hashes[0], keys.hashes[1]);
         let KeyData::Rows(rows) = &keys.data else { panic!("two columns are not a fixed key") };
         assert_eq!(codec.decode_rows(rows.iter()).unwrap(), vec![text, number]);
+    }
+
+    #[test]
+    fn taken_keys_are_those_of_the_rows() {
+        let text: ArrayRef = Arc::new(StringViewArray::from(vec!["a", "bb", "ccc"]));
+        let number: ArrayRef = Arc::new(Int32Array::from(vec![1, 2, 3]));
+        for columns in [vec![number.clone()], vec![text, number]] {
+            let types: Vec<_> = columns.iter().map(|c| c.data_type().clone()).collect();
+            let codec = KeyCodec::new(&types, false).unwrap();
+            let keys = codec.encode(3, &columns).unwrap();
+            let taken = codec.take(&keys, &[2, 0, 2]).unwrap();
+            assert_eq!(taken.hashes, [keys.hashes[2], keys.hashes[0], keys.hashes[2]]);
+            let back = match &taken.data {
+                KeyData::Fixed(values) => codec.decode_fixed(values).unwrap(),
+                KeyData::Rows(rows) => codec.decode_rows(rows.iter()).unwrap(),
+            };
+            assert_eq!(back.last().unwrap().as_ref(), &Int32Array::from(vec![3, 1, 3]));
+            assert!(codec.take(&keys, &[3]).is_err());
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@
 //! backend differs in how entries become resident (always, in memory; by one batched read, on disk) and in what happens
 //! at [`KeyedState::commit`].
 //!
-//! Slots hold until the next `commit` (of the memory backend: until the entry is removed).
+//! Slots hold until the next `commit` (of the memory backend: until the entry is removed), except that the slots which
+//! the latest `scan` answered hold until the scan after it. A backend that evicts does it in `commit`, and treats as
+//! changed whatever was resolved, or reached through `values`, since the commit before.
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::DataType;
@@ -53,11 +55,11 @@ pub struct ValueSpec {
 pub enum ValueColumn {
     /// Signed integers and times of up to 64 bits, sign-extended. Vacant entries hold 0.
     Int(Vec<i64>),
-    /// Unsigned integers of up to 64 bits.
+    /// Unsigned integers of up to 64 bits; booleans as 0 and 1.
     UInt(Vec<u64>),
     /// Floats.
     Float(Vec<f64>),
-    /// Every other type: encoded values of `arrow-row`, empty = none.
+    /// Every other type: encoded values of `arrow-row`, empty = none. Written by [`KeyedState::write`] only.
     Encoded(Vec<Box<[u8]>>),
 }
 
@@ -82,13 +84,24 @@ pub trait KeyedState: Send {
     /// equal slots.
     fn resolve(&mut self, table: TableId, namespace: Namespace, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()>;
 
+    /// As `resolve`, for some rows: a slot for each of `rows`, which index `keys`.
+    fn resolve_rows(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        keys: &Keys,
+        rows: &[u32],
+        slots: &mut Vec<Slot>,
+    ) -> Result<()>;
+
     /// As `resolve`, but absent ones are not added: they answer [`NO_SLOT`].
     fn find(&mut self, table: TableId, namespace: Namespace, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()>;
 
-    /// The resident values of a namespace, for reading and writing in place at resolved slots.
+    /// The resident values of a namespace, for reading and writing in place at resolved slots. Every column and
+    /// presence is at least as long as the largest slot requires; their lengths must not be changed.
     fn values(&mut self, table: TableId, namespace: Namespace) -> Result<&mut Values>;
 
-    /// The values at these slots as an array (null where there is none).
+    /// The values at these slots as an array (null where there is none, and at [`NO_SLOT`]).
     fn read(&mut self, table: TableId, namespace: Namespace, value: usize, slots: &[Slot]) -> Result<ArrayRef>;
 
     /// Sets the values at these slots (null: removes the value).
@@ -101,7 +114,8 @@ pub trait KeyedState: Send {
         values: &ArrayRef,
     ) -> Result<()>;
 
-    /// Up to `limit` slots of a namespace after `after`, ascending: a scan in pieces. Empty at the end.
+    /// Up to `limit` slots of a namespace: a scan in pieces, which makes them resident. `after` is the last slot of the
+    /// piece before, `None` at the start. No slot at the end. Between pieces, entries may be removed, not added.
     fn scan(
         &mut self,
         table: TableId,
@@ -117,7 +131,11 @@ pub trait KeyedState: Send {
     /// The keys at these slots, as columns.
     fn key_columns(&mut self, table: TableId, namespace: Namespace, slots: &[Slot]) -> Result<Vec<ArrayRef>>;
 
-    /// Removes entries. Their slots may be given to others.
+    /// Removes those of these entries that have no value in any column: keys that were resolved, but about which
+    /// nothing is to be remembered. A slot may appear twice.
+    fn remove_vacant(&mut self, table: TableId, namespace: Namespace, slots: &[Slot]) -> Result<()>;
+
+    /// Removes entries. Their slots may be given to others. A slot may appear twice.
     fn remove(&mut self, table: TableId, namespace: Namespace, slots: &[Slot]) -> Result<()>;
 
     /// Removes a namespace with all entries.
@@ -151,7 +169,7 @@ pub trait KeyedState: Send {
     fn delete_timers(&mut self, domain: TimeDomain, keys: &Keys, of: &[u32], timestamps: &[i64]) -> Result<()>;
 
     /// Up to `limit` timers due at `up_to` or before, by time, then in the order they were set; they stay until
-    /// `delete_timers`.
+    /// they are deleted.
     fn due_timers(&mut self, domain: TimeDomain, up_to: i64, limit: usize) -> Result<(Keys, Vec<i64>)>;
 
     /// The earliest timer.
@@ -160,7 +178,10 @@ pub trait KeyedState: Send {
     /// Ends a transaction: what was written is now the state. Disk backends write one batch here.
     fn commit(&mut self) -> Result<()>;
 
-    /// Bytes held in memory.
+    /// Entries, rows and timers held.
+    fn entries(&self) -> u64;
+
+    /// Bytes held in memory. Cheap enough to be called after each batch.
     fn memory_bytes(&self) -> usize;
 }
 
