@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Where builds go; sourced by the Makefile and by every script here, so that the rule is written once. Plain sh.
 #
 # A developer's own CARGO_TARGET_DIR wins; otherwise builds stay in ./target. On a CI machine, whose clones are thrown
