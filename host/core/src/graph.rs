@@ -11,7 +11,8 @@ use tidemill_plan::{AggregateFunction, DataType, Exchange, Node, NodeKind, Outpu
 
 use crate::error::{Error, Result};
 use crate::ids::{NodeId, Port};
-use crate::types::arrow_schema;
+use crate::keys::KeyCodec;
+use crate::types::{arrow_schema, arrow_type};
 
 /// A plan has at most this many nodes: more is a mistake (or an attack), and every node costs a task per slot.
 pub const MAX_NODES: usize = 1_000;
@@ -73,6 +74,26 @@ impl JobGraph {
     pub fn input_fields(&self, node: &Node, input: usize) -> Result<&[OutputField]> {
         let from = node.inputs.get(input).ok_or_else(|| Error::internal(format!("input {input} of '{}'", node.uid)))?;
         self.fields(NodeId(from.node), Port(from.port))
+    }
+
+    /// The codec of the key by which an input of a node is hashed. The exchange before the node and the node's state
+    /// both use it: a key has one encoding, and so one hash and one key group, on all inputs of the node (which is why
+    /// a nullable column of one input counts for all).
+    pub fn key_codec(&self, node: &Node, input: usize) -> Result<KeyCodec> {
+        let mut types = Vec::new();
+        let mut nullable = false;
+        for (index, from) in node.inputs.iter().enumerate() {
+            let fields = self.input_fields(node, index)?;
+            for &column in key_of(&from.exchange).unwrap_or_default() {
+                let field = fields.get(column as usize).map(|f| &f.field);
+                let field = field.ok_or_else(|| Error::internal(format!("key column {column} of '{}'", node.uid)))?;
+                nullable |= field.nullable;
+                if index == input {
+                    types.push(arrow_type(&field.data_type));
+                }
+            }
+        }
+        KeyCodec::new(&types, nullable)
     }
 
     /// Which nodes run the component's code.
