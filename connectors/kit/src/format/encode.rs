@@ -3,7 +3,6 @@
 //! Written row by row straight into one byte vector, since a general writer spends most of its time on what a flat row
 //! does not need. Nested columns (JSON only) are rare, and are left to `arrow-json`.
 
-
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryViewArray, BooleanArray, RecordBatch, RecordBatchOptions, StringViewArray,
 };
@@ -431,9 +430,9 @@ fn hex(bytes: &[u8], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use arrow::array::{Float64Array, Int64Array, ListArray, TimestampMillisecondArray};
     use arrow::datatypes::{Field, Schema};
+    use std::sync::Arc;
 
     fn batch() -> (SchemaRef, Batch) {
         let schema = Arc::new(Schema::new(vec![

@@ -1,0 +1,3 @@
+//! Plans in, errors or pruned graphs out.
+
+mod plans;
