@@ -28,7 +28,7 @@ fn window() -> Value {
             "windows": {"tumbling": {"size_ms": 1000}},
             "aggregates": [{"name": "max", "function": {"max": 1}}]
         }},
-        "inputs": [{"node": 0, "exchange": {"hash": [0]}}],
+        "inputs": [{"node": 0, "port": 0, "exchange": {"hash": [0]}}],
         "outputs": [{"name": "main", "fields": [
             from_input("auction", "int64", 0, 0),
             {"field": {"name": "max", "data_type": "int64"}, "origin": {"aggregate": 0}},
