@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use tidemill_core::connector::{Sink, Source};
+use tidemill_core::connector::{Committable, Sink, SinkCommitter, Source};
 use tidemill_core::error::{Error, Result};
 
 use crate::options::{self, OptionSpec, Options};
@@ -131,6 +131,19 @@ impl Registry {
         let options = Options::parse(owner, &specs, binding.options)?;
         let setup = Setup { schema: binding.schema.clone(), options, base: binding.base.to_owned() };
         Ok((connector.as_ref(), setup))
+    }
+}
+
+/// The committer of a sink whose rows are visible as soon as they are written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NothingToCommit;
+
+impl SinkCommitter for NothingToCommit {
+    fn commit(&mut self, committables: &[Committable]) -> Result<()> {
+        match committables {
+            [] => Ok(()),
+            _ => Err(Error::internal("a sink without committables was given some")),
+        }
     }
 }
 

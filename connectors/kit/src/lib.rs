@@ -10,5 +10,5 @@ mod suggest;
 #[doc(hidden)]
 pub mod conformance;
 
-pub use connector::{Binding, Connector, Registry, Setup};
+pub use connector::{Binding, Connector, NothingToCommit, Registry, Setup};
 pub use options::{ByteSize, Key, OptionSpec, OptionValue, Options};

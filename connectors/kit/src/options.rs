@@ -151,6 +151,11 @@ impl Options {
     pub fn error<T>(&self, key: &Key<T>, reason: impl fmt::Display) -> Error {
         Error::invalid(format!("{}: option '{}': {reason}", self.owner, key.spec.name))
     }
+
+    /// An error of something that does not know whose options it was made from: the owner is put before its message.
+    pub fn place(&self, error: Error) -> Error {
+        error.prefixed(&self.owner)
+    }
 }
 
 impl fmt::Debug for Options {

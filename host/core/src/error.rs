@@ -57,6 +57,12 @@ impl Error {
         self
     }
 
+    /// Puts the name of the thing it is about before the message.
+    pub fn prefixed(mut self, thing: &str) -> Self {
+        self.0.message = format!("{thing}: {}", self.0.message);
+        self
+    }
+
     /// Adds the subtask and phase, unless an inner layer said it already.
     pub fn at(mut self, subtask: &SubtaskId, phase: &'static str) -> Self {
         if self.0.subtask.is_none() {
