@@ -1,5 +1,7 @@
 //! The operators, one module each, and the one place that chooses among them.
 
+pub mod join;
+
 use tidemill_core::graph::JobGraph;
 use tidemill_core::ids::NodeId;
 use tidemill_core::operator::OperatorContext;
