@@ -1,1 +1,9 @@
-//! stub
+//! Backends of keyed state: where the entries, row logs and timers of keyed operators live.
+//!
+//! The contract is `tidemill_core::state`; why it has this shape stands in `docs/decisions/0003-keyed-state.md`.
+//! In reading order:
+
+mod column;
+mod memory;
+
+pub use memory::MemoryBackend;

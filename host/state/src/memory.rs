@@ -1,0 +1,366 @@
+//! State in memory: everything is always resident, so `commit` only looks at the limit.
+//!
+//! A namespace of a table is a `Space` of its own, so that dropping one costs nothing per entry; the memory of the few
+//! that were dropped last is used again by the next ones, as panes and windows follow each other with similar sizes.
+
+mod log;
+mod space;
+mod timers;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arrow::array::{ArrayRef, new_null_array};
+use arrow::datatypes::DataType;
+use tidemill_core::keys::{KeyCodec, KeyData, Keys};
+use tidemill_core::state::{KeyedState, LogId, NO_SLOT, Namespace, Slot, StateBackend, TableId, ValueSpec, Values};
+use tidemill_core::user::TimeDomain;
+use tidemill_core::{Batch, Error, ErrorKind, Result};
+
+use self::log::Log;
+use self::space::Space;
+use self::timers::Timers;
+use crate::column::ColumnCodec;
+
+/// So many dropped spaces of a table are kept for reuse: a pane that ends and one that begins, and some slack.
+const SPARE_SPACES: usize = 2;
+
+/// Keeps the state of all operators of a job in memory.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryBackend {
+    /// Bytes that all states together may hold.
+    limit: Option<usize>,
+    used: Arc<AtomicUsize>,
+}
+
+impl MemoryBackend {
+    /// Without a limit.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// All states that are opened here may hold this many bytes together. It is looked at after each batch.
+    pub fn with_limit(bytes: usize) -> Self {
+        Self { limit: Some(bytes), used: Arc::default() }
+    }
+
+    /// Bytes that the states held at their latest commits.
+    pub fn memory_bytes(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+impl StateBackend for MemoryBackend {
+    fn open(&self, codec: KeyCodec) -> Result<Box<dyn KeyedState>> {
+        Ok(Box::new(MemoryState {
+            codec,
+            tables: Vec::new(),
+            logs: Vec::new(),
+            event_timers: Timers::default(),
+            processing_timers: Timers::default(),
+            backend: self.clone(),
+            reported: 0,
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct MemoryState {
+    codec: KeyCodec,
+    tables: Vec<Table>,
+    logs: Vec<Log>,
+    event_timers: Timers,
+    processing_timers: Timers,
+    backend: MemoryBackend,
+    /// What of the backend's `used` is this state's.
+    reported: usize,
+}
+
+#[derive(Debug)]
+struct Table {
+    name: String,
+    columns: Vec<ColumnCodec>,
+    spaces: BTreeMap<Namespace, Space>,
+    spare: Vec<Space>,
+}
+
+impl Table {
+    /// The space of a namespace, made where there is none.
+    fn space(&mut self, namespace: Namespace, fixed: bool) -> &mut Space {
+        let (spare, columns) = (&mut self.spare, &self.columns);
+        let space = || spare.pop().unwrap_or_else(|| Space::new(fixed, columns));
+        self.spaces.entry(namespace).or_insert_with(space)
+    }
+
+    fn existing(&mut self, namespace: Namespace) -> Result<&mut Space> {
+        let name = &self.name;
+        let absent = || Error::internal(format!("slots of a namespace that table '{name}' does not have"));
+        self.spaces.get_mut(&namespace).ok_or_else(absent)
+    }
+
+    fn column(&self, value: usize) -> Result<&ColumnCodec> {
+        let absent = || Error::internal(format!("value {value} of table '{}'", self.name));
+        self.columns.get(value).ok_or_else(absent)
+    }
+
+    fn drop_space(&mut self, namespace: Namespace) {
+        if let Some(mut space) = self.spaces.remove(&namespace)
+            && self.spare.len() < SPARE_SPACES
+        {
+            space.clear();
+            self.spare.push(space);
+        }
+    }
+
+    /// A namespace without entries is none; the global one comes back at once, so it stays.
+    fn drop_if_empty(&mut self, namespace: Namespace) {
+        if namespace != Namespace::GLOBAL && self.spaces.get(&namespace).is_some_and(|s| s.len() == 0) {
+            self.drop_space(namespace);
+        }
+    }
+}
+
+impl MemoryState {
+    fn at(&mut self, table: TableId) -> Result<&mut Table> {
+        self.tables.get_mut(table.0).ok_or_else(|| Error::internal(format!("table {} is not declared", table.0)))
+    }
+
+    fn log_at(&mut self, log: LogId) -> Result<&mut Log> {
+        self.logs.get_mut(log.0).ok_or_else(|| Error::internal(format!("log {} is not declared", log.0)))
+    }
+
+    fn timers(&mut self, domain: TimeDomain) -> &mut Timers {
+        match domain {
+            TimeDomain::Event => &mut self.event_timers,
+            TimeDomain::Processing => &mut self.processing_timers,
+        }
+    }
+
+    fn check_name(&self, name: &str) -> Result<()> {
+        let mut names = self.tables.iter().map(|t| t.name.as_str()).chain(self.logs.iter().map(Log::name));
+        if names.any(|other| other == name) {
+            return Err(Error::internal(format!("the operator declares the state '{name}' twice")));
+        }
+        Ok(())
+    }
+}
+
+impl KeyedState for MemoryState {
+    fn codec(&self) -> &KeyCodec {
+        &self.codec
+    }
+
+    fn table(&mut self, name: &str, values: Vec<ValueSpec>) -> Result<TableId> {
+        self.check_name(name)?;
+        let columns = values.iter().map(ColumnCodec::new).collect::<Result<_>>()?;
+        self.tables.push(Table { name: name.to_owned(), columns, spaces: BTreeMap::new(), spare: Vec::new() });
+        Ok(TableId(self.tables.len() - 1))
+    }
+
+    fn resolve(&mut self, table: TableId, namespace: Namespace, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()> {
+        let fixed = self.codec.is_fixed();
+        self.at(table)?.space(namespace, fixed).resolve(keys, None, slots)
+    }
+
+    fn resolve_rows(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        keys: &Keys,
+        rows: &[u32],
+        slots: &mut Vec<Slot>,
+    ) -> Result<()> {
+        if rows.iter().any(|&row| row as usize >= keys.len()) {
+            return Err(Error::internal("a row index outside the keys of its batch"));
+        }
+        let fixed = self.codec.is_fixed();
+        self.at(table)?.space(namespace, fixed).resolve(keys, Some(rows), slots)
+    }
+
+    fn find(&mut self, table: TableId, namespace: Namespace, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()> {
+        match self.at(table)?.spaces.get(&namespace) {
+            Some(space) => space.find(keys, slots),
+            None => {
+                slots.clear();
+                slots.resize(keys.len(), NO_SLOT);
+                Ok(())
+            }
+        }
+    }
+
+    fn values(&mut self, table: TableId, namespace: Namespace) -> Result<&mut Values> {
+        let fixed = self.codec.is_fixed();
+        Ok(&mut self.at(table)?.space(namespace, fixed).values)
+    }
+
+    fn read(&mut self, table: TableId, namespace: Namespace, value: usize, slots: &[Slot]) -> Result<ArrayRef> {
+        let table = self.at(table)?;
+        let column = table.column(value)?;
+        let resident =
+            table.spaces.get(&namespace).and_then(|s| s.values.columns.get(value).zip(s.values.present.get(value)));
+        match resident {
+            Some((values, present)) => column.read(values, present, slots),
+            None => Ok(new_null_array(column.data_type(), slots.len())),
+        }
+    }
+
+    fn write(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        values: &ArrayRef,
+    ) -> Result<()> {
+        let table = self.at(table)?;
+        let absent = || Error::internal(format!("value {value} of table '{}'", table.name));
+        let column = table.columns.get(value).ok_or_else(absent)?;
+        let space = table.spaces.get_mut(&namespace).ok_or_else(absent)?;
+        let resident = space.values.columns.get_mut(value).zip(space.values.present.get_mut(value));
+        let (to, present) = resident.ok_or_else(absent)?;
+        let grown = column.write(to, present, slots, values)?;
+        space.grew(grown);
+        Ok(())
+    }
+
+    fn scan(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        after: Option<Slot>,
+        limit: usize,
+        slots: &mut Vec<Slot>,
+    ) -> Result<()> {
+        slots.clear();
+        if let Some(space) = self.at(table)?.spaces.get(&namespace) {
+            space.scan(after, limit, slots);
+        }
+        Ok(())
+    }
+
+    fn keys(&mut self, table: TableId, namespace: Namespace, slots: &[Slot]) -> Result<Keys> {
+        let table = self
+            .tables
+            .get_mut(table.0)
+            .ok_or_else(|| Error::internal(format!("table {} is not declared", table.0)))?;
+        table.existing(namespace)?.keys(&self.codec, slots)
+    }
+
+    fn key_columns(&mut self, table: TableId, namespace: Namespace, slots: &[Slot]) -> Result<Vec<ArrayRef>> {
+        match self.keys(table, namespace, slots)?.data {
+            KeyData::Fixed(values) => self.codec.decode_fixed(&values),
+            KeyData::Rows(rows) => self.codec.decode_rows(rows.iter()),
+        }
+    }
+
+    fn remove_vacant(&mut self, table: TableId, namespace: Namespace, slots: &[Slot]) -> Result<()> {
+        let table = self.at(table)?;
+        table.existing(namespace)?.remove_vacant(slots);
+        table.drop_if_empty(namespace);
+        Ok(())
+    }
+
+    fn remove(&mut self, table: TableId, namespace: Namespace, slots: &[Slot]) -> Result<()> {
+        let table = self.at(table)?;
+        table.existing(namespace)?.remove(slots);
+        table.drop_if_empty(namespace);
+        Ok(())
+    }
+
+    fn drop_namespace(&mut self, table: TableId, namespace: Namespace) -> Result<()> {
+        self.at(table)?.drop_space(namespace);
+        Ok(())
+    }
+
+    fn namespaces(&self, table: TableId) -> Vec<Namespace> {
+        let spaces = self.tables.get(table.0).into_iter().flat_map(|t| &t.spaces);
+        spaces.filter(|(_, space)| space.len() > 0).map(|(namespace, _)| *namespace).collect()
+    }
+
+    fn len(&self, table: TableId, namespace: Namespace) -> usize {
+        self.tables.get(table.0).and_then(|t| t.spaces.get(&namespace)).map_or(0, Space::len)
+    }
+
+    fn log(&mut self, name: &str, columns: Vec<DataType>) -> Result<LogId> {
+        self.check_name(name)?;
+        self.logs.push(Log::new(name, columns));
+        Ok(LogId(self.logs.len() - 1))
+    }
+
+    fn append(&mut self, log: LogId, namespace: Namespace, rows: Batch, keys: Keys) -> Result<()> {
+        self.log_at(log)?.append(namespace, rows, keys)
+    }
+
+    fn rows(&mut self, log: LogId, namespace: Namespace) -> Result<&[(Batch, Keys)]> {
+        Ok(self.log_at(log)?.rows(namespace))
+    }
+
+    fn drop_rows(&mut self, log: LogId, namespace: Namespace) -> Result<()> {
+        self.log_at(log)?.drop_rows(namespace);
+        Ok(())
+    }
+
+    fn log_namespaces(&self, log: LogId) -> Vec<Namespace> {
+        self.logs.get(log.0).map(Log::namespaces).unwrap_or_default()
+    }
+
+    fn set_timers(&mut self, domain: TimeDomain, keys: &Keys, of: &[u32], timestamps: &[i64]) -> Result<()> {
+        self.timers(domain).set(keys, of, timestamps)
+    }
+
+    fn delete_timers(&mut self, domain: TimeDomain, keys: &Keys, of: &[u32], timestamps: &[i64]) -> Result<()> {
+        self.timers(domain).delete(keys, of, timestamps)
+    }
+
+    fn due_timers(&mut self, domain: TimeDomain, up_to: i64, limit: usize) -> Result<(Keys, Vec<i64>)> {
+        let timers = match domain {
+            TimeDomain::Event => &self.event_timers,
+            TimeDomain::Processing => &self.processing_timers,
+        };
+        timers.due(&self.codec, up_to, limit)
+    }
+
+    fn next_timer(&self, domain: TimeDomain) -> Option<i64> {
+        match domain {
+            TimeDomain::Event => self.event_timers.first(),
+            TimeDomain::Processing => self.processing_timers.first(),
+        }
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        let bytes = self.memory_bytes();
+        let others = self.backend.used.fetch_add(bytes.wrapping_sub(self.reported), Ordering::Relaxed);
+        let all = others.wrapping_sub(self.reported).wrapping_add(bytes);
+        self.reported = bytes;
+        match self.backend.limit {
+            Some(limit) if all > limit => Err(Error::new(
+                ErrorKind::Limit,
+                format!(
+                    "keyed state takes {all} bytes of memory ({bytes} of them this operator's); {limit} are allowed"
+                ),
+            )
+            .mend("Raise the limit on state, keep state for fewer keys, or clear it when it is no longer needed.")),
+            _ => Ok(()),
+        }
+    }
+
+    fn entries(&self) -> u64 {
+        let entries: usize = self.tables.iter().flat_map(|t| t.spaces.values()).map(Space::len).sum();
+        let timers = self.event_timers.len() + self.processing_timers.len();
+        (entries + timers) as u64 + self.logs.iter().map(Log::len).sum::<u64>()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        let spaces = self.tables.iter().flat_map(|t| t.spaces.values().chain(&t.spare));
+        let tables: usize = spaces.map(Space::memory_bytes).sum();
+        let logs: usize = self.logs.iter().map(Log::memory_bytes).sum();
+        tables + logs + self.event_timers.memory_bytes() + self.processing_timers.memory_bytes()
+    }
+}
+
+impl Drop for MemoryState {
+    fn drop(&mut self) {
+        self.backend.used.fetch_sub(self.reported, Ordering::Relaxed);
+    }
+}

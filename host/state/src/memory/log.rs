@@ -1,0 +1,117 @@
+//! A row log: rows kept whole, by namespace, in order of arrival.
+//!
+//! Invariant: `bytes` is what the logged rows keep alive; text and bytes are in buffers of their own, so that a row of
+//! a log does not hold the batch that it came in.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::datatypes::DataType;
+use tidemill_core::keys::{KeyData, Keys};
+use tidemill_core::state::Namespace;
+use tidemill_core::{Batch, Error, Result};
+
+#[derive(Debug)]
+pub(super) struct Log {
+    name: String,
+    columns: Vec<DataType>,
+    spaces: BTreeMap<Namespace, Rows>,
+    bytes: usize,
+    rows: u64,
+}
+
+#[derive(Debug, Default)]
+struct Rows {
+    pieces: Vec<(Batch, Keys)>,
+    bytes: usize,
+    rows: u64,
+}
+
+impl Log {
+    pub(super) fn new(name: &str, columns: Vec<DataType>) -> Self {
+        Self { name: name.to_owned(), columns, spaces: BTreeMap::new(), bytes: 0, rows: 0 }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn append(&mut self, namespace: Namespace, rows: Batch, keys: Keys) -> Result<()> {
+        let types = rows.columns().iter().map(|c| c.data_type());
+        if rows.rows() != keys.len() || !types.eq(self.columns.iter()) {
+            return Err(Error::internal(format!("rows of another shape than that of the log '{}'", self.name)));
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let columns = rows.columns().iter().map(compacted).collect();
+        let rows = Batch::new(rows.rows(), columns, rows.timestamps().cloned())?;
+        let bytes = rows.bytes() + key_bytes(&keys);
+        let space = self.spaces.entry(namespace).or_default();
+        space.bytes += bytes;
+        space.rows += rows.rows() as u64;
+        self.bytes += bytes;
+        self.rows += rows.rows() as u64;
+        space.pieces.push((rows, keys));
+        Ok(())
+    }
+
+    pub(super) fn rows(&self, namespace: Namespace) -> &[(Batch, Keys)] {
+        self.spaces.get(&namespace).map_or(&[], |space| space.pieces.as_slice())
+    }
+
+    pub(super) fn drop_rows(&mut self, namespace: Namespace) {
+        if let Some(space) = self.spaces.remove(&namespace) {
+            self.bytes -= space.bytes;
+            self.rows -= space.rows;
+        }
+    }
+
+    pub(super) fn namespaces(&self) -> Vec<Namespace> {
+        self.spaces.keys().copied().collect()
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.rows
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+fn key_bytes(keys: &Keys) -> usize {
+    let data = match &keys.data {
+        KeyData::Fixed(values) => values.capacity() * 8,
+        KeyData::Rows(rows) => rows.size(),
+    };
+    data + keys.hashes.capacity() * 8
+}
+
+/// The same values in no more memory than they need, where that is much less than what they hold.
+fn compacted(array: &ArrayRef) -> ArrayRef {
+    match array.data_type() {
+        DataType::Utf8View => Arc::new(array.as_string_view().gc()),
+        DataType::BinaryView => Arc::new(array.as_binary_view().gc()),
+        _ if array.get_buffer_memory_size() > 2 * array.get_slice_memory_size_or_all() => copied(array),
+        _ => Arc::clone(array),
+    }
+}
+
+/// By way of indices, the one kernel that copies every type.
+fn copied(array: &ArrayRef) -> ArrayRef {
+    let all = arrow::array::UInt32Array::from_iter_values(0..array.len() as u32);
+    arrow::compute::take(array, &all, None).unwrap_or_else(|_| Arc::clone(array))
+}
+
+trait SliceSize {
+    fn get_slice_memory_size_or_all(&self) -> usize;
+}
+
+impl SliceSize for ArrayRef {
+    fn get_slice_memory_size_or_all(&self) -> usize {
+        let data = self.to_data();
+        data.get_slice_memory_size().unwrap_or_else(|_| self.get_buffer_memory_size())
+    }
+}

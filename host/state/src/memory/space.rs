@@ -1,0 +1,365 @@
+//! The entries of one namespace of a table: an index from key to slot, and columns by slot.
+//!
+//! Invariants: `index` has one entry per live slot. A slot is live or in `free`, never both. Vacant slots have no
+//! values. Everything but the values that own bytes clears without looking at the entries.
+#![allow(clippy::indexing_slicing, reason = "slots come out of the index of the same space, or were answered by it")]
+
+use hashbrown::HashTable;
+use tidemill_core::keys::{KeyCodec, KeyData, Keys, hash_fixed, hash_row};
+use tidemill_core::state::{NO_SLOT, Slot, Values};
+use tidemill_core::{Error, Result};
+
+use crate::column::{self, ColumnCodec};
+
+/// Above this many slots, a space that loses its last entry gives its memory back at once: below, the memory is worth
+/// less than what growing again costs a job whose keys come and go with each batch.
+const KEPT_SLOTS: usize = 1 << 16;
+
+/// `word` is a fixed key itself, or the hash of an encoded one.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    word: u64,
+    slot: Slot,
+}
+
+#[derive(Debug)]
+pub(super) struct Space {
+    index: HashTable<Entry>,
+    keys: SlotKeys,
+    live: Vec<bool>,
+    free: Vec<Slot>,
+    pub(super) values: Values,
+    /// Bytes that encoded values own.
+    owned_bytes: usize,
+}
+
+/// The keys by slot.
+#[derive(Debug)]
+enum SlotKeys {
+    Fixed(Vec<u64>),
+    Rows(RowKeys),
+}
+
+/// Encoded keys, back to back.
+#[derive(Debug, Default)]
+struct RowKeys {
+    bytes: Vec<u8>,
+    spans: Vec<Span>,
+    /// Bytes of removed keys, until the next compaction.
+    garbage: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    start: usize,
+    len: usize,
+}
+
+impl Space {
+    pub(super) fn new(fixed: bool, columns: &[ColumnCodec]) -> Self {
+        Self {
+            index: HashTable::new(),
+            keys: if fixed { SlotKeys::Fixed(Vec::new()) } else { SlotKeys::Rows(RowKeys::default()) },
+            live: Vec::new(),
+            free: Vec::new(),
+            values: Values {
+                columns: columns.iter().map(ColumnCodec::new_column).collect(),
+                present: vec![Vec::new(); columns.len()],
+            },
+            owned_bytes: 0,
+        }
+    }
+
+    /// Number of entries.
+    pub(super) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Slots of keys, added where absent.
+    pub(super) fn resolve(&mut self, keys: &Keys, rows: Option<&[u32]>, slots: &mut Vec<Slot>) -> Result<()> {
+        slots.clear();
+        // A batch adds at most its own number of slots, so one check before it is enough.
+        if self.live.len() + keys.len() >= NO_SLOT as usize {
+            return Err(Error::new(tidemill_core::ErrorKind::Limit, "a table has four billion entries")
+                .mend("Raise the parallelism of the operator."));
+        }
+        let adds_before = self.live.len();
+        match (&mut self.keys, &keys.data) {
+            (SlotKeys::Fixed(stored), KeyData::Fixed(values)) => {
+                let mut adder = Adder { index: &mut self.index, live: &mut self.live, free: &mut self.free };
+                let mut one = |key: u64, hash: u64| match adder.index.find(spread(hash), |e| e.word == key) {
+                    Some(entry) => entry.slot,
+                    None => adder.add_fixed(stored, key, hash),
+                };
+                match rows {
+                    None => slots.extend(values.iter().zip(&keys.hashes).map(|(&key, &hash)| one(key, hash))),
+                    Some(rows) => slots.extend(rows.iter().map(|&r| one(values[r as usize], keys.hashes[r as usize]))),
+                }
+            }
+            (SlotKeys::Rows(stored), KeyData::Rows(encoded)) => {
+                let mut adder = Adder { index: &mut self.index, live: &mut self.live, free: &mut self.free };
+                let mut one = |row: usize| {
+                    let (bytes, hash) = (encoded.row(row), keys.hashes[row]);
+                    let same = |e: &Entry| e.word == hash && stored.get(e.slot) == bytes.as_ref();
+                    match adder.index.find(spread(hash), same) {
+                        Some(entry) => entry.slot,
+                        None => adder.add_row(stored, bytes.as_ref(), hash),
+                    }
+                };
+                match rows {
+                    None => slots.extend((0..keys.len()).map(one)),
+                    Some(rows) => slots.extend(rows.iter().map(|&r| one(r as usize))),
+                }
+            }
+            _ => return Err(other_codec()),
+        }
+        if self.live.len() > adds_before {
+            self.grow_values();
+        }
+        Ok(())
+    }
+
+    /// Slots of keys, [`NO_SLOT`] where absent.
+    pub(super) fn find(&self, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()> {
+        slots.clear();
+        let slot_of = |entry: Option<&Entry>| entry.map_or(NO_SLOT, |e| e.slot);
+        match (&self.keys, &keys.data) {
+            (SlotKeys::Fixed(_), KeyData::Fixed(values)) => {
+                let pairs = values.iter().zip(&keys.hashes);
+                slots.extend(pairs.map(|(&key, &hash)| slot_of(self.index.find(spread(hash), |e| e.word == key))));
+            }
+            (SlotKeys::Rows(stored), KeyData::Rows(encoded)) => {
+                slots.extend(encoded.iter().zip(&keys.hashes).map(|(row, &hash)| {
+                    let same = |e: &Entry| e.word == hash && stored.get(e.slot) == row.as_ref();
+                    slot_of(self.index.find(spread(hash), same))
+                }));
+            }
+            _ => return Err(other_codec()),
+        }
+        Ok(())
+    }
+
+    /// The keys at these slots.
+    pub(super) fn keys(&self, codec: &KeyCodec, slots: &[Slot]) -> Result<Keys> {
+        match &self.keys {
+            SlotKeys::Fixed(stored) => {
+                let values: Vec<u64> = slots.iter().map(|&slot| stored[slot as usize]).collect();
+                let hashes = values.iter().map(|&v| hash_fixed(v)).collect();
+                Ok(Keys { data: KeyData::Fixed(values), hashes })
+            }
+            SlotKeys::Rows(stored) => {
+                let total = slots.iter().map(|&slot| stored.get(slot).len()).sum();
+                let rows = codec.empty_rows(slots.len(), total).zip(codec.parser());
+                let (mut rows, parser) = rows.ok_or_else(other_codec)?;
+                let mut hashes = Vec::with_capacity(slots.len());
+                for &slot in slots {
+                    rows.push(parser.parse(stored.get(slot)));
+                    hashes.push(hash_row(stored.get(slot)));
+                }
+                Ok(Keys { data: KeyData::Rows(rows), hashes })
+            }
+        }
+    }
+
+    /// Up to `limit` live slots after `after`.
+    pub(super) fn scan(&self, after: Option<Slot>, limit: usize, slots: &mut Vec<Slot>) {
+        slots.clear();
+        let from = after.map_or(0, |slot| slot as usize + 1);
+        let to = self.live.len() as u32;
+        slots.extend((from as u32..to).filter(|&slot| self.live[slot as usize]).take(limit));
+    }
+
+    /// Removes those of these entries that have no value.
+    pub(super) fn remove_vacant(&mut self, slots: &[Slot]) {
+        let vacant = |present: &[Vec<bool>], slot: Slot| !present.iter().any(|p| p[slot as usize]);
+        // Nearly always there is none; that is found out without touching anything but the presence.
+        if slots.iter().any(|&slot| vacant(&self.values.present, slot)) {
+            for &slot in slots {
+                if vacant(&self.values.present, slot) {
+                    self.remove_one(slot);
+                }
+            }
+            self.tidy();
+        }
+    }
+
+    /// Removes entries.
+    pub(super) fn remove(&mut self, slots: &[Slot]) {
+        for &slot in slots {
+            self.remove_one(slot);
+        }
+        self.tidy();
+    }
+
+    /// Removes all entries and keeps the memory.
+    pub(super) fn clear(&mut self) {
+        self.index.clear();
+        self.live.clear();
+        self.free.clear();
+        self.values.columns.iter_mut().for_each(column::clear);
+        self.values.present.iter_mut().for_each(Vec::clear);
+        self.owned_bytes = 0;
+        match &mut self.keys {
+            SlotKeys::Fixed(stored) => stored.clear(),
+            SlotKeys::Rows(stored) => {
+                stored.bytes.clear();
+                stored.spans.clear();
+                stored.garbage = 0;
+            }
+        }
+    }
+
+    /// Encoded values grew by so much.
+    pub(super) fn grew(&mut self, bytes: isize) {
+        self.owned_bytes = self.owned_bytes.saturating_add_signed(bytes);
+    }
+
+    /// Bytes held. Looks at no entry.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let keys = match &self.keys {
+            SlotKeys::Fixed(stored) => stored.capacity() * 8,
+            SlotKeys::Rows(stored) => stored.bytes.capacity() + stored.spans.capacity() * size_of::<Span>(),
+        };
+        let columns: usize = self.values.columns.iter().map(column::bytes).sum();
+        let present: usize = self.values.present.iter().map(Vec::capacity).sum();
+        let free = self.free.capacity() * size_of::<Slot>();
+        self.index.allocation_size() + keys + columns + present + self.live.capacity() + free + self.owned_bytes
+    }
+
+    fn grow_values(&mut self) {
+        let slots = self.live.len();
+        self.values.columns.iter_mut().for_each(|c| column::grow(c, slots));
+        self.values.present.iter_mut().for_each(|p| p.resize(slots, false));
+    }
+
+    fn remove_one(&mut self, slot: Slot) {
+        if !std::mem::take(&mut self.live[slot as usize]) {
+            return;
+        }
+        let word_hash = match &mut self.keys {
+            SlotKeys::Fixed(stored) => hash_fixed(stored[slot as usize]),
+            SlotKeys::Rows(stored) => {
+                let hash = hash_row(stored.get(slot));
+                stored.garbage += std::mem::take(&mut stored.spans[slot as usize]).len;
+                hash
+            }
+        };
+        if let Ok(entry) = self.index.find_entry(spread(word_hash), |e| e.slot == slot) {
+            entry.remove();
+        }
+        for column in &mut self.values.columns {
+            self.owned_bytes = self.owned_bytes.saturating_sub(column::vacate(column, slot));
+        }
+        self.values.present.iter_mut().for_each(|p| p[slot as usize] = false);
+        self.free.push(slot);
+    }
+
+    /// After removals: gives memory back where it is worth it.
+    fn tidy(&mut self) {
+        if self.index.is_empty() {
+            let large = self.live.len() > KEPT_SLOTS;
+            self.clear();
+            if large {
+                self.give_back();
+            }
+        } else if let SlotKeys::Rows(stored) = &mut self.keys {
+            stored.compact();
+        }
+    }
+
+    fn give_back(&mut self) {
+        self.index = HashTable::new();
+        self.live = Vec::new();
+        self.free = Vec::new();
+        self.values.present.iter_mut().for_each(Vec::shrink_to_fit);
+        for column in &mut self.values.columns {
+            column::shrink(column);
+        }
+        match &mut self.keys {
+            SlotKeys::Fixed(stored) => *stored = Vec::new(),
+            SlotKeys::Rows(stored) => *stored = RowKeys::default(),
+        }
+    }
+}
+
+/// The parts of a space that adding an entry touches.
+struct Adder<'a> {
+    index: &'a mut HashTable<Entry>,
+    live: &'a mut Vec<bool>,
+    free: &'a mut Vec<Slot>,
+}
+
+impl Adder<'_> {
+    fn add_fixed(&mut self, stored: &mut Vec<u64>, key: u64, hash: u64) -> Slot {
+        let slot = self.slot();
+        if slot as usize == stored.len() {
+            stored.push(key);
+        } else {
+            stored[slot as usize] = key;
+        }
+        self.index.insert_unique(spread(hash), Entry { word: key, slot }, |e| spread(hash_fixed(e.word)));
+        slot
+    }
+
+    fn add_row(&mut self, stored: &mut RowKeys, key: &[u8], hash: u64) -> Slot {
+        let slot = self.slot();
+        stored.set(slot, key);
+        self.index.insert_unique(spread(hash), Entry { word: hash, slot }, |e| spread(e.word));
+        slot
+    }
+
+    fn slot(&mut self) -> Slot {
+        match self.free.pop() {
+            Some(slot) => {
+                self.live[slot as usize] = true;
+                slot
+            }
+            None => {
+                self.live.push(true);
+                (self.live.len() - 1) as Slot
+            }
+        }
+    }
+}
+
+impl RowKeys {
+    fn get(&self, slot: Slot) -> &[u8] {
+        let span = self.spans[slot as usize];
+        &self.bytes[span.start..span.start + span.len]
+    }
+
+    fn set(&mut self, slot: Slot, key: &[u8]) {
+        let span = Span { start: self.bytes.len(), len: key.len() };
+        self.bytes.extend_from_slice(key);
+        if slot as usize == self.spans.len() {
+            self.spans.push(span);
+        } else {
+            self.spans[slot as usize] = span;
+        }
+    }
+
+    /// Once most bytes belong to no key any more, copies the others together.
+    fn compact(&mut self) {
+        if self.garbage <= self.bytes.len() / 2 {
+            return;
+        }
+        let mut bytes = Vec::with_capacity(self.bytes.len() - self.garbage);
+        for span in &mut self.spans {
+            let start = bytes.len();
+            bytes.extend_from_slice(&self.bytes[span.start..span.start + span.len]);
+            span.start = start;
+        }
+        self.bytes = bytes;
+        self.garbage = 0;
+    }
+}
+
+/// Key groups are ranges of the hash's upper bits, so these hardly differ within a subtask; the hash table tells entries
+/// apart by the uppermost ones. Turned by half, it gets others.
+fn spread(hash: u64) -> u64 {
+    hash.rotate_left(32)
+}
+
+fn other_codec() -> Error {
+    Error::internal("keys of another codec than the state's")
+}

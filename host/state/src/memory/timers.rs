@@ -1,0 +1,252 @@
+//! The timers of one time domain: by time, then in the order they were set; one per key and time.
+//!
+//! Timers of one time are a *bucket*: their keys in the order they were set. One hash table over all buckets finds a
+//! timer by key and time, so that setting one twice and deleting one cost a look-up; a deleted timer stays in its bucket
+//! as a gap until the bucket is empty or mostly gaps.
+//!
+//! Invariants: `index` has one entry per timer; a bucket in `by_time` has at least one timer.
+#![allow(clippy::indexing_slicing, reason = "buckets and positions come out of the index, which only this file fills")]
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashTable;
+use tidemill_core::keys::{KeyCodec, KeyData, Keys, hash_fixed, hash_row};
+use tidemill_core::{Error, Result};
+
+/// A bucket with fewer gaps than this is left as it is.
+const KEPT_GAPS: u32 = 32;
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    hash: u64,
+    bucket: u32,
+    position: u32,
+}
+
+#[derive(Debug, Default)]
+struct Bucket {
+    time: i64,
+    /// Of every timer, and of the gaps.
+    hashes: Vec<u64>,
+    /// Fixed keys, if they are fixed.
+    fixed: Vec<u64>,
+    /// Encoded keys, if they are encoded: ends in, and the bytes.
+    ends: Vec<usize>,
+    bytes: Vec<u8>,
+    gaps: Vec<bool>,
+    live: u32,
+    /// Before this position there are gaps only.
+    first: usize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    index: HashTable<Entry>,
+    by_time: BTreeMap<i64, u32>,
+    buckets: Vec<Bucket>,
+    free: Vec<u32>,
+    /// The bucket that was used last: timers of one batch have few times.
+    latest: Option<(i64, u32)>,
+    /// Bytes that the buckets hold.
+    bucket_bytes: usize,
+}
+
+impl Timers {
+    pub(super) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Sets `keys[of[i]]` at `times[i]`, where there is none yet.
+    pub(super) fn set(&mut self, keys: &Keys, of: &[u32], times: &[i64]) -> Result<()> {
+        check(keys, of, times)?;
+        for (&row, &time) in of.iter().zip(times) {
+            let row = row as usize;
+            let hash = mixed(keys.hashes[row], time);
+            if self.index.find(hash, |e| is(&self.buckets, e, hash, keys, row, time)).is_some() {
+                continue;
+            }
+            let number = self.bucket(time);
+            let bucket = &mut self.buckets[number as usize];
+            let before = bucket.memory_bytes();
+            let position = bucket.hashes.len() as u32;
+            bucket.push(keys, row, hash);
+            self.bucket_bytes += bucket.memory_bytes() - before;
+            self.index.insert_unique(hash, Entry { hash, bucket: number, position }, |e| e.hash);
+        }
+        Ok(())
+    }
+
+    /// Deletes `keys[of[i]]` at `times[i]`, where it is there.
+    pub(super) fn delete(&mut self, keys: &Keys, of: &[u32], times: &[i64]) -> Result<()> {
+        check(keys, of, times)?;
+        for (&row, &time) in of.iter().zip(times) {
+            let row = row as usize;
+            let hash = mixed(keys.hashes[row], time);
+            let Ok(found) = self.index.find_entry(hash, |e| is(&self.buckets, e, hash, keys, row, time)) else {
+                continue;
+            };
+            let (entry, _) = found.remove();
+            let bucket = &mut self.buckets[entry.bucket as usize];
+            bucket.gaps[entry.position as usize] = true;
+            bucket.live -= 1;
+            while bucket.gaps.get(bucket.first) == Some(&true) {
+                bucket.first += 1;
+            }
+            if bucket.live == 0 {
+                self.drop_bucket(entry.bucket);
+            } else if bucket.gap_count() > bucket.live.max(KEPT_GAPS) {
+                self.close_gaps(entry.bucket);
+            }
+        }
+        Ok(())
+    }
+
+    /// The first `limit` timers at `up_to` or before.
+    pub(super) fn due(&self, codec: &KeyCodec, up_to: i64, limit: usize) -> Result<(Keys, Vec<i64>)> {
+        let mut times = Vec::new();
+        let mut due = Vec::new();
+        'enough: for (&time, &number) in self.by_time.range(..=up_to) {
+            let bucket = &self.buckets[number as usize];
+            for position in (bucket.first..bucket.hashes.len()).filter(|&p| !bucket.gaps[p]) {
+                if due.len() == limit {
+                    break 'enough;
+                }
+                due.push((number, position));
+                times.push(time);
+            }
+        }
+        if codec.is_fixed() {
+            let values: Vec<u64> = due.iter().map(|&(b, p)| self.buckets[b as usize].fixed[p]).collect();
+            let hashes = values.iter().map(|&v| hash_fixed(v)).collect();
+            return Ok((Keys { data: KeyData::Fixed(values), hashes }, times));
+        }
+        let key = |&(b, p): &(u32, usize)| self.buckets[b as usize].row(p);
+        let rows = codec.empty_rows(due.len(), due.iter().map(|d| key(d).len()).sum()).zip(codec.parser());
+        let (mut rows, parser) = rows.ok_or_else(|| Error::internal("a codec of encoded keys without rows"))?;
+        due.iter().for_each(|d| rows.push(parser.parse(key(d))));
+        let hashes = due.iter().map(|d| hash_row(key(d))).collect();
+        Ok((Keys { data: KeyData::Rows(rows), hashes }, times))
+    }
+
+    /// The time of the first timer.
+    pub(super) fn first(&self) -> Option<i64> {
+        self.by_time.first_key_value().map(|(&time, _)| time)
+    }
+
+    /// Bytes held.
+    pub(super) fn memory_bytes(&self) -> usize {
+        // A B-tree of pairs is about two thirds full.
+        let order = self.by_time.len() * 18;
+        self.index.allocation_size() + order + self.buckets.capacity() * size_of::<Bucket>() + self.bucket_bytes
+    }
+
+    /// The bucket of a time, made where there is none.
+    fn bucket(&mut self, time: i64) -> u32 {
+        if let Some((_, number)) = self.latest.filter(|(latest, _)| *latest == time) {
+            return number;
+        }
+        let number = *self.by_time.entry(time).or_insert_with(|| match self.free.pop() {
+            Some(number) => number,
+            None => {
+                self.buckets.push(Bucket::default());
+                (self.buckets.len() - 1) as u32
+            }
+        });
+        self.buckets[number as usize].time = time;
+        self.latest = Some((time, number));
+        number
+    }
+
+    fn drop_bucket(&mut self, number: u32) {
+        let bucket = std::mem::take(&mut self.buckets[number as usize]);
+        self.bucket_bytes -= bucket.memory_bytes();
+        self.by_time.remove(&bucket.time);
+        self.latest = self.latest.filter(|(_, latest)| *latest != number);
+        self.free.push(number);
+        if self.by_time.is_empty() && self.buckets.len() > 1 << 16 {
+            *self = Self::default();
+        }
+    }
+
+    fn close_gaps(&mut self, number: u32) {
+        let bucket = &mut self.buckets[number as usize];
+        let old = std::mem::take(bucket);
+        bucket.time = old.time;
+        for position in 0..old.hashes.len() {
+            if old.gaps[position] {
+                continue;
+            }
+            let (hash, to) = (old.hashes[position], bucket.hashes.len() as u32);
+            let from = position as u32;
+            if let Some(entry) = self.index.find_mut(hash, |e| e.bucket == number && e.position == from) {
+                entry.position = to;
+            }
+            bucket.copy(&old, position);
+        }
+        self.bucket_bytes = self.bucket_bytes + bucket.memory_bytes() - old.memory_bytes();
+    }
+}
+
+impl Bucket {
+    fn push(&mut self, keys: &Keys, row: usize, hash: u64) {
+        self.hashes.push(hash);
+        self.gaps.push(false);
+        self.live += 1;
+        match &keys.data {
+            KeyData::Fixed(values) => self.fixed.push(values[row]),
+            KeyData::Rows(rows) => {
+                self.bytes.extend_from_slice(rows.row(row).as_ref());
+                self.ends.push(self.bytes.len());
+            }
+        }
+    }
+
+    fn copy(&mut self, from: &Self, position: usize) {
+        self.hashes.push(from.hashes[position]);
+        self.gaps.push(false);
+        self.live += 1;
+        if let Some(&key) = from.fixed.get(position) {
+            self.fixed.push(key);
+        } else {
+            self.bytes.extend_from_slice(from.row(position));
+            self.ends.push(self.bytes.len());
+        }
+    }
+
+    fn row(&self, position: usize) -> &[u8] {
+        let start = if position == 0 { 0 } else { self.ends[position - 1] };
+        &self.bytes[start..self.ends[position]]
+    }
+
+    fn gap_count(&self) -> u32 {
+        self.hashes.len() as u32 - self.live
+    }
+
+    fn memory_bytes(&self) -> usize {
+        (self.hashes.capacity() + self.fixed.capacity() + self.ends.capacity()) * 8
+            + self.bytes.capacity()
+            + self.gaps.capacity()
+    }
+}
+
+fn check(keys: &Keys, of: &[u32], times: &[i64]) -> Result<()> {
+    if of.len() != times.len() || of.iter().any(|&row| row as usize >= keys.len()) {
+        return Err(Error::internal(format!("{} timers of {} keys at {} times", of.len(), keys.len(), times.len())));
+    }
+    Ok(())
+}
+
+fn is(buckets: &[Bucket], entry: &Entry, hash: u64, keys: &Keys, row: usize, time: i64) -> bool {
+    let bucket = &buckets[entry.bucket as usize];
+    let position = entry.position as usize;
+    entry.hash == hash
+        && bucket.time == time
+        && match &keys.data {
+            KeyData::Fixed(values) => bucket.fixed[position] == values[row],
+            KeyData::Rows(rows) => bucket.row(position) == rows.row(row).as_ref(),
+        }
+}
+
+fn mixed(hash: u64, time: i64) -> u64 {
+    hash_fixed(hash ^ (time as u64).rotate_left(32))
+}

@@ -1,0 +1,4 @@
+//! The memory backend behind its contract.
+
+mod contract;
+mod model;
