@@ -1,4 +1,5 @@
 //! The memory backend behind its contract.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 mod contract;
 mod model;
