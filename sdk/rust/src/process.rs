@@ -1,0 +1,537 @@
+//! Process functions: code with state and timers by key.
+//!
+//! The host sends the state of a batch's keys with the batch. It is decoded once into an array by key number; rows read
+//! and write there, and what changed goes back at the end of the call, once per key.
+
+use std::rc::Rc;
+
+use tidemill_plan::{NodeKind, Origin, Output, OutputField, State, StateKind};
+
+use crate::abi::{
+    BatchView, CallClock, ColumnView, Failure, HostCalls, KeySetView, NodeRuntime, RowError, TimeDomain, TimersView,
+    number_at, timestamp_at,
+};
+use crate::cells::{Cells, Handle};
+use crate::flow::Label;
+use crate::keyed::{Key, KeyView, KeyedStream};
+use crate::row::{EmitRow, IntoRow, Row};
+use crate::stage::{Columns, Reads, Rows};
+use crate::stream::{Stream, find_columns};
+use crate::time::Timestamp;
+use crate::value::{Cursor, Owned, Value, Writer, flat_width};
+
+/// Code with state and timers by key.
+///
+/// Between two calls only the declared states survive: an instance can be dropped and made anew at any time. So keep
+/// what belongs to a key in a [`ValueState`], and in fields only what `new` computes from constants.
+///
+/// ```
+/// use tidemill::prelude::*;
+///
+/// #[derive(Row)]
+/// struct Bid { auction: i64 }
+///
+/// #[derive(Row)]
+/// struct Running { auction: i64, bids: i64 }
+///
+/// struct Counter { bids: ValueState<i64> }
+///
+/// impl KeyedProcess for Counter {
+///     type Key = i64;
+///     type In = Bid;
+///     type Out = Running;
+///
+///     fn process(&mut self, bid: Bid, ctx: &mut Context<'_, Running>) -> Result<(), RowError> {
+///         let bids = self.bids.get(ctx).unwrap_or(0) + 1;
+///         self.bids.set(ctx, bids);
+///         ctx.emit(Running { auction: bid.auction, bids });
+///         Ok(())
+///     }
+/// }
+///
+/// fn job(flow: &mut Flow) {
+///     flow.source::<Bid>("bids")
+///         .key_by(|b| b.auction)
+///         .process(|s| Counter { bids: s.value("bids") })
+///         .sink("counts");
+/// }
+/// # let _ = job;
+/// ```
+pub trait KeyedProcess: Send + 'static {
+    /// The key: the type of the column in `key_by`, or the tuple of types.
+    type Key: Key;
+    /// The rows that come in. A row with text is written as `Bid<'static>` here, and as `Bid<'_>` in `process`.
+    type In: EmitRow;
+    /// The rows that go out.
+    type Out: EmitRow;
+
+    /// Whether `process` asks for [`Context::timestamp`]. If it doesn't, 8 bytes per row need not cross.
+    const TIMESTAMPS: bool = true;
+
+    /// Takes a row. An error sets the row aside with its reason and undoes what it did.
+    fn process(&mut self, row: <Self::In as Row>::View<'_>, ctx: &mut Context<'_, Self::Out>) -> Result<(), RowError>;
+
+    /// A timer is due. `timestamp` is the time it was set to.
+    fn on_timer(
+        &mut self,
+        key: KeyView<'_, Self::Key>,
+        timestamp: Timestamp,
+        ctx: &mut Context<'_, Self::Out>,
+    ) -> Result<(), RowError> {
+        let _ = (key, timestamp, ctx);
+        Ok(())
+    }
+}
+
+/// Declares the states and side outputs of a process function.
+#[derive(Default)]
+pub struct States {
+    cells: Cells<dyn StateCell>,
+    declared: Vec<State>,
+    sides: Cells<dyn SideCell>,
+    ports: Vec<Output>,
+}
+
+impl States {
+    /// A state with one value per key. `name` names it across versions of the job.
+    pub fn value<T: Owned>(&mut self, name: &str) -> ValueState<T> {
+        self.declared.push(State { name: name.to_owned(), kind: StateKind::Value, data_type: T::data_type() });
+        ValueState(self.cells.add(ValueCell::<T>::default(), |cell| cell))
+    }
+
+    /// A side output: further rows, to be taken off the result with [`Stream::side`] by this name.
+    pub fn side<R: EmitRow>(&mut self, name: &str) -> Side<R> {
+        let fields = R::fields().into_iter().map(|field| OutputField { field, origin: Origin::New }).collect();
+        self.ports.push(Output { name: name.to_owned(), fields });
+        Side(self.sides.add(Rows::<R>::default(), |cell| cell))
+    }
+}
+
+/// A state with one value per key. Its functions are about the key of the row (or timer) of the call.
+pub struct ValueState<T: Owned>(Handle<ValueCell<T>>);
+
+impl<T: Owned> ValueState<T> {
+    /// The value, if there is one.
+    #[inline]
+    pub fn get<O: EmitRow>(&self, ctx: &Context<'_, O>) -> Option<T> {
+        self.get_ref(ctx).cloned()
+    }
+
+    /// The value in place.
+    #[inline]
+    pub fn get_ref<'c, O: EmitRow>(&self, ctx: &'c Context<'_, O>) -> Option<&'c T> {
+        ctx.states.get(&self.0).and_then(|c| c.values.get(ctx.key)).and_then(Option::as_ref)
+    }
+
+    /// Sets the value.
+    #[inline]
+    pub fn set<O: EmitRow>(&self, ctx: &mut Context<'_, O>, value: T) {
+        self.change(ctx, Some(value));
+    }
+
+    /// Removes the value, and with it what the host stores for it.
+    #[inline]
+    pub fn clear<O: EmitRow>(&self, ctx: &mut Context<'_, O>) {
+        self.change(ctx, None);
+    }
+
+    #[inline]
+    fn change<O: EmitRow>(&self, ctx: &mut Context<'_, O>, value: Option<T>) {
+        let key = ctx.key;
+        if let Some(cell) = ctx.states.get_mut(&self.0) {
+            cell.set(key, value);
+        }
+    }
+}
+
+/// A side output.
+pub struct Side<R: EmitRow>(Handle<Rows<R>>);
+
+impl<R: EmitRow> Clone for Side<R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+/// What a process function can do during a call.
+pub struct Context<'c, O: EmitRow> {
+    out: &'c mut Rows<O>,
+    states: &'c mut Cells<dyn StateCell>,
+    sides: &'c mut Cells<dyn SideCell>,
+    timers: &'c mut Timers,
+    timestamps: &'c [u8],
+    clock: CallClock,
+    row: usize,
+    key: usize,
+}
+
+impl<O: EmitRow> Context<'_, O> {
+    /// Emits a row. It has the timestamp of the row (or timer) of the call.
+    #[inline]
+    pub fn emit<V: IntoRow<Row = O>>(&mut self, row: V) {
+        O::write(&mut self.out.writer, &row.into_view());
+        self.out.rows.push(self.row as u32);
+    }
+
+    /// Emits a row to a side output.
+    #[inline]
+    pub fn side<R: EmitRow, V: IntoRow<Row = R>>(&mut self, side: &Side<R>, row: V) {
+        if let Some(cell) = self.sides.get_mut(&side.0) {
+            R::write(&mut cell.writer, &row.into_view());
+            cell.rows.push(self.row as u32);
+        }
+    }
+
+    /// The event time of the row, if the stream has event time; the time of the timer.
+    pub fn timestamp(&self) -> Option<Timestamp> {
+        timestamp_at(self.timestamps, self.row)
+    }
+
+    /// How far event time has come: nothing earlier is expected any more.
+    pub fn watermark(&self) -> Timestamp {
+        Timestamp::from_millis(self.clock.watermark)
+    }
+
+    /// Processing time.
+    pub fn processing_time(&self) -> Timestamp {
+        Timestamp::from_millis(self.clock.processing_time)
+    }
+
+    /// Has `on_timer` called for this key when event time reaches `at`.
+    pub fn set_event_timer(&mut self, at: Timestamp) {
+        self.timers.push(TimeDomain::Event, self.key, at, false);
+    }
+
+    /// Has `on_timer` called for this key when processing time reaches `at`.
+    pub fn set_processing_timer(&mut self, at: Timestamp) {
+        self.timers.push(TimeDomain::Processing, self.key, at, false);
+    }
+
+    /// Takes back an event timer of this key. One that does not exist is no error.
+    pub fn delete_event_timer(&mut self, at: Timestamp) {
+        self.timers.push(TimeDomain::Event, self.key, at, true);
+    }
+
+    /// Takes back a processing timer of this key. One that does not exist is no error.
+    pub fn delete_processing_timer(&mut self, at: Timestamp) {
+        self.timers.push(TimeDomain::Processing, self.key, at, true);
+    }
+}
+
+impl<K: Key, R: EmitRow> KeyedStream<K, R> {
+    /// Runs a process function. The closure makes it and declares its states:
+    /// `.process(|s| Counter { bids: s.value("bids") })`.
+    pub fn process<P: KeyedProcess<Key = K, In = R>>(self, make: impl FnOnce(&mut States) -> P) -> Stream<P::Out> {
+        self.process_on(make)
+    }
+}
+
+impl<K: Key, R: Row> KeyedStream<K, R> {
+    /// As `process`, for a function that reads other (fewer) columns than the row type has; they are found by name.
+    pub fn process_on<P: KeyedProcess<Key = K>>(self, make: impl FnOnce(&mut States) -> P) -> Stream<P::Out> {
+        let mut states = States::default();
+        let process = make(&mut states);
+        let graph = Rc::clone(&self.stream.graph);
+        let (from, port) = (self.stream.node, self.stream.port);
+        let node = {
+            let mut graph = graph.borrow_mut();
+            let mut columns = Columns::new(find_columns::<P::In>(&mut graph, from, port, "the stream"));
+            let fields = graph.fields(from, port);
+            let mut key_starts = Vec::new();
+            let mut start = 0;
+            for &column in &self.key {
+                key_starts.push(start);
+                start += fields.get(column as usize).map_or(1, |f| flat_width(&f.field.data_type)) as u32;
+            }
+            let mut reads = Reads::new(fields);
+            columns.bind(&mut reads);
+            let reads = reads.into_columns();
+            let fields = P::Out::fields().into_iter().map(|field| OutputField { field, origin: Origin::New }).collect();
+            let mut outputs = vec![Output { name: "main".to_owned(), fields }];
+            outputs.append(&mut states.ports);
+            let kind =
+                NodeKind::Process { reads_timestamps: P::TIMESTAMPS, states: std::mem::take(&mut states.declared) };
+            let runtime = ProcessNode::<P> {
+                process,
+                columns,
+                key_starts,
+                states: states.cells,
+                sides: states.sides,
+                out: Rows::default(),
+                timers: Timers::default(),
+            };
+            let inputs = vec![self.input(reads)];
+            graph.add(Label::default().or("process"), inputs, outputs, kind, Some(Box::new(runtime)))
+        };
+        Stream::direct(graph, node, 0, (0..P::Out::WIDTH as u32).collect())
+    }
+}
+
+/// The code of a process node.
+struct ProcessNode<P: KeyedProcess> {
+    process: P,
+    columns: Columns<P::In>,
+    key_starts: Vec<u32>,
+    states: Cells<dyn StateCell>,
+    sides: Cells<dyn SideCell>,
+    /// Empty between calls, as are the timers.
+    out: Rows<P::Out>,
+    timers: Timers,
+}
+
+impl<P: KeyedProcess> NodeRuntime for ProcessNode<P> {
+    fn process(
+        &mut self,
+        clock: CallClock,
+        _input: u32,
+        batch: &BatchView<'_>,
+        keys: &KeySetView<'_>,
+        host: &mut dyn HostCalls,
+    ) -> Result<(), Failure> {
+        let reader = self.columns.reader(batch);
+        let rows = batch.rows;
+        self.call(clock, rows, batch.timestamps, keys, host, |process, row, _key, ctx| {
+            process.process(P::In::view(&reader, row), ctx)
+        })
+    }
+
+    fn on_timers(
+        &mut self,
+        clock: CallClock,
+        timers: &TimersView<'_>,
+        host: &mut dyn HostCalls,
+    ) -> Result<(), Failure> {
+        let starts = std::mem::take(&mut self.key_starts);
+        let mut cursor = Cursor::new(timers.key_columns, &starts);
+        let key_reader = <P::Key as Key>::Row::reader(&mut cursor, timers.keys.keys);
+        let rows = timers.timestamps.len() / 8;
+        let result = self.call(clock, rows, timers.timestamps, &timers.keys, host, |process, row, key, ctx| {
+            let timestamp = timestamp_at(timers.timestamps, row).unwrap_or_default();
+            process.on_timer(<P::Key as Key>::Row::view(&key_reader, key), timestamp, ctx)
+        });
+        self.key_starts = starts;
+        result
+    }
+}
+
+impl<P: KeyedProcess> ProcessNode<P> {
+    #[inline(always)]
+    fn call(
+        &mut self,
+        clock: CallClock,
+        rows: usize,
+        timestamps: &[u8],
+        keys: &KeySetView<'_>,
+        host: &mut dyn HostCalls,
+        mut each: impl FnMut(&mut P, usize, usize, &mut Context<'_, P::Out>) -> Result<(), RowError>,
+    ) -> Result<(), Failure> {
+        let mut cursor = Cursor::all(keys.states);
+        self.states.iter_mut().for_each(|cell| cell.load(&mut cursor, keys.keys));
+        self.sides.iter_mut().for_each(|cell| cell.clear());
+        self.out.clear();
+        self.out.writer.reserve(rows);
+        self.timers.clear();
+        let mut failures = Failures::default();
+        let mut ctx = Context {
+            out: &mut self.out,
+            states: &mut self.states,
+            sides: &mut self.sides,
+            timers: &mut self.timers,
+            timestamps,
+            clock,
+            row: 0,
+            key: 0,
+        };
+        let key_of_row = keys.key_of_row.as_chunks::<4>().0;
+        for row in 0..rows {
+            let key = number_at(key_of_row, row);
+            ctx.row = row;
+            ctx.key = key;
+            if failures.concern(key) {
+                continue;
+            }
+            if let Err(error) = each(&mut self.process, row, key, &mut ctx) {
+                failures.add(row, key, &error);
+            }
+        }
+        failures.into_result()?;
+        flush_rows(&self.out, 0, rows, host);
+        for (port, cell) in self.sides.iter_mut().enumerate() {
+            cell.flush(port as u32 + 1, rows, host);
+        }
+        for (state, cell) in self.states.iter_mut().enumerate() {
+            cell.flush(state as u32, host);
+        }
+        self.timers.flush(host);
+        Ok(())
+    }
+}
+
+/// The rows of a call that failed. Nothing of the call takes effect then; the host calls again without them. Rows
+/// of a key after one that failed are not tried: they would see what that one left half done.
+#[derive(Default)]
+struct Failures {
+    rows: Vec<(u32, String)>,
+    keys: Vec<usize>,
+}
+
+impl Failures {
+    #[inline(always)]
+    fn concern(&self, key: usize) -> bool {
+        !self.keys.is_empty() && self.keys.contains(&key)
+    }
+
+    #[cold]
+    fn add(&mut self, row: usize, key: usize, error: &RowError) {
+        self.rows.push((row as u32, error.reason().to_owned()));
+        self.keys.push(key);
+    }
+
+    fn into_result(self) -> Result<(), Failure> {
+        if self.rows.is_empty() { Ok(()) } else { Err(Failure::Rows(self.rows)) }
+    }
+}
+
+/// Emits what was collected. Where each row of the call gave one row, the host need not pick any.
+fn flush_rows<R: EmitRow>(out: &Rows<R>, port: u32, rows: usize, host: &mut dyn HostCalls) {
+    if out.rows.is_empty() {
+        return;
+    }
+    let mut columns = Vec::new();
+    out.writer.columns(&mut columns);
+    let each_once = out.rows.len() == rows && out.rows.iter().enumerate().all(|(i, &row)| i == row as usize);
+    host.forward(port, (!each_once).then_some(&out.rows), &columns);
+}
+
+/// A side output, whatever its rows.
+trait SideCell: Send {
+    fn clear(&mut self);
+    fn flush(&mut self, port: u32, rows: usize, host: &mut dyn HostCalls);
+}
+
+impl<R: EmitRow> SideCell for Rows<R> {
+    fn clear(&mut self) {
+        Rows::clear(self);
+    }
+
+    fn flush(&mut self, port: u32, rows: usize, host: &mut dyn HostCalls) {
+        flush_rows(self, port, rows, host);
+    }
+}
+
+/// A state, whatever its type.
+trait StateCell: Send {
+    /// Takes the values of a call's keys.
+    fn load(&mut self, columns: &mut Cursor<'_, '_>, keys: usize);
+    /// Gives those that changed to the host.
+    fn flush(&mut self, state: u32, host: &mut dyn HostCalls);
+}
+
+/// The values of one state, by key number.
+struct ValueCell<T: Owned> {
+    values: Vec<Option<T>>,
+    changed: Vec<bool>,
+    /// Numbers of the changed keys, in the order of their first change.
+    keys: Vec<u32>,
+    writer: <Option<T> as Value>::Writer,
+}
+
+impl<T: Owned> Default for ValueCell<T> {
+    fn default() -> Self {
+        Self { values: Vec::new(), changed: Vec::new(), keys: Vec::new(), writer: Default::default() }
+    }
+}
+
+impl<T: Owned> ValueCell<T> {
+    #[inline]
+    fn set(&mut self, key: usize, value: Option<T>) {
+        let (Some(slot), Some(changed)) = (self.values.get_mut(key), self.changed.get_mut(key)) else { return };
+        *slot = value;
+        if !*changed {
+            *changed = true;
+            self.keys.push(key as u32);
+        }
+    }
+}
+
+impl<T: Owned> StateCell for ValueCell<T> {
+    fn load(&mut self, columns: &mut Cursor<'_, '_>, keys: usize) {
+        let reader = <Option<T>>::reader(columns, keys);
+        self.values.clear();
+        self.values.extend((0..keys).map(|key| <Option<T>>::get(&reader, key)));
+        self.changed.clear();
+        self.changed.resize(keys, false);
+        self.keys.clear();
+    }
+
+    fn flush(&mut self, state: u32, host: &mut dyn HostCalls) {
+        if self.keys.is_empty() {
+            return;
+        }
+        self.writer.clear();
+        self.writer.reserve(self.keys.len());
+        for &key in &self.keys {
+            if let Some(value) = self.values.get(key as usize) {
+                <Option<T>>::push(&mut self.writer, value);
+            }
+        }
+        let mut columns: Vec<ColumnView<'_>> = Vec::new();
+        self.writer.columns(&mut columns);
+        host.put(state, &self.keys, &columns);
+    }
+}
+
+/// The timers that a call sets and deletes.
+#[derive(Default)]
+struct Timers {
+    changes: Vec<TimerChange>,
+    deletes: bool,
+}
+
+#[derive(Clone, Copy)]
+struct TimerChange {
+    domain: TimeDomain,
+    key: u32,
+    at: i64,
+    delete: bool,
+}
+
+impl Timers {
+    fn clear(&mut self) {
+        self.changes.clear();
+        self.deletes = false;
+    }
+
+    fn push(&mut self, domain: TimeDomain, key: usize, at: Timestamp, delete: bool) {
+        self.deletes |= delete;
+        self.changes.push(TimerChange { domain, key: key as u32, at: at.millis(), delete });
+    }
+
+    /// At most four calls, however sets and deletes alternate: of the same timer the last change wins.
+    fn flush(&mut self, host: &mut dyn HostCalls) {
+        if self.changes.is_empty() {
+            return;
+        }
+        if self.deletes {
+            self.keep_last();
+        }
+        for domain in [TimeDomain::Event, TimeDomain::Processing] {
+            for delete in [true, false] {
+                let of = self.changes.iter().filter(|c| c.domain == domain && c.delete == delete);
+                let (keys, times): (Vec<u32>, Vec<i64>) = of.map(|c| (c.key, c.at)).unzip();
+                match (keys.is_empty(), delete) {
+                    (true, _) => {}
+                    (false, true) => host.delete_timers(domain, &keys, &times),
+                    (false, false) => host.set_timers(domain, &keys, &times),
+                }
+            }
+        }
+    }
+
+    fn keep_last(&mut self) {
+        let mut seen = std::collections::BTreeSet::new();
+        self.changes.reverse();
+        self.changes.retain(|c| seen.insert((c.domain, c.key, c.at)));
+        self.changes.reverse();
+    }
+}
