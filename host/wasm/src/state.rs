@@ -1,0 +1,248 @@
+//! What the host keeps beside one instance: the effects of the call that runs, its budget, and who it is.
+//!
+//! Invariant: outside of a call (`Call::None`) no import may be used, and the budget is that of one call only.
+
+use std::sync::Arc;
+
+use arrow::datatypes::Field as ArrowField;
+use tidemill_core::metrics::TaskMetrics;
+use tidemill_core::user::Effects;
+use wasmtime::ResourceLimiter;
+
+use crate::crossing::Level;
+use crate::lift::{Violation, violation};
+use crate::limits::Limits;
+use crate::shape::Shape;
+use crate::wasi::Wasi;
+
+/// What the guest is doing.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Call {
+    /// Starting, planning, opening or closing: it may log and nothing else.
+    #[default]
+    Quiet,
+    /// `transform.process`.
+    Transform { rows: usize },
+    /// `keyed.process`.
+    Process { rows: usize, keys: usize },
+    /// `keyed.on-timers`; `only` is the time where there is one timer.
+    Timers { rows: usize, keys: usize, only: Option<i64> },
+    /// A function of `aggregate`: it emits one column, a value per group.
+    Aggregate { groups: usize, result: ArrowField },
+}
+
+/// Who the instance is, for its log messages.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) job: String,
+    pub(crate) operator: String,
+}
+
+/// Data of the store.
+pub(crate) struct HostState {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) limits: Limits,
+    pub(crate) shape: Arc<Shape>,
+    pub(crate) metrics: Arc<TaskMetrics>,
+    pub(crate) call: Call,
+    pub(crate) effects: Effects,
+    pub(crate) budget: Budget,
+    pub(crate) memory: MemoryGuard,
+    pub(crate) distinct: Distinct,
+    /// The last error that it logged in this call: SDKs log the message of a panic before they trap.
+    pub(crate) last_words: Option<String>,
+    pub(crate) wasi: Option<Wasi>,
+}
+
+impl HostState {
+    pub(crate) fn new(
+        identity: Arc<Identity>,
+        limits: &Limits,
+        shape: Arc<Shape>,
+        metrics: Arc<TaskMetrics>,
+        wasi: Option<Wasi>,
+    ) -> Self {
+        Self {
+            identity,
+            limits: limits.clone(),
+            shape,
+            metrics,
+            call: Call::Quiet,
+            effects: Effects::default(),
+            budget: Budget::default(),
+            memory: MemoryGuard { limit: limits.memory_bytes, ..MemoryGuard::default() },
+            distinct: Distinct::default(),
+            last_words: None,
+            wasi,
+        }
+    }
+
+    /// Makes it ready for a call.
+    pub(crate) fn begin(&mut self, call: Call, effects: Effects) {
+        self.call = call;
+        self.effects = effects;
+        self.budget = Budget::default();
+        self.memory.denied = None;
+        self.last_words = None;
+    }
+
+    /// Ends a call: what it did.
+    pub(crate) fn end(&mut self) -> Effects {
+        self.call = Call::Quiet;
+        self.metrics.bytes_copied.add(self.budget.transferred);
+        if let Some(wasi) = &mut self.wasi {
+            let lines = wasi.take_output();
+            lines.iter().for_each(|line| self.log(Level::Info, line));
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Counts what the call hands over.
+    pub(crate) fn charge(&mut self, bytes: usize, rows: usize) -> Result<(), Violation> {
+        /// What an emission or update costs the host beside its bytes, so that empty ones are not free.
+        const OVERHEAD: u64 = 256;
+        self.budget.transferred += bytes as u64 + OVERHEAD;
+        self.budget.rows += rows as u64;
+        if self.budget.transferred > self.limits.transfer_bytes {
+            return violation(format!(
+                "it hands more than {} bytes to the host in one call; emit less, use smaller batches, or raise \
+                 limits.transfer_bytes",
+                self.limits.transfer_bytes
+            ));
+        }
+        if self.budget.rows > self.limits.emitted_rows {
+            return violation(format!(
+                "it emits more than {} rows in one call; emit less, use smaller batches, or raise limits.emitted_rows",
+                self.limits.emitted_rows
+            ));
+        }
+        Ok(())
+    }
+
+    /// A message of the guest, cut to what is left of the call's budget.
+    pub(crate) fn log(&mut self, level: Level, message: &str) {
+        let left = self.limits.log_bytes.saturating_sub(self.budget.logged);
+        if left == 0 {
+            self.metrics.logs_dropped.add(1);
+            return;
+        }
+        let text = message.get(..message.floor_char_boundary(left)).unwrap_or_default();
+        // Empty messages count too.
+        self.budget.logged += text.len().max(1);
+        let Identity { job, operator } = &*self.identity;
+        match level {
+            Level::Debug => tracing::debug!(target: "tidemill::user", %job, %operator, "{text}"),
+            Level::Info => tracing::info!(target: "tidemill::user", %job, %operator, "{text}"),
+            Level::Warn => tracing::warn!(target: "tidemill::user", %job, %operator, "{text}"),
+            Level::Error => {
+                tracing::error!(target: "tidemill::user", %job, %operator, "{text}");
+                self.last_words = Some(text.to_owned());
+            }
+        }
+    }
+}
+
+/// What a call used up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Budget {
+    pub(crate) transferred: u64,
+    pub(crate) rows: u64,
+    pub(crate) logged: usize,
+}
+
+/// Bounds memory and tables, and remembers a refusal: the guest then traps somewhere else, and the message should say why.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryGuard {
+    limit: usize,
+    /// Bytes of all memories.
+    pub(crate) held: usize,
+    /// How much was asked for when it was refused.
+    pub(crate) denied: Option<usize>,
+}
+
+/// Far more than any toolchain makes of a table (function pointers), and 800 kB.
+const TABLE_ELEMENTS: usize = 100_000;
+
+impl ResourceLimiter for MemoryGuard {
+    fn memory_growing(&mut self, current: usize, desired: usize, _max: Option<usize>) -> wasmtime::Result<bool> {
+        let total = self.held + desired.saturating_sub(current);
+        if total > self.limit {
+            self.denied = Some(total);
+            return Ok(false);
+        }
+        self.held = total;
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, _current: usize, desired: usize, _max: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= TABLE_ELEMENTS)
+    }
+
+    /// A component consists of a few core instances (adapters, shims); an interpreter's of a dozen or two.
+    fn instances(&self) -> usize {
+        100
+    }
+
+    fn tables(&self) -> usize {
+        100
+    }
+
+    fn memories(&self) -> usize {
+        10
+    }
+}
+
+/// Finds numbers that appear twice, in buffers used again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Distinct {
+    seen: Vec<u32>,
+    round: u32,
+}
+
+impl Distinct {
+    /// The first number that appears twice; all are below `bound`.
+    pub(crate) fn duplicate(&mut self, numbers: &[u32], bound: usize) -> Option<u32> {
+        // Most code writes its keys in order, and then no table is needed.
+        if numbers.iter().zip(numbers.iter().skip(1)).fold(true, |all, (a, b)| all & (a < b)) {
+            return None;
+        }
+        if self.round == u32::MAX {
+            self.seen.fill(0);
+            self.round = 0;
+        }
+        self.round += 1;
+        if self.seen.len() < bound {
+            self.seen.resize(bound, 0);
+        }
+        numbers.iter().copied().find(|&n| {
+            let slot = self.seen.get_mut(n as usize);
+            slot.is_some_and(|s| std::mem::replace(s, self.round) == self.round)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duplicates_are_found_within_a_round_only() {
+        let mut distinct = Distinct::default();
+        assert_eq!(distinct.duplicate(&[0, 1, 2], 3), None);
+        assert_eq!(distinct.duplicate(&[2, 0, 1], 3), None);
+        assert_eq!(distinct.duplicate(&[2, 1, 0], 3), None);
+        assert_eq!(distinct.duplicate(&[2, 0, 2], 3), Some(2));
+        assert_eq!(distinct.duplicate(&[1, 1], 3), Some(1));
+        assert_eq!(distinct.duplicate(&[], 0), None);
+    }
+
+    #[test]
+    fn memory_is_bounded_over_all_memories() {
+        let mut guard = MemoryGuard { limit: 100, ..MemoryGuard::default() };
+        assert!(guard.memory_growing(0, 60, None).unwrap());
+        assert!(!guard.memory_growing(0, 60, None).unwrap());
+        assert_eq!(guard.denied, Some(120));
+        assert!(guard.memory_growing(60, 100, None).unwrap());
+        assert_eq!(guard.held, 100);
+    }
+}
