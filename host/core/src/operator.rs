@@ -74,7 +74,8 @@ pub trait Operator: Send {
     /// on to those after it when this (and its `resume`s) is done. [`Watermark::MAX`] says that the input ended.
     fn on_watermark(&mut self, watermark: Watermark, out: &mut dyn Output) -> Result<Progress>;
 
-    /// Goes on with the call that answered [`Progress::More`].
+    /// Goes on with the call that answered [`Progress::More`]. It is called as soon as there is room for output; if the
+    /// last call emitted nothing and there is a `next_timer`, not before that time (that is how an operator waits).
     fn resume(&mut self, _out: &mut dyn Output) -> Result<Progress> {
         Ok(Progress::Done)
     }

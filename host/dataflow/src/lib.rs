@@ -5,3 +5,5 @@
 
 pub mod job;
 pub mod operators;
+pub mod record;
+pub mod transaction;

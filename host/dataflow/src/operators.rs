@@ -1,12 +1,20 @@
 //! The operators, one module each, and the one place that chooses among them.
+//!
+//! Sources, sinks and `AssignEventTime` are not here: they make watermarks or talk to connectors, which the slice does.
+
+pub mod emit;
+mod transform;
+mod union;
 
 pub mod join;
 
 use tidemill_core::graph::JobGraph;
 use tidemill_core::ids::NodeId;
-use tidemill_core::operator::OperatorContext;
+use tidemill_core::operator::{Operator, OperatorContext};
+use tidemill_core::plan::NodeKind;
 use tidemill_core::state::StateBackend;
 use tidemill_core::user::UserCode;
+use tidemill_core::{Error, Result};
 
 /// What an operator is made from. Each operator module has `fn build(build: Build<'_>) -> Result<Box<dyn Operator>>`.
 pub struct Build<'a> {
@@ -20,4 +28,22 @@ pub struct Build<'a> {
     pub backend: &'a dyn StateBackend,
     /// An instance of the node's user code, for nodes that run some.
     pub user: Option<Box<dyn UserCode>>,
+}
+
+/// Makes the operator of a node.
+pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
+    let node = build.graph.node(build.id)?;
+    match node.kind {
+        NodeKind::Transform { .. } => transform::build(build),
+        NodeKind::Union => union::build(build),
+        NodeKind::Process { .. }
+        | NodeKind::Window { .. }
+        | NodeKind::WindowJoin { .. }
+        | NodeKind::IntervalJoin { .. } => {
+            Err(Error::invalid(format!("operator '{}' is of a kind that this engine does not run yet", node.name)))
+        }
+        NodeKind::Source { .. } | NodeKind::Sink { .. } | NodeKind::AssignEventTime(_) => {
+            Err(Error::internal(format!("'{}' is not made here", node.name)))
+        }
+    }
 }
