@@ -27,10 +27,17 @@
 //! say which column is meant; they run once, when the job is planned. Those of `map`, `filter`, `flat_map` and the
 //! functions of a [`KeyedProcess`] take *rows* and run in the sandbox. Consecutive ones are one crossing per batch.
 //!
-//! In reading order:
+//! To read the code begin with [`value`] and [`row`] (what a row is), then [`stage`] (chains of row functions),
+//! [`stream`], [`keyed`], [`window`], [`aggregate`], [`process`] and [`join`] (what a job is built from), [`flow`] (its
+//! graph); [`abi`] is the border to the host, `guest` the component.
+
+// The macros write `::tidemill`, here too.
+extern crate self as tidemill;
 
 pub mod abi;
 pub mod aggregate;
+#[cfg(target_arch = "wasm32")]
+mod bytes;
 mod cells;
 pub mod flow;
 #[cfg(target_arch = "wasm32")]
