@@ -102,7 +102,7 @@ impl<'p> Places<'p> {
     }
 
     /// The handle of the next column.
-    pub fn next<T>(&mut self) -> Col<T> {
+    pub fn column<T>(&mut self) -> Col<T> {
         Col { index: self.0.next().copied().unwrap_or(u32::MAX), value: PhantomData }
     }
 }
@@ -119,7 +119,7 @@ impl<T: Value> Row for One<T> {
     const WIDTH: usize = 1;
 
     fn handles(places: &mut Places<'_>) -> Col<T> {
-        places.next()
+        places.column()
     }
 
     fn reader<'a>(columns: &mut Cursor<'_, 'a>, rows: usize) -> T::Reader<'a> {

@@ -197,7 +197,7 @@ fn row(name: &Ident, kind: &TokenStream, view: &TokenStream, handles: &Ident, co
             const WIDTH: usize = #width;
 
             fn handles(places: &mut ::tidemill::row::Places<'_>) -> #handles {
-                #handles { #(#idents: places.next(),)* }
+                #handles { #(#idents: places.column(),)* }
             }
 
             fn reader<'view>(
