@@ -1,8 +1,6 @@
 //! What the contract forbids: each deed ends in a message that says what was wrong, leaves no effect, and neither the
 //! same operator's next call nor a neighbour notices.
 
-use std::sync::Arc;
-
 use arrow::array::ArrayRef;
 use arrow::buffer::ScalarBuffer;
 use tidemill_core::user::{DueTimers, Effects, KeySet, TimeDomain, UserCode, UserFailure};
@@ -227,5 +225,4 @@ fn instances_can_be_dropped_by_another_thread() {
     .join()
     .unwrap();
     check_neighbour(&mut *code);
-    drop(Arc::new(code));
 }
