@@ -19,12 +19,46 @@ pub(crate) fn explain(error: &wasmtime::Error, state: &HostState) -> String {
         let _ = write!(message, "; it said: {words}");
     }
     if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
-        let text = backtrace.to_string();
-        for line in text.lines().filter(|l| !l.trim().is_empty()).skip(1).take(FRAMES) {
-            let _ = write!(message, "\n    {}", line.trim());
+        // Its text rather than its frames, because that has the names demangled.
+        for frame in backtrace.to_string().lines().filter_map(readable).take(FRAMES) {
+            let _ = write!(message, "\n    at {frame}");
         }
     }
     message
+}
+
+/// From `  2:   0x5be0 - job.wasm!evil::process::h3578e80348ff6024` to `evil::process (job.wasm + 0x5be0)`; `None` for
+/// what is no frame, or one of the toolchain's glue, which has no name.
+fn readable(line: &str) -> Option<String> {
+    let (place, name) = line.split_once(" - ")?;
+    let (_, address) = place.split_once(": ")?;
+    let (module, name) = name.split_once('!')?;
+    if name.starts_with("<wasm function") {
+        return None;
+    }
+    let mut shown = String::with_capacity(name.len());
+    let mut rest = strip_hash(name);
+    // Crate names of newer compilers carry a hash too: `std[a543996e6e7dbf1e]::`.
+    while let Some((before, after)) = rest.split_once('[') {
+        shown.push_str(before);
+        match after.split_once(']').filter(|(inside, _)| is_hash(inside)) {
+            Some((_, after)) => rest = after,
+            None => {
+                shown.push('[');
+                rest = after;
+            }
+        }
+    }
+    shown.push_str(rest);
+    Some(format!("{shown} ({module} + {})", address.trim()))
+}
+
+fn strip_hash(name: &str) -> &str {
+    name.rsplit_once("::h").filter(|(_, hash)| is_hash(hash)).map_or(name, |(name, _)| name)
+}
+
+fn is_hash(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 fn cause(error: &wasmtime::Error, state: &HostState) -> String {
@@ -73,5 +107,22 @@ fn cause(error: &wasmtime::Error, state: &HostState) -> String {
             format!("the component trapped: {}", text.strip_prefix("wasm trap: ").unwrap_or(&text))
         }
         None => format!("the component failed: {root}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_readable() {
+        for (line, expected) in [
+            ("    2:   0x5be0 - job.wasm!a::<T>::b::h3578e80348ff6024", Some("a::<T>::b (job.wasm + 0x5be0)")),
+            ("    0:   0x1 - job.wasm!std[a543996e6e7dbf1e]::x::<[u8]>", Some("std::x::<[u8]> (job.wasm + 0x1)")),
+            ("    0:  0x17c53 - <unknown>!<wasm function 1>", None),
+            ("error while executing at wasm backtrace:", None),
+        ] {
+            assert_eq!(readable(line).as_deref(), expected);
+        }
     }
 }

@@ -13,3 +13,4 @@ mod evil;
 mod good;
 mod guests;
 mod load;
+mod other_languages;

@@ -191,7 +191,7 @@ impl transform::Guest for Evil {
             }
             // Amounts.
             "huge-emit" => {
-                let rows = 8 << 20;
+                let rows = 2 << 20;
                 output::emit(0, rows, &[], &[plain(&vec![0i64; rows as usize])]);
             }
             "emit-forever" => loop {
