@@ -114,18 +114,18 @@ impl Starter {
     /// A fresh instance, opened.
     fn start(&self) -> Result<Live> {
         let (component, seed) = (&self.component, self.subtask.seed);
-        let failed = |error: wasmtime::Error, state: &HostState| {
+        let failed = |error: wasmtime::Error, state: &mut HostState| {
             Error::new(ErrorKind::UserCode, trap::explain(&error, state))
                 .mend("Correct the code that runs when the operator is opened.")
         };
         let shape = Arc::clone(&self.shape);
         let mut store = component.store(self.identity.clone(), shape, Arc::clone(&self.metrics), seed);
-        let instance = component.instantiate(&mut store).map_err(|e| failed(e, store.data()))?;
+        let instance = component.instantiate(&mut store).map_err(|e| failed(e, store.data_mut()))?;
         let functions = self.functions(&mut store, &instance)?;
         let open =
             component.function::<(Subtask, &[(String, String)]), Answer>(&mut store, &instance, "lifecycle", "open")?;
         self.metrics.crossings.add(1);
-        let answer = open.call(&mut store, (self.subtask, &self.config)).map_err(|e| failed(e, store.data()))?;
+        let answer = open.call(&mut store, (self.subtask, &self.config)).map_err(|e| failed(e, store.data_mut()))?;
         store.data_mut().end();
         match answer {
             (Ok(()),) => Ok(Live { store, functions }),
@@ -189,7 +189,7 @@ impl Sandboxed {
         let failure = match answer {
             Ok((Ok(()),)) => return Ok(()),
             Ok((Err(failure),)) => checked_failure(failure, rows),
-            Err(error) => Err(trap::explain(&error, live.store.data())),
+            Err(error) => Err(trap::explain(&error, live.store.data_mut())),
         };
         effects.clear();
         Err(failure.unwrap_or_else(|message| {

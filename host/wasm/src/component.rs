@@ -114,13 +114,13 @@ impl Component {
         let what = &self.0.what;
         let identity = Identity { job: what.clone(), operator: "plan".into() };
         let mut store = self.store(identity, Arc::default(), Arc::default(), 0);
-        let failed = |error: wasmtime::Error, state: &HostState| {
+        let failed = |error: wasmtime::Error, state: &mut HostState| {
             let message = format!("{what} can't be asked for its plan: {}", trap::explain(&error, state));
             Error::new(ErrorKind::UserCode, message).mend("The plan is made by the job's own code: correct that.")
         };
-        let instance = self.instantiate(&mut store).map_err(|e| failed(e, store.data()))?;
+        let instance = self.instantiate(&mut store).map_err(|e| failed(e, store.data_mut()))?;
         let plan = self.function::<(), (Result<String, String>,)>(&mut store, &instance, "lifecycle", "plan");
-        let (answer,) = plan?.call(&mut store, ()).map_err(|e| failed(e, store.data()))?;
+        let (answer,) = plan?.call(&mut store, ()).map_err(|e| failed(e, store.data_mut()))?;
         let json = answer.map_err(|reason| {
             Error::invalid(format!("{what} has no valid job graph: {reason}")).mend("Correct the job.")
         })?;

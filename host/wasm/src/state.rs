@@ -90,11 +90,20 @@ impl HostState {
     pub(crate) fn end(&mut self) -> Effects {
         self.call = Call::Quiet;
         self.metrics.bytes_copied.add(self.budget.transferred);
-        if let Some(wasi) = &mut self.wasi {
-            let lines = wasi.take_output();
-            lines.iter().for_each(|line| self.log(Level::Info, line));
-        }
+        self.collect_output();
         std::mem::take(&mut self.effects)
+    }
+
+    /// What it wrote to standard output and error becomes log messages, and its last words: that is where the runtimes
+    /// of other languages say why they abort.
+    pub(crate) fn collect_output(&mut self) {
+        /// The end of a stack trace, which is where the reason stands.
+        const LINES: usize = 20;
+        let lines = self.wasi.as_mut().map(Wasi::take_output).unwrap_or_default();
+        lines.iter().for_each(|line| self.log(Level::Info, line));
+        if let Some(tail) = lines.get(lines.len().saturating_sub(LINES)..).filter(|tail| !tail.is_empty()) {
+            self.last_words = Some(tail.join("\n    | "));
+        }
     }
 
     /// Counts what the call hands over.

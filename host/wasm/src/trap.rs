@@ -13,7 +13,8 @@ use crate::state::HostState;
 const FRAMES: usize = 16;
 
 /// What happened, with the guest's backtrace.
-pub(crate) fn explain(error: &wasmtime::Error, state: &HostState) -> String {
+pub(crate) fn explain(error: &wasmtime::Error, state: &mut HostState) -> String {
+    state.collect_output();
     let mut message = cause(error, state);
     if let Some(words) = &state.last_words {
         let _ = write!(message, "; it said: {words}");
