@@ -39,10 +39,12 @@ fn main() -> Done {
     let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..ROWS as i64));
     let texts: ArrayRef = Arc::new(StringViewArray::from_iter_values((0..ROWS).map(|i| format!("word{}", i % 1_000))));
     let double = Some(("euro", DataType::Float64));
+    let number = Some(("n", DataType::Int64));
     let text = Some(("word", DataType::Utf8));
     for (what, deed, made, column) in [
         ("empty call, one column", "nothing", None, &numbers),
         ("filter an i64, forward half", "good", None, &numbers),
+        ("i64 in, i64 out, untouched", "echo", number, &numbers),
         ("i64 in, f64 out", "euro", double, &numbers),
         ("text in", "nothing", None, &texts),
         ("text in, text out", "echo", text, &texts),

@@ -64,6 +64,7 @@ impl UserCodeFactory for WasmCode {
             live: None,
             first: Lowering::default(),
             second: Lowering::default(),
+            row_bytes: 0,
         };
         // Now rather than at the first call, so that a job which can't be opened does not start.
         code.live = Some(code.starter.start().map_err(|e| e.at(subtask, "open"))?);
@@ -163,6 +164,8 @@ struct Sandboxed {
     /// What a call is given first (batch, key columns, left) and second (states, accumulators, right).
     first: Lowering,
     second: Lowering,
+    /// Bytes of the numbers beside the columns: timestamps, keys or groups of rows.
+    row_bytes: u64,
 }
 
 impl Sandboxed {
@@ -181,7 +184,7 @@ impl Sandboxed {
         let metrics = &self.starter.metrics;
         metrics.crossings.add(1);
         let (first, second) = (self.first.columns(), self.second.columns());
-        metrics.bytes_copied.add(bytes_of(&first) + bytes_of(&second));
+        metrics.bytes_copied.add(bytes_of(&first) + bytes_of(&second) + self.row_bytes);
         live.store.data_mut().begin(call, std::mem::take(effects));
         self.starter.component.rewind(&mut live.store);
         let answer = enter(&mut live.store, &live.functions, &first, &second);
@@ -198,7 +201,9 @@ impl Sandboxed {
         }))
     }
 
-    fn lower_batch(&mut self, batch: &Batch) -> Result<(), UserFailure> {
+    /// `numbers` are the keys or groups of its rows, if they have some.
+    fn lower_batch(&mut self, batch: &Batch, numbers: &[u32]) -> Result<(), UserFailure> {
+        self.row_bytes = (size_of_val(numbers) + batch.timestamps().map_or(0, |t| t.len() * 8)) as u64;
         lower(&mut self.first, batch.columns())
     }
 
@@ -234,7 +239,7 @@ impl UserCode for Sandboxed {
         batch: &Batch,
         effects: &mut Effects,
     ) -> Result<(), UserFailure> {
-        self.lower_batch(batch)?;
+        self.lower_batch(batch, &[])?;
         self.second.clear();
         let rows = batch.rows();
         self.run(Call::Transform { rows }, rows, effects, |store, functions, columns, _| {
@@ -252,7 +257,7 @@ impl UserCode for Sandboxed {
         keys: &KeySet<'_>,
         effects: &mut Effects,
     ) -> Result<(), UserFailure> {
-        self.lower_batch(batch)?;
+        self.lower_batch(batch, keys.key_of_row)?;
         lower(&mut self.second, keys.states)?;
         let call = Call::Process { rows: batch.rows(), keys: keys.keys };
         self.run(call, batch.rows(), effects, |store, functions, columns, states| {
@@ -268,6 +273,7 @@ impl UserCode for Sandboxed {
         timers: &DueTimers<'_>,
         effects: &mut Effects,
     ) -> Result<(), UserFailure> {
+        self.row_bytes = (timers.timestamps.len() * 8 + size_of_val(timers.keys.key_of_row)) as u64;
         lower(&mut self.first, timers.key_columns)?;
         lower(&mut self.second, timers.keys.states)?;
         let only = if let [time] = timers.timestamps[..] { Some(time) } else { None };
@@ -292,7 +298,7 @@ impl UserCode for Sandboxed {
         batch: &Batch,
         accumulators: &ArrayRef,
     ) -> Result<ArrayRef, UserFailure> {
-        self.lower_batch(batch)?;
+        self.lower_batch(batch, group_of_row)?;
         lower(&mut self.second, std::slice::from_ref(accumulators))?;
         let groups = accumulators.len();
         self.aggregate(aggregator, groups, false, |store, functions, columns, accumulators| {
@@ -304,6 +310,7 @@ impl UserCode for Sandboxed {
     }
 
     fn merge(&mut self, aggregator: u32, left: &ArrayRef, right: &ArrayRef) -> Result<ArrayRef, UserFailure> {
+        self.row_bytes = 0;
         lower(&mut self.first, std::slice::from_ref(left))?;
         lower(&mut self.second, std::slice::from_ref(right))?;
         let groups = left.len();
@@ -315,6 +322,7 @@ impl UserCode for Sandboxed {
     }
 
     fn finish(&mut self, aggregator: u32, accumulators: &ArrayRef) -> Result<ArrayRef, UserFailure> {
+        self.row_bytes = 0;
         lower(&mut self.first, std::slice::from_ref(accumulators))?;
         self.second.clear();
         let groups = accumulators.len();

@@ -89,7 +89,7 @@ impl HostState {
     /// Ends a call: what it did.
     pub(crate) fn end(&mut self) -> Effects {
         self.call = Call::Quiet;
-        self.metrics.bytes_copied.add(self.budget.transferred);
+        self.metrics.bytes_copied.add(self.budget.copied);
         self.collect_output();
         std::mem::take(&mut self.effects)
     }
@@ -110,6 +110,7 @@ impl HostState {
     pub(crate) fn charge(&mut self, bytes: usize, rows: usize) -> Result<(), Violation> {
         /// What an emission or update costs the host beside its bytes, so that empty ones are not free.
         const OVERHEAD: u64 = 256;
+        self.budget.copied += bytes as u64;
         self.budget.transferred += bytes as u64 + OVERHEAD;
         self.budget.rows += rows as u64;
         if self.budget.transferred > self.limits.transfer_bytes {
@@ -154,6 +155,9 @@ impl HostState {
 /// What a call used up.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Budget {
+    /// What was read out of the guest, in bytes.
+    pub(crate) copied: u64,
+    /// The same with what each hand-over costs.
     pub(crate) transferred: u64,
     pub(crate) rows: u64,
     pub(crate) logged: usize,

@@ -23,6 +23,8 @@ use crate::state::HostState;
 const OUTPUT_BYTES: usize = 64 << 10;
 /// The most random bytes of one request.
 const RANDOM_BYTES: u64 = 1 << 20;
+/// Open resources (streams, pollables) of one instance; interpreters have a handful.
+const RESOURCES: usize = 10_000;
 /// How far a look at the clock moves it, in nanoseconds, so that loops which wait for it end.
 const LOOK_NS: u64 = 1_000;
 
@@ -51,7 +53,9 @@ impl Wasi {
             .allow_udp(false)
             .allow_ip_name_lookup(false)
             .build();
-        Self { context, table: ResourceTable::new(), clock, output }
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES);
+        Self { context, table, clock, output }
     }
 
     /// The lines that it wrote.
