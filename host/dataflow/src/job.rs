@@ -1,11 +1,12 @@
-//! A job as it is handed to the engine, and the handle on it while it runs.
+//! A job as it is handed to the engine, and what is known of it while it runs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use tidemill_core::connector::{Sink, Source};
 use tidemill_core::graph::JobGraph;
-use tidemill_core::ids::MaxParallelism;
+use tidemill_core::ids::{MaxParallelism, SubtaskId};
+use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::state::StateBackend;
 use tidemill_core::time::Clock;
 use tidemill_core::user::UserCodeFactory;
@@ -57,4 +58,39 @@ impl Default for JobSettings {
             exchange_bytes: 4 << 20,
         }
     }
+}
+
+/// One operator subtask of a running job: who it is, and its counters, which go on counting.
+#[derive(Clone, Debug)]
+pub struct TaskStatus {
+    /// Who.
+    pub subtask: Arc<SubtaskId>,
+    /// The node's uid.
+    pub uid: String,
+    /// What kind of operator, in a word.
+    pub kind: &'static str,
+    /// Its counters and watermark.
+    pub metrics: Arc<TaskMetrics>,
+}
+
+/// How a job came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All input was read, and everything fired.
+    Finished,
+    /// It was stopped: what was read is processed and committed; open windows and timers did not fire.
+    Stopped,
+    /// It was cancelled: nothing was committed.
+    Cancelled,
+}
+
+/// What is left to say about a job that ended without an error.
+#[derive(Clone, Debug)]
+pub struct JobReport {
+    /// The job.
+    pub job: String,
+    /// How it ended.
+    pub ending: Ending,
+    /// Every subtask, by node and index.
+    pub tasks: Vec<TaskStatus>,
 }

@@ -3,7 +3,30 @@
 //! It knows no connector and no sandbox: sources, sinks, user code and state come in through the contracts of
 //! `tidemill-core`. In reading order:
 
+// What is asked for, and what is to be built for it.
 pub mod job;
+pub mod physical;
+
+// What flows, inside a slot and between slots.
+pub mod element;
+mod exchange;
+
+// What the operators do.
 pub mod operators;
-pub mod record;
 pub mod transaction;
+
+// A slot's part of the job, step by step.
+mod event_time;
+pub mod letters;
+pub mod record;
+pub mod slice;
+pub mod splits;
+
+// Who steps it: threads, or a test.
+mod commit;
+pub mod driver;
+pub mod stepper;
+
+pub use driver::{JobControl, JobHandle, run};
+pub use job::{Ending, JobReport, JobSettings, JobSpec, TaskStatus};
+pub use stepper::Stepper;

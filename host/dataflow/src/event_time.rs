@@ -1,0 +1,187 @@
+//! Reads event time off rows and makes watermarks: per split in a source, of the whole stream in `AssignEventTime`.
+//!
+//! A watermark is the largest timestamp seen, less the allowed disorder, less 1 ms. A split that was assigned holds its
+//! source's watermark back until it was read, went idle or ended: a file that waits to be read may hold old rows.
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::TimestampMillisecondType;
+use tidemill_core::connector::SplitId;
+use tidemill_core::plan::EventTime;
+use tidemill_core::time::{RisingWatermark, Timestamp, Watermark};
+use tidemill_core::{Batch, Error, Result};
+
+/// Where the timestamp is, and how much disorder is allowed.
+#[derive(Clone, Debug)]
+pub struct EventTimeReader {
+    column: usize,
+    disorder_ms: i64,
+    idle_after_ms: Option<i64>,
+}
+
+/// A batch with its timestamps.
+#[derive(Debug)]
+pub struct Timed {
+    /// The rows that have a time.
+    pub batch: Batch,
+    /// The watermark that they justify.
+    pub watermark: Watermark,
+    /// The rows of the batch as it was that have none: they are malformed.
+    pub malformed: Vec<u32>,
+}
+
+impl EventTimeReader {
+    /// As the (pruned) plan says.
+    pub fn new(event_time: &EventTime) -> Self {
+        let ms = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+        Self {
+            column: event_time.column as usize,
+            disorder_ms: ms(event_time.out_of_orderness_ms),
+            idle_after_ms: event_time.idle_after_ms.map(ms),
+        }
+    }
+
+    /// After how long without rows a split is idle.
+    pub fn idle_after_ms(&self) -> Option<i64> {
+        self.idle_after_ms
+    }
+
+    /// Gives rows their timestamps. Shares the column's values where none is null.
+    pub fn read(&self, batch: Batch) -> Result<Timed> {
+        let column = batch.column(self.column)?;
+        let times = column
+            .as_primitive_opt::<TimestampMillisecondType>()
+            .ok_or_else(|| Error::internal(format!("event time of type {}", column.data_type())))?
+            .clone();
+        if times.null_count() == 0 {
+            let watermark = self.watermark(times.values());
+            let batch = batch.with_timestamps(Some(times.values().clone()))?;
+            return Ok(Timed { batch, watermark, malformed: Vec::new() });
+        }
+        let (present, malformed): (Vec<u32>, Vec<u32>) =
+            (0..times.len() as u32).partition(|&row| times.is_valid(row as usize));
+        let kept = batch.with_timestamps(Some(times.values().clone()))?.take(&present.into())?;
+        let watermark = kept.timestamps().map_or(Watermark::MIN, |t| self.watermark(t));
+        Ok(Timed { batch: kept, watermark, malformed })
+    }
+
+    fn watermark(&self, times: &[i64]) -> Watermark {
+        let largest = times.iter().copied().max();
+        largest.map_or(Watermark::MIN, |t| Watermark(t.saturating_sub(self.disorder_ms).saturating_sub(1)))
+    }
+}
+
+/// The watermark over the splits of one reader. Only splits that are being read are kept, so it costs nothing that
+/// there were many.
+#[derive(Debug, Default)]
+pub struct SplitWatermarks {
+    splits: Vec<SplitState>,
+    merged: RisingWatermark,
+}
+
+#[derive(Debug)]
+struct SplitState {
+    id: SplitId,
+    watermark: RisingWatermark,
+    last_row: Timestamp,
+    idle: bool,
+}
+
+impl SplitWatermarks {
+    /// A split was assigned.
+    pub fn add(&mut self, id: SplitId, now: Timestamp) {
+        if !self.splits.iter().any(|s| s.id == id) {
+            self.splits.push(SplitState { id, watermark: RisingWatermark::default(), last_row: now, idle: false });
+        }
+    }
+
+    /// A split gave rows; the reader's watermark, if it rose.
+    pub fn rows(&mut self, id: &SplitId, watermark: Watermark, now: Timestamp) -> Option<Watermark> {
+        if !self.splits.iter().any(|s| s.id == *id) {
+            self.add(id.clone(), now);
+        }
+        if let Some(split) = self.splits.iter_mut().find(|s| s.id == *id) {
+            split.watermark.raise(watermark);
+            split.last_row = now;
+            split.idle = false;
+        }
+        self.merge()
+    }
+
+    /// A split ended; the reader's watermark, if it rose.
+    pub fn finish(&mut self, id: &SplitId) -> Option<Watermark> {
+        self.splits.retain(|s| s.id != *id);
+        self.merge()
+    }
+
+    /// Marks splits without rows for so long as idle; the reader's watermark, if it rose.
+    pub fn look_for_idle(&mut self, now: Timestamp, idle_after_ms: i64) -> Option<Watermark> {
+        for split in &mut self.splits {
+            split.idle |= split.last_row.0.saturating_add(idle_after_ms) <= now.0;
+        }
+        self.merge()
+    }
+
+    /// When `look_for_idle` may find something next.
+    pub fn next_idle(&self, idle_after_ms: i64) -> Option<Timestamp> {
+        let active = self.splits.iter().filter(|s| !s.idle);
+        active.map(|s| Timestamp(s.last_row.0.saturating_add(idle_after_ms))).min()
+    }
+
+    /// Whether no split holds the watermark back (also where there is none).
+    pub fn all_idle(&self) -> bool {
+        self.splits.iter().all(|s| s.idle)
+    }
+
+    fn merge(&mut self) -> Option<Watermark> {
+        let minimum = self.splits.iter().filter(|s| !s.idle).map(|s| s.watermark.get()).min()?;
+        self.merged.raise(minimum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, TimestampMillisecondArray};
+
+    use super::*;
+
+    fn reader(disorder: u64) -> EventTimeReader {
+        EventTimeReader::new(&EventTime { column: 0, out_of_orderness_ms: disorder, idle_after_ms: Some(100) })
+    }
+
+    fn batch(times: Vec<Option<i64>>) -> Batch {
+        let column: ArrayRef = Arc::new(TimestampMillisecondArray::from(times));
+        Batch::new(column.len(), vec![column], None).unwrap()
+    }
+
+    #[test]
+    fn rows_get_their_time_and_those_without_one_are_malformed() {
+        let timed = reader(4).read(batch(vec![Some(10), None, Some(30), Some(20)])).unwrap();
+        assert_eq!(timed.batch.timestamps().unwrap().to_vec(), vec![10, 30, 20]);
+        assert_eq!((timed.watermark, timed.malformed), (Watermark(25), vec![1]));
+        let none = reader(4).read(batch(vec![None])).unwrap();
+        assert_eq!((none.batch.rows(), none.watermark), (0, Watermark::MIN));
+        let extreme = reader(4).read(batch(vec![Some(i64::MIN)])).unwrap();
+        assert_eq!(extreme.watermark, Watermark::MIN);
+    }
+
+    #[test]
+    fn the_slowest_split_holds_back_until_it_ends_or_is_idle() {
+        let (a, b) = (SplitId("a".into()), SplitId("b".into()));
+        let mut splits = SplitWatermarks::default();
+        splits.add(a.clone(), Timestamp(0));
+        splits.add(b.clone(), Timestamp(0));
+        assert_eq!(splits.rows(&a, Watermark(10), Timestamp(50)), None, "b was not read yet");
+        assert_eq!(splits.rows(&b, Watermark(5), Timestamp(60)), Some(Watermark(5)));
+        assert_eq!(splits.rows(&a, Watermark(20), Timestamp(150)), None);
+        assert_eq!(splits.next_idle(100), Some(Timestamp(160)));
+        assert_eq!(splits.look_for_idle(Timestamp(160), 100), Some(Watermark(20)));
+        assert_eq!(splits.rows(&b, Watermark(7), Timestamp(170)), None, "late, not back in time");
+        assert_eq!(splits.rows(&a, Watermark(30), Timestamp(170)), None);
+        assert_eq!(splits.finish(&b), Some(Watermark(30)));
+        assert!(!splits.all_idle());
+        assert_eq!(splits.finish(&a), None);
+        assert!(splits.all_idle());
+    }
+}

@@ -1,0 +1,143 @@
+//! A queue between two slots: one sender, one receiver, bounded in bytes.
+//!
+//! It never refuses: the sender asks [`QueueSender::is_full`] before it begins a piece of work, and what that piece
+//! emits is kept. So control elements always fit, and no operator is stopped in the middle of an emission. The overshoot
+//! is what one call emits. A lock per batch is not measurable; the counts beside it make the frequent questions
+//! ("anything there?", "full?") free of it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tidemill_core::connector::Waker;
+
+use crate::element::Element;
+
+/// A queue of at most about `bound_bytes` (above 0) of rows, and who sleeps at either end.
+pub fn queue(bound_bytes: usize, sender: Waker, receiver: Waker) -> (QueueSender, QueueReceiver) {
+    let shared = Arc::new(Shared {
+        elements: Mutex::default(),
+        len: AtomicUsize::new(0),
+        bytes: AtomicUsize::new(0),
+        bound: bound_bytes.max(1),
+        sender,
+        receiver,
+    });
+    (QueueSender(shared.clone()), QueueReceiver(shared))
+}
+
+#[derive(Debug)]
+struct Shared {
+    elements: Mutex<VecDeque<(Element, usize)>>,
+    len: AtomicUsize,
+    bytes: AtomicUsize,
+    bound: usize,
+    sender: Waker,
+    receiver: Waker,
+}
+
+/// The end of the slot that sends.
+#[derive(Debug)]
+pub struct QueueSender(Arc<Shared>);
+
+impl QueueSender {
+    /// Appends and wakes the receiver.
+    pub fn push(&self, element: Element) {
+        let shared = &self.0;
+        let bytes = element.bytes();
+        shared.bytes.fetch_add(bytes, Ordering::AcqRel);
+        let mut elements = shared.elements.lock().unwrap_or_else(PoisonError::into_inner);
+        elements.push_back((element, bytes));
+        shared.len.store(elements.len(), Ordering::Release);
+        drop(elements);
+        shared.receiver.wake();
+    }
+
+    /// Whether the sender should stop until it is woken.
+    pub fn is_full(&self) -> bool {
+        self.0.bytes.load(Ordering::Acquire) >= self.0.bound
+    }
+}
+
+/// The end of the slot that receives.
+#[derive(Debug)]
+pub struct QueueReceiver(Arc<Shared>);
+
+impl QueueReceiver {
+    /// The oldest element. Wakes the sender when half of the bound is free again: it will come back with more than
+    /// one batch to add, and it sleeps only when the queue was full, so it can't miss this.
+    pub fn pop(&self) -> Option<Element> {
+        let shared = &self.0;
+        if self.is_empty() {
+            return None;
+        }
+        let mut elements = shared.elements.lock().unwrap_or_else(PoisonError::into_inner);
+        let (element, bytes) = elements.pop_front()?;
+        shared.len.store(elements.len(), Ordering::Release);
+        drop(elements);
+        let before = shared.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        let half = shared.bound.div_ceil(2);
+        if before >= half && before - bytes < half {
+            shared.sender.wake();
+        }
+        Some(element)
+    }
+
+    /// Whether nothing is there.
+    pub fn is_empty(&self) -> bool {
+        self.0.len.load(Ordering::Acquire) == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, Int64Array};
+    use tidemill_core::Batch;
+    use tidemill_core::time::Watermark;
+
+    use super::*;
+
+    fn batch(rows: usize) -> Element {
+        let column: ArrayRef = Arc::new(Int64Array::from(vec![0; rows]));
+        Element::Batch(Batch::new(rows, vec![column], None).unwrap())
+    }
+
+    #[test]
+    fn it_fills_with_rows_only_and_wakes_the_sender_when_half_is_free() {
+        let woken = Arc::new(AtomicUsize::new(0));
+        let count = woken.clone();
+        let sender = Waker::new(move || _ = count.fetch_add(1, Ordering::Relaxed));
+        let one = batch(64).bytes();
+        let (tx, rx) = queue(4 * one, sender, Waker::new(|| ()));
+        for _ in 0..100 {
+            tx.push(Element::Watermark(Watermark(1)));
+        }
+        assert!(!tx.is_full(), "control elements always fit");
+        for _ in 0..4 {
+            assert!(!tx.is_full());
+            tx.push(batch(64));
+        }
+        assert!(tx.is_full());
+        for _ in 0..102 {
+            assert!(rx.pop().is_some());
+        }
+        assert_eq!(woken.load(Ordering::Relaxed), 0, "half is still taken");
+        assert!(rx.pop().is_some());
+        assert_eq!(woken.load(Ordering::Relaxed), 1);
+        assert!(!tx.is_full());
+        assert!(rx.pop().is_some() && rx.pop().is_none());
+        assert_eq!(woken.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_batch_over_the_bound_is_kept_and_its_removal_wakes() {
+        let woken = Arc::new(AtomicUsize::new(0));
+        let count = woken.clone();
+        let (tx, rx) = queue(1, Waker::new(move || _ = count.fetch_add(1, Ordering::Relaxed)), Waker::new(|| ()));
+        tx.push(batch(1_000));
+        assert!(tx.is_full());
+        assert!(rx.pop().is_some());
+        assert!(!tx.is_full());
+        assert_eq!(woken.load(Ordering::Relaxed), 1);
+    }
+}

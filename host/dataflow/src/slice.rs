@@ -1,0 +1,240 @@
+//! A slice: the part of a job that one slot runs, a subtask of each operator, stepped cooperatively.
+//!
+//! Each cell (operator subtask) has an inbox of elements before it. A step runs the most downstream cell that has
+//! something to do and room for what it emits; only when there is none does it look at the queues from other slots
+//! and at its sources, in turn. So what is in flight is bounded by what one call emits, and since the last cell can
+//! always run, slots that wait for each other's queues can't wait forever.
+//!
+//! A step never blocks and reads no clock but the injected one.
+#![allow(
+    clippy::indexing_slicing,
+    reason = "cells and inboxes are made in pairs and never removed; this is the step loop"
+)]
+
+mod build;
+mod cell;
+mod route;
+mod sink;
+mod source;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tidemill_core::Result;
+use tidemill_core::connector::Committable;
+use tidemill_core::ids::Epoch;
+use tidemill_core::time::{Clock, Timestamp};
+
+pub use build::{Assembly, CommitTarget};
+
+use crate::element::Inbox;
+use crate::exchange::queue::QueueReceiver;
+use crate::letters::Letters;
+use cell::{Cell, CellStep};
+use source::SourceStep;
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Step {
+    /// Something: step again.
+    Progress,
+    /// Nothing, since a queue to another slot or a sink is full: step again when woken.
+    Blocked,
+    /// Nothing to do until woken, or until this time.
+    IdleUntil(Option<Timestamp>),
+    /// Everything ended, and sinks prepared what they wrote. `step` answers this from now on.
+    Finished,
+}
+
+/// What was prepared, and who commits it.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Which committer.
+    pub target: CommitTarget,
+    /// What to commit.
+    pub committables: Vec<Committable>,
+}
+
+/// Tells all slices of a job to stop.
+#[derive(Debug, Default)]
+pub struct StopSignal(AtomicBool);
+
+impl StopSignal {
+    /// Sources end where they are.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether it was said.
+    pub fn is_stopping(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// One slot's part of a job.
+pub struct Slice {
+    cells: Vec<Cell>,
+    /// Before the cell of the same index.
+    inboxes: Vec<Inbox>,
+    /// Queues from other slots and sources, taken in turn.
+    origins: Vec<Origin>,
+    next_origin: usize,
+    letters: Letters,
+    clock: Arc<dyn Clock>,
+    stop: Arc<StopSignal>,
+    prepared: Vec<Prepared>,
+    finished: bool,
+}
+
+enum Origin {
+    Queue { from: QueueReceiver, cell: usize, channel: u32 },
+    Source { cell: usize },
+}
+
+/// What a slice waits for.
+#[derive(Default)]
+struct Waits {
+    blocked: bool,
+    until: Option<Timestamp>,
+}
+
+impl Waits {
+    fn until(&mut self, at: Option<Timestamp>) {
+        self.until = self.until.into_iter().chain(at).min();
+    }
+}
+
+impl Slice {
+    /// Does a bounded piece of work.
+    pub fn step(&mut self) -> Result<Step> {
+        if self.finished {
+            return Ok(Step::Finished);
+        }
+        let mut waits = Waits::default();
+        if self.letters.is_full() && self.letters.flush()? {
+            return Ok(Step::Progress);
+        }
+        if self.run_timers(&mut waits)? || self.run_cells(&mut waits)? || self.pull(&mut waits)? {
+            return Ok(Step::Progress);
+        }
+        if self.letters.flush()? {
+            return Ok(Step::Progress);
+        }
+        if self.letters.is_empty() && self.cells.iter().all(Cell::has_ended) {
+            let committables = self.letters.prepare(Self::FINAL_EPOCH)?;
+            self.prepared.push(Prepared { target: CommitTarget::DeadLetters, committables });
+            self.finished = true;
+            return Ok(Step::Finished);
+        }
+        Ok(match waits {
+            Waits { until: None, blocked: true } => Step::Blocked,
+            Waits { until, .. } => Step::IdleUntil(until),
+        })
+    }
+
+    /// The epoch of the one checkpoint that there is without checkpoints: the end.
+    pub const FINAL_EPOCH: Epoch = Epoch(1);
+
+    /// Whether it is at its end.
+    pub fn has_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// What the sinks prepared, once it finished.
+    pub fn take_prepared(&mut self) -> Vec<Prepared> {
+        std::mem::take(&mut self.prepared)
+    }
+
+    /// Everything that was prepared is committed: tells the sources. The last call.
+    pub fn committed(&mut self) -> Result<()> {
+        self.cells.iter_mut().try_for_each(|cell| cell.committed(Self::FINAL_EPOCH))
+    }
+
+    /// Fires processing-time timers before anything else: they are late already.
+    fn run_timers(&mut self, waits: &mut Waits) -> Result<bool> {
+        let timers = self.cells.iter().filter_map(Cell::timer);
+        let Some(first) = timers.min() else { return Ok(false) };
+        let now = self.clock.now();
+        if first > now {
+            waits.until(Some(first));
+            return Ok(false);
+        }
+        for at in (0..self.cells.len()).rev() {
+            if self.cells[at].timer().is_none_or(|timer| timer > now) {
+                continue;
+            }
+            if self.is_full(at) {
+                waits.blocked = true;
+                continue;
+            }
+            self.cells[at].on_timer(now, &mut self.inboxes, &mut self.letters)?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn run_cells(&mut self, waits: &mut Waits) -> Result<bool> {
+        for at in (0..self.cells.len()).rev() {
+            let resumes = self.cells[at].is_pending();
+            if !resumes && self.inboxes[at].is_empty() {
+                continue;
+            }
+            if self.is_full(at) || !self.cells[at].is_ready()? {
+                waits.blocked = true;
+                continue;
+            }
+            if resumes {
+                match self.cells[at].resume(&*self.clock, &mut self.inboxes, &mut self.letters)? {
+                    CellStep::Ran => return Ok(true),
+                    CellStep::Waits(until) => waits.until(Some(until)),
+                }
+            } else if let Some((channel, element)) = self.inboxes[at].pop() {
+                let prepared = self.cells[at].take(channel, element, &mut self.inboxes, &mut self.letters)?;
+                self.prepared.extend(prepared);
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes one element from another slot, or polls one source.
+    fn pull(&mut self, waits: &mut Waits) -> Result<bool> {
+        for _ in 0..self.origins.len() {
+            let at = self.next_origin;
+            self.next_origin = (at + 1) % self.origins.len();
+            match &self.origins[at] {
+                Origin::Queue { from, cell, channel } => {
+                    // A cell that can't run keeps its inbox: what waits for it stays in the queue and is counted there.
+                    if self.inboxes[*cell].is_empty()
+                        && !self.cells[*cell].is_pending()
+                        && let Some(element) = from.pop()
+                    {
+                        self.inboxes[*cell].push(*channel, element);
+                        return Ok(true);
+                    }
+                }
+                Origin::Source { cell } => {
+                    let cell = *cell;
+                    if self.cells[cell].has_ended() {
+                        continue;
+                    }
+                    if self.is_full(cell) {
+                        waits.blocked = true;
+                        continue;
+                    }
+                    let stopping = self.stop.is_stopping();
+                    match self.cells[cell].poll(stopping, &*self.clock, &mut self.inboxes, &mut self.letters)? {
+                        SourceStep::Emitted | SourceStep::Ended => return Ok(true),
+                        SourceStep::Pending(until) => waits.until(until),
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    fn is_full(&self, cell: usize) -> bool {
+        self.letters.is_full() || self.cells[cell].is_full(&self.inboxes)
+    }
+}

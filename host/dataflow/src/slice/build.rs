@@ -1,0 +1,355 @@
+//! Makes the slices of a job from its physical plan: cells, the routes between them, and the queues between slots.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use tidemill_core::connector::{Sink, SinkCommitter, SinkContext, Source, SourceContext, Waker};
+use tidemill_core::graph::runs_user_code;
+use tidemill_core::ids::{InputIndex, NodeId, Port, SubtaskId, SubtaskIndex};
+use tidemill_core::keys::KeyCodec;
+use tidemill_core::metrics::TaskMetrics;
+use tidemill_core::operator::OperatorContext;
+use tidemill_core::plan::{Exchange, Node, NodeKind};
+use tidemill_core::time::RisingWatermark;
+use tidemill_core::types::{arrow_schema, arrow_type};
+use tidemill_core::{Error, Result};
+
+use super::cell::{AssignCell, Cell, Work};
+use super::route::{Route, Routes, Target};
+use super::sink::SinkCell;
+use super::source::SourceCell;
+use super::{Origin, Slice, StopSignal};
+use crate::element::Inbox;
+use crate::event_time::EventTimeReader;
+use crate::exchange::partition::{HashPartitioner, Partitioner};
+use crate::exchange::queue::queue;
+use crate::job::{JobSpec, TaskStatus};
+use crate::letters::{self, Letters};
+use crate::operators::{self, Build};
+use crate::physical::{Edge, PhysicalPlan};
+use crate::record::RecordText;
+use crate::splits::{Enumeration, Mailbox};
+
+/// Who commits what a sink wrote.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CommitTarget {
+    /// The sink of this binding.
+    Sink(String),
+    /// The dead-letter sink.
+    DeadLetters,
+}
+
+/// A job that is made and not yet running.
+pub struct Assembly {
+    /// One per slot.
+    pub slices: Vec<Slice>,
+    /// One per source node.
+    pub enumerations: Vec<Enumeration>,
+    /// One per sink.
+    pub committers: BTreeMap<CommitTarget, Box<dyn SinkCommitter>>,
+    /// Every subtask, by node and index.
+    pub tasks: Vec<TaskStatus>,
+    /// Stops the sources.
+    pub stop: Arc<StopSignal>,
+}
+
+impl Assembly {
+    /// Makes everything; a waker per slot of the plan.
+    pub fn new(spec: &JobSpec, plan: &PhysicalPlan, wakers: &[Waker]) -> Result<Self> {
+        let mut assembler = Assembler {
+            spec,
+            plan,
+            wakers,
+            stop: Arc::default(),
+            wiring: Wiring::new(spec, plan, wakers)?,
+            mailboxes: HashMap::new(),
+            tasks: Vec::new(),
+        };
+        let slices = (0..plan.slots()).map(|slot| assembler.slice(slot)).collect::<Result<Vec<_>>>()?;
+        let enumerations = assembler.enumerations()?;
+        let committers = assembler.committers()?;
+        let mut tasks = assembler.tasks;
+        tasks.sort_by_key(|task| (task.subtask.node, task.subtask.index));
+        Ok(Self { slices, enumerations, committers, tasks, stop: assembler.stop })
+    }
+}
+
+/// Who sends what to whom. Everything is taken out once, when its subtask is made.
+#[derive(Default)]
+struct Wiring {
+    routes: HashMap<(NodeId, u32), Routes>,
+    inputs: HashMap<(NodeId, u32), Vec<InputIndex>>,
+    /// Per slot.
+    origins: HashMap<u32, Vec<Origin>>,
+}
+
+impl Wiring {
+    fn new(spec: &JobSpec, plan: &PhysicalPlan, wakers: &[Waker]) -> Result<Self> {
+        let mut wiring = Self::default();
+        for (id, node) in plan.graph().iter() {
+            for subtask in 0..plan.parallelism(id) {
+                let routes = Routes(node.outputs.iter().map(|_| Vec::new()).collect());
+                wiring.routes.insert((id, subtask), routes);
+            }
+        }
+        for edge in plan.edges() {
+            for sender in 0..edge.senders {
+                let mut targets = Vec::new();
+                for receiver in (0..edge.receivers).filter(|&r| edge.connects(sender, r)) {
+                    targets.push(wiring.target(spec, plan, wakers, edge, sender, receiver)?);
+                }
+                let route = Route { partitioner: partitioner(spec, plan, edge, sender)?, targets };
+                let routes = wiring.routes.get_mut(&(edge.from, sender));
+                let port = routes.and_then(|routes| routes.0.get_mut(edge.port.index()));
+                port.ok_or_else(|| Error::internal(format!("{} of {}", edge.port, edge.from)))?.push(route);
+            }
+        }
+        Ok(wiring)
+    }
+
+    /// A new channel from a sender to a receiver.
+    fn target(
+        &mut self,
+        spec: &JobSpec,
+        plan: &PhysicalPlan,
+        wakers: &[Waker],
+        edge: &Edge,
+        sender: u32,
+        receiver: u32,
+    ) -> Result<Target> {
+        let inputs = self.inputs.entry((edge.to, receiver)).or_default();
+        let channel = inputs.len() as u32;
+        inputs.push(edge.input);
+        let cell = cell_index(plan, edge.to, receiver);
+        if sender == receiver {
+            return Ok(Target::Local { cell, channel });
+        }
+        let waker = |slot: u32| {
+            let waker = wakers.get(slot as usize).cloned();
+            waker.ok_or_else(|| Error::internal(format!("no waker for slot {slot}")))
+        };
+        let (tx, from) = queue(spec.settings.exchange_bytes, waker(sender)?, waker(receiver)?);
+        self.origins.entry(receiver).or_default().push(Origin::Queue { from, cell, channel });
+        Ok(Target::Remote(tx))
+    }
+}
+
+/// The place of a node's subtask among the cells of its slot.
+fn cell_index(plan: &PhysicalPlan, node: NodeId, slot: u32) -> usize {
+    (0..node.0).filter(|&before| plan.parallelism(NodeId(before)) > slot).count()
+}
+
+fn partitioner(spec: &JobSpec, plan: &PhysicalPlan, edge: &Edge, sender: u32) -> Result<Partitioner> {
+    Ok(match &edge.exchange {
+        Exchange::Forward => Partitioner::Turn(0),
+        // Not all at the same receiver first.
+        Exchange::Rebalance => Partitioner::Turn(sender as usize),
+        Exchange::Broadcast => Partitioner::Broadcast,
+        Exchange::Hash(key) => {
+            let fields = plan.graph().fields(edge.from, edge.port)?;
+            let fields = key.iter().filter_map(|&column| fields.get(column as usize)).map(|f| &f.field);
+            let types: Vec<_> = fields.clone().map(|f| arrow_type(&f.data_type)).collect();
+            // Both inputs of a join must agree on the encoding, whichever of them can have nulls.
+            let nullable = keyed_by_nullable(plan, edge.to)?;
+            let codec = KeyCodec::new(&types, nullable)?;
+            let key = key.iter().map(|&column| column as usize).collect();
+            Partitioner::Hash(Box::new(HashPartitioner::new(codec, key, spec.settings.max_parallelism, edge.receivers)))
+        }
+    })
+}
+
+/// Whether a key column of any input of the node can be null.
+fn keyed_by_nullable(plan: &PhysicalPlan, node: NodeId) -> Result<bool> {
+    let node = plan.graph().node(node)?;
+    for (index, input) in node.inputs.iter().enumerate() {
+        let Exchange::Hash(key) = &input.exchange else { continue };
+        let fields = plan.graph().input_fields(node, index)?;
+        if key.iter().filter_map(|&column| fields.get(column as usize)).any(|f| f.field.nullable) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+struct Assembler<'a> {
+    spec: &'a JobSpec,
+    plan: &'a PhysicalPlan,
+    wakers: &'a [Waker],
+    stop: Arc<StopSignal>,
+    wiring: Wiring,
+    mailboxes: HashMap<NodeId, Vec<Arc<Mailbox>>>,
+    tasks: Vec<TaskStatus>,
+}
+
+impl Assembler<'_> {
+    fn slice(&mut self, slot: u32) -> Result<Slice> {
+        let (mut cells, mut origins) = (Vec::new(), self.wiring.origins.remove(&slot).unwrap_or_default());
+        let waker = self.wakers.get(slot as usize).cloned().unwrap_or_else(|| Waker::new(|| ()));
+        for (id, node) in self.plan.graph().iter().filter(|(id, _)| self.plan.parallelism(*id) > slot) {
+            if matches!(node.kind, NodeKind::Source { .. }) {
+                origins.push(Origin::Source { cell: cells.len() });
+            }
+            cells.push(self.cell(id, node, slot, &waker)?);
+        }
+        let letters = self.letters(slot, waker)?;
+        Ok(Slice {
+            inboxes: cells.iter().map(|_| Inbox::default()).collect(),
+            cells,
+            origins,
+            next_origin: 0,
+            letters,
+            clock: self.spec.clock.clone(),
+            stop: self.stop.clone(),
+            prepared: Vec::new(),
+            finished: false,
+        })
+    }
+
+    fn cell(&mut self, id: NodeId, node: &Node, slot: u32, waker: &Waker) -> Result<Cell> {
+        let subtask = Arc::new(SubtaskId {
+            job: self.spec.name.clone(),
+            node: id,
+            operator: node.name.clone(),
+            index: SubtaskIndex(slot),
+            parallelism: self.plan.parallelism(id),
+        });
+        let metrics = Arc::new(TaskMetrics::default());
+        self.tasks.push(TaskStatus {
+            subtask: subtask.clone(),
+            uid: node.uid.clone(),
+            kind: kind_name(&node.kind),
+            metrics: metrics.clone(),
+        });
+        let work = self.work(id, node, &subtask, &metrics, waker).map_err(|e| e.at(&subtask, "opening"))?;
+        let routes = self.wiring.routes.remove(&(id, slot)).unwrap_or_default();
+        let inputs = self.wiring.inputs.remove(&(id, slot)).unwrap_or_default();
+        Ok(Cell::new(subtask, metrics, work, routes, inputs))
+    }
+
+    fn work(
+        &mut self,
+        id: NodeId,
+        node: &Node,
+        subtask: &SubtaskId,
+        metrics: &Arc<TaskMetrics>,
+        waker: &Waker,
+    ) -> Result<Work> {
+        let (graph, spec) = (self.plan.graph(), self.spec);
+        match &node.kind {
+            NodeKind::Source { binding, event_time } => {
+                let schema = graph.schema(id, Port(0))?;
+                let reader = source(spec, binding)?.reader(SourceContext {
+                    subtask: subtask.clone(),
+                    schema: schema.clone(),
+                    batch_rows: spec.settings.batch_rows,
+                    waker: waker.clone(),
+                    clock: spec.clock.clone(),
+                    metrics: metrics.clone(),
+                })?;
+                let mailbox = Arc::new(Mailbox::new(waker.clone()));
+                self.mailboxes.entry(id).or_default().push(mailbox.clone());
+                let event_time = event_time.as_ref().map(EventTimeReader::new);
+                let text = RecordText::new(schema);
+                Ok(Work::Source(SourceCell::new(reader, mailbox, event_time, text, self.plan.is_stateful())))
+            }
+            NodeKind::Sink { binding } => {
+                let writer = sink(spec, binding)?.writer(SinkContext {
+                    subtask: subtask.clone(),
+                    schema: arrow_schema(graph.input_fields(node, 0)?.iter().map(|f| &f.field)),
+                    clock: spec.clock.clone(),
+                    waker: waker.clone(),
+                    metrics: metrics.clone(),
+                })?;
+                Ok(Work::Sink(SinkCell { writer, target: CommitTarget::Sink(binding.clone()) }))
+            }
+            NodeKind::AssignEventTime(event_time) => Ok(Work::Assign(AssignCell {
+                reader: EventTimeReader::new(event_time),
+                text: RecordText::new(graph.schema(id, Port(0))?),
+                clock: spec.clock.clone(),
+                watermark: RisingWatermark::default(),
+                last_row: spec.clock.now(),
+                idle: false,
+            })),
+            _ => {
+                let user = runs_user_code(node).then(|| spec.user_code.open(subtask, node, metrics)).transpose()?;
+                let context = OperatorContext {
+                    subtask: subtask.clone(),
+                    max_parallelism: spec.settings.max_parallelism,
+                    batch_rows: spec.settings.batch_rows,
+                    clock: spec.clock.clone(),
+                    metrics: metrics.clone(),
+                };
+                let backend = spec.state.as_ref();
+                operators::build(Build { graph, id, context, backend, user }).map(Work::Operator)
+            }
+        }
+    }
+
+    fn letters(&self, slot: u32, waker: Waker) -> Result<Letters> {
+        let Some(sink) = &self.spec.dead_letters else { return Ok(Letters::new(None)) };
+        let subtask = SubtaskId {
+            job: self.spec.name.clone(),
+            // After all nodes of the plan: it has a name of its own in what sinks derive from it.
+            node: NodeId(self.plan.graph().nodes().len() as u32),
+            operator: "dead letters".to_owned(),
+            index: SubtaskIndex(slot),
+            parallelism: self.plan.slots(),
+        };
+        let metrics = Arc::default();
+        let context =
+            SinkContext { subtask, schema: letters::schema(), clock: self.spec.clock.clone(), waker, metrics };
+        Ok(Letters::new(Some(sink.writer(context)?)))
+    }
+
+    fn enumerations(&mut self) -> Result<Vec<Enumeration>> {
+        let mut enumerations = Vec::new();
+        for (id, node) in self.plan.graph().iter() {
+            if let NodeKind::Source { binding, .. } = &node.kind {
+                let enumerator = source(self.spec, binding)?.enumerator(self.plan.parallelism(id))?;
+                enumerations.push(Enumeration::new(enumerator, self.mailboxes.remove(&id).unwrap_or_default()));
+            }
+        }
+        Ok(enumerations)
+    }
+
+    fn committers(&self) -> Result<BTreeMap<CommitTarget, Box<dyn SinkCommitter>>> {
+        let mut committers = BTreeMap::new();
+        for node in self.plan.graph().nodes() {
+            if let NodeKind::Sink { binding } = &node.kind {
+                committers.insert(CommitTarget::Sink(binding.clone()), sink(self.spec, binding)?.committer()?);
+            }
+        }
+        if let Some(sink) = &self.spec.dead_letters {
+            committers.insert(CommitTarget::DeadLetters, sink.committer()?);
+        }
+        Ok(committers)
+    }
+}
+
+fn source<'a>(spec: &'a JobSpec, binding: &str) -> Result<&'a Arc<dyn Source>> {
+    spec.sources.get(binding).ok_or_else(|| {
+        Error::invalid(format!("job '{}': its source '{binding}' is not bound to a connector", spec.name))
+            .mend(format!("Bind it in tidemill.toml: [sources.{binding}] with a connector and its options."))
+    })
+}
+
+fn sink<'a>(spec: &'a JobSpec, binding: &str) -> Result<&'a Arc<dyn Sink>> {
+    spec.sinks.get(binding).ok_or_else(|| {
+        Error::invalid(format!("job '{}': its sink '{binding}' is not bound to a connector", spec.name))
+            .mend(format!("Bind it in tidemill.toml: [sinks.{binding}] with a connector and its options."))
+    })
+}
+
+fn kind_name(kind: &NodeKind) -> &'static str {
+    match kind {
+        NodeKind::Source { .. } => "source",
+        NodeKind::Sink { .. } => "sink",
+        NodeKind::Union => "union",
+        NodeKind::AssignEventTime(_) => "event time",
+        NodeKind::Transform { .. } => "transform",
+        NodeKind::Process { .. } => "process",
+        NodeKind::Window { .. } => "window",
+        NodeKind::WindowJoin { .. } => "window join",
+        NodeKind::IntervalJoin { .. } => "interval join",
+    }
+}

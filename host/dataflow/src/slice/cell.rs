@@ -1,0 +1,409 @@
+//! A cell: one operator subtask in its slice, with what it knows of its channels.
+//!
+//! A channel is one sender of one input. The operator's watermark is the minimum over its channels, without those that
+//! are idle or at their end; only when all are at their end is the operator's watermark [`Watermark::MAX`], so an idle
+//! channel beside an ended one does not end the stream.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tidemill_core::ids::{Epoch, InputIndex, Port, SubtaskId};
+use tidemill_core::metrics::TaskMetrics;
+use tidemill_core::operator::{Operator, Output, Progress};
+use tidemill_core::time::{Clock, RisingWatermark, Timestamp, Watermark, WatermarkMerge};
+use tidemill_core::{Batch, Error, Result};
+
+use super::route::{Emitter, Routes};
+use super::sink::SinkCell;
+use super::source::{SourceCell, SourceStep, set_malformed_aside};
+use super::{Prepared, Slice};
+use crate::element::{Element, Inbox};
+use crate::event_time::EventTimeReader;
+use crate::letters::Letters;
+use crate::record::RecordText;
+
+/// What a cell does with its elements.
+pub enum Work {
+    Source(SourceCell),
+    Operator(Box<dyn Operator>),
+    Assign(AssignCell),
+    Sink(SinkCell),
+}
+
+/// Event time assigned in the middle of a stream.
+pub struct AssignCell {
+    pub reader: EventTimeReader,
+    pub text: RecordText,
+    pub clock: Arc<dyn Clock>,
+    pub watermark: RisingWatermark,
+    pub last_row: Timestamp,
+    pub idle: bool,
+}
+
+/// What `resume` came to.
+pub enum CellStep {
+    Ran,
+    Waits(Timestamp),
+}
+
+enum State {
+    Running,
+    /// In the middle of a call. After it, the watermark is handed on.
+    Pending {
+        watermark: Option<Watermark>,
+        wait: Option<Timestamp>,
+    },
+    Ended,
+}
+
+pub struct Cell {
+    subtask: Arc<SubtaskId>,
+    metrics: Arc<TaskMetrics>,
+    work: Work,
+    routes: Routes,
+    channels: Channels,
+    state: State,
+    timer: Option<Timestamp>,
+}
+
+impl Cell {
+    pub fn new(
+        subtask: Arc<SubtaskId>,
+        metrics: Arc<TaskMetrics>,
+        work: Work,
+        routes: Routes,
+        inputs: Vec<InputIndex>,
+    ) -> Self {
+        let mut cell = Self {
+            subtask,
+            metrics,
+            work,
+            routes,
+            channels: Channels::new(inputs),
+            state: State::Running,
+            timer: None,
+        };
+        cell.look_for_timer();
+        cell
+    }
+
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
+    pub fn is_pending(&self) -> bool {
+        matches!(self.state, State::Pending { .. })
+    }
+
+    pub fn is_full(&self, inboxes: &[Inbox]) -> bool {
+        self.routes.is_full(inboxes)
+    }
+
+    /// When it wants `on_timer`.
+    pub fn timer(&self) -> Option<Timestamp> {
+        self.timer.filter(|_| matches!(self.state, State::Running))
+    }
+
+    /// Sinks: whether there is room.
+    pub fn is_ready(&mut self) -> Result<bool> {
+        match &mut self.work {
+            Work::Sink(sink) => sink.is_ready().map_err(|e| e.at(&self.subtask, "writing")),
+            _ => Ok(true),
+        }
+    }
+
+    pub fn committed(&mut self, epoch: Epoch) -> Result<()> {
+        match &mut self.work {
+            Work::Source(source) => source.committed(epoch).map_err(|e| e.at(&self.subtask, "acknowledging")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sources.
+    pub fn poll(
+        &mut self,
+        stopping: bool,
+        clock: &dyn Clock,
+        inboxes: &mut [Inbox],
+        letters: &mut Letters,
+    ) -> Result<SourceStep> {
+        let Self { work: Work::Source(source), routes, subtask, metrics, state, .. } = self else {
+            return Ok(SourceStep::Pending(None));
+        };
+        let mut out = Emitter { routes, inboxes, letters, subtask, metrics, emitted: false };
+        let step = source.poll(stopping, clock, &mut out).map_err(|e| e.at(subtask, "reading"))?;
+        if matches!(step, SourceStep::Ended) {
+            *state = State::Ended;
+        }
+        Ok(step)
+    }
+
+    /// Takes an element of a channel. A sink that ended gives what it prepared.
+    pub fn take(
+        &mut self,
+        channel: u32,
+        element: Element,
+        inboxes: &mut [Inbox],
+        letters: &mut Letters,
+    ) -> Result<Option<Prepared>> {
+        let change = self.channels.note(channel as usize, &element);
+        if let Some(idle) = change.idle {
+            self.idle(idle, inboxes, letters)?;
+        }
+        match element {
+            Element::Batch(batch) => {
+                let input = self.channels.input(channel as usize)?;
+                self.metrics.records_in.add(batch.rows() as u64);
+                self.metrics.batches_in.add(1);
+                self.batch(input, batch, inboxes, letters)?;
+            }
+            Element::End if change.ended => return self.end(inboxes, letters),
+            _ => {}
+        }
+        if let Some(watermark) = change.watermark {
+            self.watermark(watermark, inboxes, letters)?;
+        }
+        Ok(None)
+    }
+
+    pub fn resume(&mut self, clock: &dyn Clock, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<CellStep> {
+        let State::Pending { watermark, wait } = self.state else { return Ok(CellStep::Ran) };
+        if let Some(at) = wait.filter(|at| *at > clock.now()) {
+            return Ok(CellStep::Waits(at));
+        }
+        self.call(watermark, "processing records", inboxes, letters, |operator, out| operator.resume(out))?;
+        Ok(CellStep::Ran)
+    }
+
+    pub fn on_timer(&mut self, now: Timestamp, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<()> {
+        if let Work::Assign(assign) = &mut self.work {
+            assign.idle = true;
+            return self.control(&Element::Idle(true), inboxes, letters);
+        }
+        self.call(None, "firing timers", inboxes, letters, |operator, out| operator.on_processing_time(now, out))
+    }
+
+    fn batch(&mut self, input: InputIndex, batch: Batch, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<()> {
+        match &mut self.work {
+            Work::Operator(_) => {
+                self.call(None, "processing records", inboxes, letters, |op, out| op.process(input, batch, out))
+            }
+            Work::Sink(sink) => sink.write(&batch).map_err(|e| e.at(&self.subtask, "writing")),
+            Work::Assign(assign) => {
+                let (subtask, metrics, routes) = (&self.subtask, &*self.metrics, &mut self.routes);
+                let mut out = Emitter { routes, inboxes, letters, subtask, metrics, emitted: false };
+                assign.batch(batch, &mut out).map_err(|e| e.at(subtask, "reading event time"))?;
+                self.look_for_timer();
+                Ok(())
+            }
+            Work::Source(_) => Err(Error::internal("rows for a source")),
+        }
+    }
+
+    fn watermark(&mut self, watermark: Watermark, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<()> {
+        match &mut self.work {
+            Work::Operator(_) => {
+                // It stands while the operator works it off: that is what people want to see of a long firing.
+                self.metrics.watermark.store(watermark.0, Ordering::Relaxed);
+                self.call(Some(watermark), "advancing event time", inboxes, letters, |operator, out| {
+                    operator.on_watermark(watermark, out)
+                })
+            }
+            // It makes its own; only the end passes.
+            Work::Assign(_) if watermark < Watermark::MAX => Ok(()),
+            _ => {
+                self.metrics.watermark.store(watermark.0, Ordering::Relaxed);
+                self.control(&Element::Watermark(watermark), inboxes, letters)
+            }
+        }
+    }
+
+    fn idle(&mut self, idle: bool, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<()> {
+        if let Work::Assign(assign) = &mut self.work {
+            // It is active again when it has a row.
+            if !idle || assign.idle {
+                return Ok(());
+            }
+            assign.idle = true;
+        }
+        self.control(&Element::Idle(idle), inboxes, letters)
+    }
+
+    /// All channels ended.
+    fn end(&mut self, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<Option<Prepared>> {
+        self.state = State::Ended;
+        match &mut self.work {
+            Work::Sink(sink) => {
+                return sink.prepare(Slice::FINAL_EPOCH).map(Some).map_err(|e| e.at(&self.subtask, "preparing"));
+            }
+            Work::Operator(operator) => operator.close().map_err(|e| e.at(&self.subtask, "closing"))?,
+            Work::Source(_) | Work::Assign(_) => {}
+        }
+        self.control(&Element::End, inboxes, letters)?;
+        Ok(None)
+    }
+
+    fn control(&mut self, element: &Element, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<()> {
+        let (subtask, metrics, routes) = (&self.subtask, &*self.metrics, &mut self.routes);
+        Emitter { routes, inboxes, letters, subtask, metrics, emitted: false }.control(element)
+    }
+
+    /// Calls the operator; when it is done, `watermark` is handed on.
+    fn call(
+        &mut self,
+        watermark: Option<Watermark>,
+        phase: &'static str,
+        inboxes: &mut [Inbox],
+        letters: &mut Letters,
+        call: impl FnOnce(&mut dyn Operator, &mut dyn Output) -> Result<Progress>,
+    ) -> Result<()> {
+        let Self { work: Work::Operator(operator), routes, subtask, metrics, state, timer, .. } = self else {
+            return Ok(());
+        };
+        let mut out = Emitter { routes, inboxes, letters, subtask, metrics, emitted: false };
+        let progress = call(operator.as_mut(), &mut out).map_err(|e| e.at(subtask, phase))?;
+        *timer = operator.next_timer();
+        *state = match progress {
+            Progress::More => State::Pending { watermark, wait: timer.filter(|_| !out.emitted) },
+            Progress::Done => {
+                watermark.map_or(Ok(()), |watermark| out.control(&Element::Watermark(watermark)))?;
+                State::Running
+            }
+        };
+        Ok(())
+    }
+
+    fn look_for_timer(&mut self) {
+        self.timer = match &self.work {
+            Work::Operator(operator) => operator.next_timer(),
+            Work::Assign(assign) => {
+                let idle_after = assign.reader.idle_after_ms().filter(|_| !assign.idle);
+                idle_after.map(|ms| Timestamp(assign.last_row.0.saturating_add(ms)))
+            }
+            Work::Source(_) | Work::Sink(_) => None,
+        };
+    }
+}
+
+impl AssignCell {
+    fn batch(&mut self, batch: Batch, out: &mut Emitter<'_>) -> Result<()> {
+        let timed = self.reader.read(batch.clone())?;
+        set_malformed_aside(&timed.malformed, &batch, &self.text, out)?;
+        if self.reader.idle_after_ms().is_some() {
+            self.last_row = self.clock.now();
+        }
+        if std::mem::take(&mut self.idle) {
+            out.control(&Element::Idle(false))?;
+        }
+        out.emit(Port(0), timed.batch)?;
+        self.watermark.raise(timed.watermark).map_or(Ok(()), |watermark| out.watermark(watermark))
+    }
+}
+
+/// What is known of the channels of a cell.
+struct Channels {
+    inputs: Vec<InputIndex>,
+    status: Vec<Status>,
+    merge: WatermarkMerge,
+    ended: usize,
+    all_idle: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Status {
+    Active,
+    Idle,
+    AtEnd,
+}
+
+/// What an element changed.
+#[derive(Default)]
+struct Change {
+    watermark: Option<Watermark>,
+    idle: Option<bool>,
+    ended: bool,
+}
+
+impl Channels {
+    fn new(inputs: Vec<InputIndex>) -> Self {
+        Self {
+            status: vec![Status::Active; inputs.len()],
+            merge: WatermarkMerge::new(inputs.len()),
+            inputs,
+            ended: 0,
+            all_idle: false,
+        }
+    }
+
+    fn input(&self, channel: usize) -> Result<InputIndex> {
+        self.inputs.get(channel).copied().ok_or_else(|| Error::internal(format!("channel {channel}")))
+    }
+
+    fn note(&mut self, channel: usize, element: &Element) -> Change {
+        let watermark = match element {
+            Element::Batch(_) if self.status.get(channel) == Some(&Status::Active) => return Change::default(),
+            Element::Batch(_) | Element::Idle(false) => self.set(channel, Status::Active),
+            Element::Idle(true) => self.set(channel, Status::Idle),
+            Element::Watermark(Watermark::MAX) => self.set(channel, Status::AtEnd),
+            Element::Watermark(watermark) => {
+                self.set(channel, Status::Active);
+                self.merge.raise(channel, *watermark)
+            }
+            Element::End => {
+                self.ended += 1;
+                return Change { ended: self.ended == self.status.len(), ..Change::default() };
+            }
+        };
+        let at_end = self.status.iter().all(|s| *s == Status::AtEnd);
+        let all_idle = !at_end && self.status.iter().all(|s| *s != Status::Active);
+        let idle = (all_idle != self.all_idle && !at_end).then_some(all_idle);
+        self.all_idle = all_idle;
+        Change { watermark: if at_end { Some(Watermark::MAX) } else { watermark }, idle, ended: false }
+    }
+
+    fn set(&mut self, channel: usize, status: Status) -> Option<Watermark> {
+        let old = self.status.get_mut(channel)?;
+        if *old == status || *old == Status::AtEnd {
+            return None;
+        }
+        *old = status;
+        self.merge.set_idle(channel, status != Status::Active)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watermark(channels: &mut Channels, channel: usize, ms: i64) -> Option<Watermark> {
+        channels.note(channel, &Element::Watermark(Watermark(ms))).watermark
+    }
+
+    #[test]
+    fn the_minimum_passes_and_the_end_only_when_all_are_there() {
+        let mut channels = Channels::new(vec![InputIndex(0), InputIndex(1)]);
+        assert_eq!(watermark(&mut channels, 0, 10), None);
+        assert_eq!(watermark(&mut channels, 1, 5), Some(Watermark(5)));
+        assert_eq!(channels.note(0, &Element::Watermark(Watermark::MAX)).watermark, None);
+        assert_eq!(watermark(&mut channels, 1, 20), Some(Watermark(20)), "one at its end holds nothing back");
+        assert!(!channels.note(0, &Element::End).ended);
+        let change = channels.note(1, &Element::Idle(true));
+        assert_eq!((change.watermark, change.idle), (None, Some(true)), "idle is not the end");
+        let change = channels.note(1, &Element::Watermark(Watermark::MAX));
+        assert_eq!((change.watermark, change.idle), (Some(Watermark::MAX), None));
+        assert!(channels.note(1, &Element::End).ended);
+    }
+
+    #[test]
+    fn idleness_is_handed_on_when_all_are_idle_and_ends_with_a_row() {
+        let mut channels = Channels::new(vec![InputIndex(0), InputIndex(0)]);
+        watermark(&mut channels, 0, 10);
+        watermark(&mut channels, 1, 30);
+        let change = channels.note(0, &Element::Idle(true));
+        assert_eq!((change.watermark, change.idle), (Some(Watermark(30)), None));
+        assert_eq!(channels.note(1, &Element::Idle(true)).idle, Some(true));
+        let row = Element::Batch(Batch::new(1, vec![], None).unwrap());
+        assert_eq!(channels.note(0, &row).idle, Some(false));
+        assert_eq!(channels.note(0, &row).idle, None);
+    }
+}

@@ -1,0 +1,118 @@
+//! Finding splits and handing them to readers, off the slots.
+//!
+//! One [`Enumeration`] per source node; whoever drives the job asks it when it is due. New splits go to the readers
+//! that have fewest. Every reader hears of the first discovery, also when it gets nothing, so that a reader without
+//! splits knows that it need not hold the watermark back.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tidemill_core::Result;
+use tidemill_core::connector::{Split, SplitEnumerator, SplitId, Waker};
+use tidemill_core::time::Timestamp;
+
+/// News for a reader.
+#[derive(Debug)]
+pub enum News {
+    /// Splits to read; at first maybe none.
+    Splits(Vec<Split>),
+    /// There will be no more.
+    NoMore,
+}
+
+/// Where a reader gets its news.
+#[derive(Debug)]
+pub struct Mailbox {
+    news: Mutex<VecDeque<News>>,
+    filled: AtomicBool,
+    /// Splits that were sent and did not end.
+    unfinished: AtomicUsize,
+    waker: Waker,
+}
+
+impl Mailbox {
+    /// For a reader whose slot is woken so.
+    pub fn new(waker: Waker) -> Self {
+        Self { news: Mutex::default(), filled: AtomicBool::new(false), unfinished: AtomicUsize::new(0), waker }
+    }
+
+    /// The next news.
+    pub fn take(&self) -> Option<News> {
+        if !self.filled.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = news.pop_front();
+        self.filled.store(!news.is_empty(), Ordering::Release);
+        next
+    }
+
+    /// A split ended.
+    pub fn split_finished(&self) {
+        self.unfinished.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn send(&self, item: News) {
+        if let News::Splits(splits) = &item {
+            self.unfinished.fetch_add(splits.len(), Ordering::Relaxed);
+        }
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        news.push_back(item);
+        self.filled.store(true, Ordering::Release);
+        drop(news);
+        self.waker.wake();
+    }
+}
+
+/// Finds the splits of one source node.
+pub struct Enumeration {
+    enumerator: Box<dyn SplitEnumerator>,
+    readers: Vec<Arc<Mailbox>>,
+    known: HashSet<SplitId>,
+    first: bool,
+    /// `None`: there is nothing more to find.
+    due: Option<Timestamp>,
+}
+
+impl Enumeration {
+    /// For these readers.
+    pub fn new(enumerator: Box<dyn SplitEnumerator>, readers: Vec<Arc<Mailbox>>) -> Self {
+        Self { enumerator, readers, known: HashSet::new(), first: true, due: Some(Timestamp::MIN) }
+    }
+
+    /// When to call `discover`; `None`: never again.
+    pub fn due(&self) -> Option<Timestamp> {
+        self.due
+    }
+
+    /// Looks for splits and hands them out. May block.
+    pub fn discover(&mut self, now: Timestamp) -> Result<()> {
+        let found = self.enumerator.discover()?;
+        let mut shares: Vec<Vec<Split>> = self.readers.iter().map(|_| Vec::new()).collect();
+        for split in found.splits {
+            if !self.known.insert(split.id.clone()) {
+                continue;
+            }
+            let load = |(at, share): &(usize, &mut Vec<Split>)| {
+                let unfinished = self.readers.get(*at).map_or(0, |r| r.unfinished.load(Ordering::Relaxed));
+                unfinished + share.len()
+            };
+            if let Some((_, share)) = shares.iter_mut().enumerate().min_by_key(load) {
+                share.push(split);
+            }
+        }
+        for (reader, share) in self.readers.iter().zip(shares) {
+            if self.first || !share.is_empty() {
+                reader.send(News::Splits(share));
+            }
+            if found.again_after_ms.is_none() {
+                reader.send(News::NoMore);
+            }
+        }
+        self.first = false;
+        let after = |ms| Timestamp(now.0.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX)));
+        self.due = found.again_after_ms.map(after);
+        Ok(())
+    }
+}

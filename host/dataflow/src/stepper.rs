@@ -1,0 +1,139 @@
+//! Runs a job on the caller's thread, one step at a time, in an order drawn from a seed.
+//!
+//! The same slices as in production, so a test that holds the clock and the sources in its hands sees the whole job.
+//! Equal seeds give equal histories, as long as the connectors do not use threads of their own.
+
+use std::collections::BTreeMap;
+
+use tidemill_core::Result;
+use tidemill_core::connector::{SinkCommitter, Waker};
+use tidemill_core::keys::hash_fixed;
+use tidemill_core::time::Timestamp;
+
+use crate::commit::commit;
+use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
+use crate::physical::PhysicalPlan;
+use crate::slice::{Assembly, CommitTarget, Slice, Step};
+use crate::splits::Enumeration;
+
+/// A job that is stepped by hand.
+pub struct Stepper {
+    spec: JobSpec,
+    slices: Vec<Slice>,
+    enumerations: Vec<Enumeration>,
+    committers: BTreeMap<CommitTarget, Box<dyn SinkCommitter>>,
+    tasks: Vec<TaskStatus>,
+    stop: std::sync::Arc<crate::slice::StopSignal>,
+    random: u64,
+    /// Which slot was stepped, and what it said: a digest of the history.
+    history: u64,
+    finished: bool,
+}
+
+impl Stepper {
+    /// Makes the job's slices.
+    pub fn new(spec: JobSpec, seed: u64) -> Result<Self> {
+        let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
+        let wakers: Vec<Waker> = (0..plan.slots()).map(|_| Waker::new(|| ())).collect();
+        let Assembly { slices, enumerations, committers, tasks, stop } = Assembly::new(&spec, &plan, &wakers)?;
+        Ok(Self { spec, slices, enumerations, committers, tasks, stop, random: seed, history: 0, finished: false })
+    }
+
+    /// Steps until nothing moves without new input or a later time. Answers that time, if any part waits for one.
+    pub fn step_until_idle(&mut self) -> Result<Option<Timestamp>> {
+        loop {
+            self.discover()?;
+            // Slots that have not said "nothing to do" since the last progress of any.
+            let mut open: Vec<usize> = (0..self.slices.len()).collect();
+            let (mut progressed, mut until) = (false, None);
+            while !open.is_empty() {
+                let pick = self.draw(open.len());
+                let Some(&slot) = open.get(pick) else { continue };
+                match self.step(slot)? {
+                    Step::Progress => {
+                        progressed = true;
+                        open = (0..self.slices.len()).collect();
+                        continue;
+                    }
+                    Step::IdleUntil(at) => until = until.into_iter().chain(at).min(),
+                    Step::Blocked | Step::Finished => {}
+                }
+                open.swap_remove(pick);
+            }
+            self.finish_if_all_did()?;
+            let due = self.enumerations.iter().filter_map(Enumeration::due).min();
+            let due_now = due.is_some_and(|due| due <= self.spec.clock.now());
+            if self.finished {
+                return Ok(None);
+            }
+            if !progressed && !due_now {
+                return Ok(until.into_iter().chain(due).min());
+            }
+        }
+    }
+
+    /// Whether everything ended and is committed.
+    pub fn finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Sources end where they are at their next step, and everything drains.
+    pub fn stop(&self) {
+        self.stop.stop();
+    }
+
+    /// Every subtask with its counters.
+    pub fn tasks(&self) -> &[TaskStatus] {
+        &self.tasks
+    }
+
+    /// A digest of which slot was stepped when and what it did: equal for equal histories.
+    pub fn history(&self) -> u64 {
+        self.history
+    }
+
+    /// What is to say at the end.
+    pub fn report(&self) -> JobReport {
+        let ending = if self.stop.is_stopping() { Ending::Stopped } else { Ending::Finished };
+        JobReport { job: self.spec.name.clone(), ending, tasks: self.tasks.clone() }
+    }
+
+    fn discover(&mut self) -> Result<()> {
+        let now = self.spec.clock.now();
+        for enumeration in &mut self.enumerations {
+            if enumeration.due().is_some_and(|due| due <= now) {
+                enumeration.discover(now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, slot: usize) -> Result<Step> {
+        let Some(slice) = self.slices.get_mut(slot) else { return Ok(Step::Finished) };
+        let step = slice.step()?;
+        let code = match step {
+            Step::Progress => 1,
+            Step::Blocked => 2,
+            Step::IdleUntil(_) => 3,
+            Step::Finished => 4,
+        };
+        self.history = hash_fixed(self.history ^ ((slot as u64) << 8) ^ code);
+        Ok(step)
+    }
+
+    fn finish_if_all_did(&mut self) -> Result<()> {
+        if self.finished || !self.slices.iter().all(Slice::has_finished) {
+            return Ok(());
+        }
+        let prepared: Vec<_> = self.slices.iter_mut().flat_map(Slice::take_prepared).collect();
+        commit(&mut self.committers, prepared)?;
+        self.slices.iter_mut().try_for_each(Slice::committed)?;
+        self.finished = true;
+        Ok(())
+    }
+
+    fn draw(&mut self, below: usize) -> usize {
+        self.random = self.random.wrapping_add(1);
+        (hash_fixed(self.random) % below.max(1) as u64) as usize
+    }
+}

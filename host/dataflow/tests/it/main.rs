@@ -1,0 +1,6 @@
+//! Whole jobs on connectors of memory, stepped in seeded orders and run in threads.
+
+mod failures;
+mod support;
+mod time;
+mod topologies;
