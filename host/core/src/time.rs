@@ -61,7 +61,8 @@ impl RisingWatermark {
 }
 
 /// The minimum over several inputs (or splits), without those that are idle. It never falls either: an input that
-/// wakes up behind the others is late, it does not turn time back.
+/// wakes up behind the others is late, it does not turn time back. When all are idle it is the largest of theirs: nobody
+/// is left to wait for.
 #[derive(Clone, Debug)]
 pub struct WatermarkMerge {
     inputs: Vec<(RisingWatermark, bool)>,
@@ -105,8 +106,9 @@ impl WatermarkMerge {
     }
 
     fn merge(&mut self) -> Option<Watermark> {
-        let minimum = self.inputs.iter().filter(|(_, idle)| !idle).map(|(own, _)| own.get()).min()?;
-        self.merged.raise(minimum)
+        let active = self.inputs.iter().filter(|(_, idle)| !idle).map(|(own, _)| own.get()).min();
+        let merged = active.or_else(|| self.inputs.iter().map(|(own, _)| own.get()).max())?;
+        self.merged.raise(merged)
     }
 }
 
@@ -141,5 +143,7 @@ mod tests {
         assert_eq!(merge.get(), Watermark(10));
         assert_eq!(merge.raise(0, Watermark(20)), None, "held back by the second input");
         assert_eq!(merge.raise(1, Watermark(15)), Some(Watermark(15)));
+        assert_eq!(merge.set_idle(0, true), None, "what is left holds back as before");
+        assert_eq!(merge.set_idle(1, true), Some(Watermark(20)), "nobody is left to wait for");
     }
 }

@@ -75,6 +75,8 @@ impl EventTimeReader {
 #[derive(Debug, Default)]
 pub struct SplitWatermarks {
     splits: Vec<SplitState>,
+    /// The largest of splits that ended.
+    ended: RisingWatermark,
     merged: RisingWatermark,
 }
 
@@ -109,7 +111,9 @@ impl SplitWatermarks {
 
     /// A split ended; the reader's watermark, if it rose.
     pub fn finish(&mut self, id: &SplitId) -> Option<Watermark> {
-        self.splits.retain(|s| s.id != *id);
+        if let Some(at) = self.splits.iter().position(|s| s.id == *id) {
+            self.ended.raise(self.splits.swap_remove(at).watermark.get());
+        }
         self.merge()
     }
 
@@ -133,8 +137,10 @@ impl SplitWatermarks {
     }
 
     fn merge(&mut self) -> Option<Watermark> {
-        let minimum = self.splits.iter().filter(|s| !s.idle).map(|s| s.watermark.get()).min()?;
-        self.merged.raise(minimum)
+        let active = self.splits.iter().filter(|s| !s.idle).map(|s| s.watermark.get()).min();
+        // Nobody is left to wait for: as far as any came.
+        let all = || self.splits.iter().map(|s| s.watermark.get()).chain([self.ended.get()]).max();
+        self.merged.raise(active.or_else(all)?)
     }
 }
 
@@ -183,5 +189,7 @@ mod tests {
         assert!(!splits.all_idle());
         assert_eq!(splits.finish(&a), None);
         assert!(splits.all_idle());
+        splits.add(b.clone(), Timestamp(200));
+        assert_eq!(splits.rows(&b, Watermark(25), Timestamp(200)), None, "a new split may be late");
     }
 }

@@ -30,10 +30,13 @@ pub fn schema() -> SchemaRef {
     ])
 }
 
+/// A letter and who set it aside.
+type Placed = (Arc<SubtaskId>, DeadLetter);
+
 /// Collects and writes dead letters.
 pub struct Letters {
     writer: Option<Box<dyn SinkWriter>>,
-    waiting: Vec<(Arc<SubtaskId>, DeadLetter)>,
+    waiting: Vec<Placed>,
 }
 
 impl Letters {
@@ -83,8 +86,8 @@ impl Letters {
     }
 }
 
-fn rows(letters: &[(Arc<SubtaskId>, DeadLetter)]) -> Result<Batch> {
-    let text = |of: &dyn Fn(&(Arc<SubtaskId>, DeadLetter)) -> String| {
+fn rows(letters: &[Placed]) -> Result<Batch> {
+    let text = |of: &dyn Fn(&Placed) -> String| {
         Arc::new(letters.iter().map(|l| Some(of(l))).collect::<StringViewArray>()) as ArrayRef
     };
     let columns = vec![

@@ -3,10 +3,9 @@
 //! Sources, sinks and `AssignEventTime` are not here: they make watermarks or talk to connectors, which the slice does.
 
 pub mod emit;
+pub mod join;
 mod transform;
 mod union;
-
-pub mod join;
 
 use tidemill_core::graph::JobGraph;
 use tidemill_core::ids::NodeId;
@@ -36,10 +35,8 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     match node.kind {
         NodeKind::Transform { .. } => transform::build(build),
         NodeKind::Union => union::build(build),
-        NodeKind::Process { .. }
-        | NodeKind::Window { .. }
-        | NodeKind::WindowJoin { .. }
-        | NodeKind::IntervalJoin { .. } => {
+        NodeKind::WindowJoin { .. } | NodeKind::IntervalJoin { .. } => join::build(build),
+        NodeKind::Process { .. } | NodeKind::Window { .. } => {
             Err(Error::invalid(format!("operator '{}' is of a kind that this engine does not run yet", node.name)))
         }
         NodeKind::Source { .. } | NodeKind::Sink { .. } | NodeKind::AssignEventTime(_) => {

@@ -1,4 +1,5 @@
 //! A plan comes from a component and may be wrong in any way; each wrong one is refused with the operator and the fault.
+#![allow(clippy::expect_used, reason = "a failed test is what it means here")]
 
 use serde_json::{Value, json};
 use tidemill_core::graph::JobGraph;

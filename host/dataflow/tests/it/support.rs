@@ -1,4 +1,5 @@
 //! A job of memory: sources of given batches, sinks that collect, user code from closures, a clock held in the hand.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed test is what they mean here")]
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -146,7 +147,9 @@ impl SourceReader for MemoryReader {
     fn poll(&mut self) -> Result<ReaderPoll> {
         self.source.polls.fetch_add(1, Ordering::SeqCst);
         let (now, mut until) = (self.context.clock.now().0, None);
-        for _ in 0..self.queue.len() {
+        let mut left = self.queue.len();
+        while left > 0 {
+            left -= 1;
             let (id, mut polls) = self.queue.pop_front().unwrap();
             match polls.pop_front() {
                 None => return Ok(ReaderPoll::SplitFinished(id)),
@@ -156,7 +159,10 @@ impl SourceReader for MemoryReader {
                     polls.push_front(Poll::Until(at));
                     self.queue.push_back((id, polls));
                 }
-                Some(Poll::Until(_)) => self.queue.push_front((id, polls)),
+                Some(Poll::Until(_)) => {
+                    left += 1;
+                    self.queue.push_front((id, polls));
+                }
                 Some(Poll::Rows(rows)) => {
                     self.queue.push_back((id.clone(), polls));
                     let batch = batch(&rows, self.context.schema.fields().len());

@@ -1,4 +1,5 @@
 //! Event time through a whole job: watermarks, idleness, the end.
+#![allow(clippy::unwrap_used, reason = "a failed test is what it means here")]
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -9,8 +10,11 @@ use tidemill_dataflow::Stepper;
 
 use crate::support::*;
 
+/// Keys, each with the watermark at which it was seen.
+type Seen = Arc<Mutex<Vec<(i64, i64)>>>;
+
 /// Runs a job whose transform notes the watermark with which it is called.
-fn watermarks(mut job: Job) -> (Job, Arc<Mutex<Vec<(i64, i64)>>>) {
+fn watermarks(mut job: Job) -> (Job, Seen) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = seen.clone();
     job.spec.user_code = code(move |_, clock, batch, effects| {
@@ -58,7 +62,7 @@ fn an_idle_split_holds_nothing_back() {
     let watermark = |stepper: &Stepper| stepper.tasks()[1].metrics.watermark.load(Ordering::SeqCst);
     assert_eq!(watermark(&stepper), i64::MIN, "the silent split may still have old rows");
     job.clock.0.store(1_000, Ordering::SeqCst);
-    assert_eq!(stepper.step_until_idle().unwrap().map(|t| t.0), Some(1_500), "when the first split would be idle");
+    assert_eq!(stepper.step_until_idle().unwrap().map(|t| t.0), Some(10_000), "when the reader asked to be polled");
     assert_eq!(watermark(&stepper), 300 - 4);
     job.clock.0.store(10_000, Ordering::SeqCst);
     stepper.step_until_idle().unwrap();
