@@ -113,9 +113,10 @@ impl Batch {
 
 /// The timestamps of the rows with these indices.
 pub fn take_timestamps(timestamps: &ScalarBuffer<i64>, rows: &[u32]) -> Result<ScalarBuffer<i64>> {
-    rows.iter()
-        .map(|&row| timestamps.get(row as usize).copied())
-        .collect::<Option<Vec<i64>>>()
-        .map(ScalarBuffer::from)
-        .ok_or_else(|| Error::internal("a row index outside its batch"))
+    let mut taken = Vec::with_capacity(rows.len());
+    for &row in rows {
+        let time = timestamps.get(row as usize);
+        taken.push(*time.ok_or_else(|| Error::internal("a row index outside its batch"))?);
+    }
+    Ok(taken.into())
 }

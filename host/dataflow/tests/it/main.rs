@@ -1,5 +1,6 @@
 //! Whole jobs on connectors of memory, stepped in seeded orders and run in threads.
 
+mod cost;
 mod failures;
 mod support;
 mod time;
