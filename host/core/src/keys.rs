@@ -115,6 +115,14 @@ impl KeyCodec {
         Ok(())
     }
 
+    /// Key columns back from keys.
+    pub fn decode(&self, keys: &Keys) -> Result<Vec<ArrayRef>> {
+        match &keys.data {
+            KeyData::Fixed(values) => self.decode_fixed(values),
+            KeyData::Rows(rows) => self.decode_rows(rows.iter()),
+        }
+    }
+
     /// Key columns back from fixed keys.
     pub fn decode_fixed(&self, values: &[u64]) -> Result<Vec<ArrayRef>> {
         self.types.iter().map(|t| fixed_array(t, values)).collect()

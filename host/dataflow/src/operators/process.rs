@@ -1,0 +1,338 @@
+//! User code with keyed state and timers.
+//!
+//! Each batch, and each set of due timers, is one transaction: the keys are made resident, their states travel with the
+//! call, and what it changes takes effect when it succeeded. Timers fire between batches: event-time timers when the
+//! watermark reaches them, processing-time timers when the clock does.
+//!
+//! Timers of one call have different keys. So what a timer changes is seen by the key's next one, whether it is set
+//! before it, at the same time, or deleted.
+//!
+//! Invariant: between two calls, the table has entries only for keys that have some state.
+
+mod call;
+mod numbering;
+
+use std::sync::Arc;
+
+use arrow::array::ArrayRef;
+use arrow::buffer::ScalarBuffer;
+use tidemill_core::graph::key_of;
+use tidemill_core::ids::InputIndex;
+use tidemill_core::keys::Keys;
+use tidemill_core::metrics::TaskMetrics;
+use tidemill_core::operator::{Operator, Output, Progress};
+use tidemill_core::plan::{NodeKind, Origin};
+use tidemill_core::state::{KeyedState, Namespace, Slot, TableId, ValueSpec};
+use tidemill_core::time::{Clock, Timestamp, Watermark};
+use tidemill_core::types::{arrow_schema, arrow_type};
+use tidemill_core::user::{CallClock, TimeDomain, UserCode};
+use tidemill_core::{Batch, Error, ErrorKind, Result};
+
+use self::call::Call;
+use self::numbering::Numbering;
+use super::Build;
+use super::emit::PortPlans;
+use crate::record::RecordText;
+use crate::transaction::{Outcome, Transaction};
+
+/// Timer calls in one step; then others have their turn, even if nothing was emitted.
+const CALLS_PER_STEP: usize = 64;
+/// So many timer calls may each set another timer that is due at once, without time getting on, before it is taken for
+/// an endless loop. Longer chains than seconds of sandbox time are no sane job.
+const MAX_CHAINED_CALLS: u32 = 1_000_000;
+
+/// Makes the operator of a `process` node.
+pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
+    let node = build.graph.node(build.id)?;
+    let NodeKind::Process { reads_timestamps, states } = &node.kind else {
+        return Err(Error::internal(format!("'{}' is no process function", node.name)));
+    };
+    let user = build.user.ok_or_else(|| Error::internal(format!("no user code for '{}'", node.name)))?;
+    let mut state = build.backend.open(build.graph.key_codec(node, 0)?)?;
+    let specs = states
+        .iter()
+        .map(|s| ValueSpec { name: s.name.clone(), data_type: arrow_type(&s.data_type) })
+        .collect::<Vec<_>>();
+    let table = state.table("values", specs)?;
+    let mut inputs = Vec::with_capacity(node.inputs.len());
+    let mut key_fields = Vec::new();
+    for (index, input) in node.inputs.iter().enumerate() {
+        let fields = build.graph.input_fields(node, index)?;
+        let key = key_of(&input.exchange)
+            .ok_or_else(|| Error::internal(format!("input {index} of '{}' is not hashed", node.name)))?;
+        if index == 0 {
+            key_fields = key.iter().filter_map(|&k| fields.get(k as usize)).map(|f| f.field.clone()).collect();
+        }
+        inputs.push(InputPlan {
+            key: key.iter().map(|&column| column as usize).collect(),
+            reads: input.reads.iter().map(|&column| column as usize).collect(),
+            text: RecordText::new(arrow_schema(fields.iter().map(|f| &f.field))),
+        });
+    }
+    Ok(Box::new(Process {
+        engine: Engine {
+            user,
+            state,
+            table,
+            states: states.len(),
+            inputs,
+            key_text: RecordText::new(arrow_schema(&key_fields)),
+            ports: PortPlans::new(node)?,
+            copying: node.outputs.iter().map(|o| o.fields.iter().any(|f| f.origin != Origin::New)).collect(),
+            reads_timestamps: *reads_timestamps,
+            metrics: build.context.metrics,
+            numbering: Numbering::default(),
+            values: Vec::new(),
+            may_be_vacant: false,
+            set_due: false,
+        },
+        clock: build.context.clock,
+        batch_rows: build.context.batch_rows,
+        timers_at_once: build.context.batch_rows,
+        watermark: Watermark::MIN,
+        transaction: Transaction::default(),
+        work: None,
+        firing: None,
+        spare_slots: Vec::new(),
+    }))
+}
+
+/// How an input's rows become calls.
+struct InputPlan {
+    key: Vec<usize>,
+    reads: Vec<usize>,
+    text: RecordText,
+}
+
+/// What calls need, apart from the rows themselves.
+struct Engine {
+    user: Box<dyn UserCode>,
+    state: Box<dyn KeyedState>,
+    table: TableId,
+    /// How many states the node declares.
+    states: usize,
+    inputs: Vec<InputPlan>,
+    key_text: RecordText,
+    ports: PortPlans,
+    /// Which ports copy columns of rows, so that timers, which have none, can't emit to them.
+    copying: Vec<bool>,
+    reads_timestamps: bool,
+    metrics: Arc<TaskMetrics>,
+    /// The distinct keys of the last call.
+    numbering: Numbering,
+    /// Their states.
+    values: Vec<ArrayRef>,
+    /// Whether the work in hand may leave entries without any value.
+    may_be_vacant: bool,
+    /// Whether the work in hand set an event-time timer that is due already.
+    set_due: bool,
+}
+
+/// Rows or timers in hand, until their transaction is done.
+struct Work {
+    what: What,
+    /// What emissions derive from: the rows with all columns, or the timers' times.
+    rows: Batch,
+    keys: Keys,
+    slots: Vec<Slot>,
+}
+
+enum What {
+    Rows {
+        input: InputIndex,
+    },
+    Timers {
+        domain: TimeDomain,
+        /// The keys' columns, with the times.
+        keys: Batch,
+    },
+}
+
+/// Timers that are being fired, until none is due.
+struct Firing {
+    domain: TimeDomain,
+    up_to: i64,
+    /// The latest time that fired.
+    reached: i64,
+    /// See [`MAX_CHAINED_CALLS`].
+    chained: u32,
+}
+
+struct Process {
+    engine: Engine,
+    clock: Arc<dyn Clock>,
+    batch_rows: usize,
+    /// How many timers to look at for the next call: fewer where keys repeat soon.
+    timers_at_once: usize,
+    watermark: Watermark,
+    transaction: Transaction,
+    work: Option<Work>,
+    firing: Option<Firing>,
+    spare_slots: Vec<Slot>,
+}
+
+impl Operator for Process {
+    fn process(&mut self, input: InputIndex, batch: Batch, out: &mut dyn Output) -> Result<Progress> {
+        let columns = batch.project(&self.engine.input(input)?.key)?;
+        let keys = self.engine.state.codec().encode(batch.rows(), columns.columns())?;
+        let slots = self.resolve(&keys)?;
+        self.start(Work { what: What::Rows { input }, rows: batch, keys, slots });
+        self.go_on(out)
+    }
+
+    fn on_watermark(&mut self, watermark: Watermark, out: &mut dyn Output) -> Result<Progress> {
+        self.watermark = watermark;
+        self.go_on(out)
+    }
+
+    fn resume(&mut self, out: &mut dyn Output) -> Result<Progress> {
+        self.go_on(out)
+    }
+
+    fn next_timer(&self) -> Option<Timestamp> {
+        if self.work.is_some() {
+            return self.transaction.retry_at();
+        }
+        self.engine.state.next_timer(TimeDomain::Processing).map(Timestamp)
+    }
+
+    fn on_processing_time(&mut self, now: Timestamp, out: &mut dyn Output) -> Result<Progress> {
+        if self.work.is_none() && self.firing.is_none() {
+            self.firing = Some(Firing::new(TimeDomain::Processing, now.0));
+        }
+        self.go_on(out)
+    }
+}
+
+impl Process {
+    /// Makes the entries of keys resident.
+    fn resolve(&mut self, keys: &Keys) -> Result<Vec<Slot>> {
+        let mut slots = std::mem::take(&mut self.spare_slots);
+        let engine = &mut self.engine;
+        let before = engine.state.len(engine.table, Namespace::GLOBAL);
+        engine.state.resolve(engine.table, Namespace::GLOBAL, keys, &mut slots)?;
+        engine.may_be_vacant = engine.state.len(engine.table, Namespace::GLOBAL) > before;
+        Ok(slots)
+    }
+
+    /// Takes rows or timers in hand.
+    fn start(&mut self, work: Work) {
+        self.engine.set_due = false;
+        self.transaction.start(work.rows.rows());
+        self.work = Some(work);
+    }
+
+    /// The work in hand, then the timers that are due, for a bounded number of calls.
+    fn go_on(&mut self, out: &mut dyn Output) -> Result<Progress> {
+        for _ in 0..CALLS_PER_STEP {
+            if self.work.is_none() && !self.take_timers()? {
+                return Ok(Progress::Done);
+            }
+            if !self.finish_work(out)? || out.is_full() {
+                return Ok(Progress::More);
+            }
+        }
+        // Processing-time timers that stay due come back by `next_timer`; in between, rows have their turn.
+        if self.work.is_none() && self.firing.as_ref().is_some_and(|f| f.domain == TimeDomain::Processing) {
+            self.firing = None;
+            return Ok(Progress::Done);
+        }
+        Ok(Progress::More)
+    }
+
+    /// Goes on with the work in hand; whether it is done.
+    fn finish_work(&mut self, out: &mut dyn Output) -> Result<bool> {
+        let Some(work) = &self.work else { return Ok(true) };
+        let now = self.clock.now();
+        let clock = CallClock { watermark: self.watermark, processing_time: now };
+        let mut call = Call::new(&mut self.engine, work, clock, out);
+        if self.transaction.run(now, &mut call)? != Outcome::Done {
+            return Ok(false);
+        }
+        let Some(work) = self.work.take() else { return Ok(true) };
+        self.engine.end(&work)?;
+        if let (What::Timers { .. }, Some(firing)) = (&work.what, &mut self.firing) {
+            firing.fired(work.rows.timestamps().and_then(|t| t.last().copied()), self.engine.set_due)?;
+        }
+        self.spare_slots = work.slots;
+        Ok(true)
+    }
+
+    /// Takes due timers in hand; whether there were any.
+    fn take_timers(&mut self) -> Result<bool> {
+        let state = &mut self.engine.state;
+        let is_due = |domain, up_to| state.next_timer(domain).is_some_and(|first| first <= up_to);
+        if self.firing.as_ref().is_some_and(|firing| !is_due(firing.domain, firing.up_to)) {
+            self.firing = None;
+        }
+        let (domain, up_to) = match &self.firing {
+            Some(firing) => (firing.domain, firing.up_to),
+            None if is_due(TimeDomain::Event, self.watermark.0) => (TimeDomain::Event, self.watermark.0),
+            None => return Ok(false),
+        };
+        let (mut keys, mut times) = state.due_timers(domain, up_to, self.timers_at_once)?;
+        // Of the timers that are left for the next call, the slots stay in hand too, to be let go of if vacant.
+        let slots = self.resolve(&keys)?;
+        let distinct = self.engine.numbering.distinct_prefix(&slots);
+        if distinct < times.len() {
+            let prefix: Vec<u32> = (0..distinct as u32).collect();
+            keys = self.engine.state.codec().take(&keys, &prefix)?;
+            times.truncate(distinct);
+            self.timers_at_once = (distinct * 2).min(self.batch_rows);
+        } else {
+            self.timers_at_once = (self.timers_at_once * 2).min(self.batch_rows);
+        }
+        let columns = self.engine.state.codec().decode(&keys)?;
+        let times = ScalarBuffer::from(times);
+        let key_columns = Batch::new(times.len(), columns, Some(times.clone()))?;
+        let rows = Batch::new(times.len(), Vec::new(), Some(times))?;
+        self.firing.get_or_insert_with(|| Firing::new(domain, up_to));
+        self.start(Work { what: What::Timers { domain, keys: key_columns }, rows, keys, slots });
+        Ok(true)
+    }
+}
+
+impl Engine {
+    fn input(&self, input: InputIndex) -> Result<&InputPlan> {
+        self.inputs.get(input.index()).ok_or_else(|| Error::internal(format!("{input} of {}", self.inputs.len())))
+    }
+
+    /// Ends a transaction: lets go of keys about which nothing is to be remembered, and makes the rest the state.
+    fn end(&mut self, work: &Work) -> Result<()> {
+        if self.may_be_vacant {
+            self.state.remove_vacant(self.table, Namespace::GLOBAL, &work.slots)?;
+        }
+        self.state.commit()?;
+        self.metrics.state_entries.set(self.state.entries());
+        self.metrics.state_bytes.set(self.state.memory_bytes() as u64);
+        Ok(())
+    }
+}
+
+impl Firing {
+    fn new(domain: TimeDomain, up_to: i64) -> Self {
+        Self { domain, up_to, reached: i64::MIN, chained: 0 }
+    }
+
+    /// A call fired timers up to `latest`; `set_due`: and set others that are due.
+    fn fired(&mut self, latest: Option<i64>, set_due: bool) -> Result<()> {
+        let latest = latest.unwrap_or(self.reached);
+        // At the end of the input every time is due, so getting on in time leads nowhere either.
+        let gets_on = latest > self.reached && self.up_to != i64::MAX;
+        self.reached = self.reached.max(latest);
+        if self.domain != TimeDomain::Event || !set_due {
+            return Ok(());
+        }
+        self.chained = if gets_on { 0 } else { self.chained + 1 };
+        if self.chained <= MAX_CHAINED_CALLS {
+            return Ok(());
+        }
+        let end = if self.up_to == i64::MAX { "the end of the input" } else { "the watermark" };
+        let message = format!("after {end}, timers set timers that are due again, {MAX_CHAINED_CALLS} times in a row");
+        Err(Error::new(ErrorKind::Limit, message)
+            .mend("Set a timer in a timer only under a condition that ends, such as a watermark before the end."))
+    }
+}
+
+#[cfg(test)]
+mod tests;

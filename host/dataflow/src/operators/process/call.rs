@@ -1,0 +1,175 @@
+//! One transaction of a process function: the call with states, and what its effects do.
+
+use arrow::buffer::ScalarBuffer;
+use tidemill_core::ids::InputIndex;
+use tidemill_core::keys::Keys;
+use tidemill_core::operator::Output;
+use tidemill_core::state::{Namespace, Slot};
+use tidemill_core::user::{
+    CallClock, DueTimers, Effects, Emission, EmittedRows, KeySet, StateUpdate, TimeDomain, TimerUpdate, UserFailure,
+};
+use tidemill_core::{Batch, Error, Result};
+
+use super::{Engine, What, Work};
+use crate::transaction::{Attempt, Rows};
+
+/// Emissions of timers derive from rows of no input.
+const NO_INPUT: InputIndex = InputIndex(u32::MAX);
+
+pub(super) struct Call<'a> {
+    engine: &'a mut Engine,
+    work: &'a Work,
+    clock: CallClock,
+    out: &'a mut dyn Output,
+    /// The rows (or timers) of the last call.
+    rows: Option<Batch>,
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(engine: &'a mut Engine, work: &'a Work, clock: CallClock, out: &'a mut dyn Output) -> Self {
+        Self { engine, work, clock, out, rows: None }
+    }
+}
+
+impl Attempt for Call<'_> {
+    fn call(&mut self, rows: &Rows, effects: &mut Effects) -> Result<Result<(), UserFailure>> {
+        let selected = rows.of(&self.work.rows)?;
+        let engine = &mut *self.engine;
+        engine.load(rows, &self.work.slots)?;
+        let keys = KeySet {
+            keys: engine.numbering.slots.len(),
+            key_of_row: &engine.numbering.key_of_row,
+            states: &engine.values,
+        };
+        let called = match &self.work.what {
+            What::Rows { input } => {
+                let plan = engine.inputs.get(input.index());
+                let plan = plan.ok_or_else(|| Error::internal(format!("a batch of {input}")))?;
+                let mut given = selected.project(&plan.reads)?;
+                if !engine.reads_timestamps && given.timestamps().is_some() {
+                    given = given.with_timestamps(None)?;
+                }
+                engine.user.process(self.clock, input.0, &given, &keys, effects)
+            }
+            What::Timers { domain, keys: columns } => {
+                let columns = rows.of(columns)?;
+                let timestamps = columns.timestamps().ok_or_else(|| Error::internal("timers without times"))?;
+                let timers = DueTimers { domain: *domain, timestamps, key_columns: columns.columns(), keys };
+                engine.user.on_timers(self.clock, &timers, effects)
+            }
+        };
+        self.rows = Some(selected);
+        Ok(called)
+    }
+
+    fn apply(&mut self, rows: &Rows, effects: &mut Effects) -> Result<()> {
+        let selected = self.rows.take().ok_or_else(|| Error::internal("effects without a call"))?;
+        if let What::Timers { domain, .. } = &self.work.what {
+            // Before what the call sets: a timer may set itself again.
+            self.engine.timers_done(*domain, rows, self.work)?;
+        }
+        for update in effects.states.drain(..) {
+            self.engine.write(&update)?;
+        }
+        for update in effects.timers.drain(..) {
+            self.engine.update_timers(&update, &self.work.keys, self.clock.watermark.0)?;
+        }
+        let input = match &self.work.what {
+            What::Rows { input } => *input,
+            What::Timers { .. } => NO_INPUT,
+        };
+        for mut emission in effects.emissions.drain(..) {
+            if input == NO_INPUT {
+                self.engine.check_timer_emission(&mut emission, selected.timestamps())?;
+            }
+            let (port, batch) = self.engine.ports.batch(emission, input, &selected)?;
+            self.out.emit(port, batch)?;
+        }
+        Ok(())
+    }
+
+    fn set_aside(&mut self, row: usize, reason: String) -> Result<()> {
+        // The row's key was resolved, perhaps for this row only.
+        self.engine.may_be_vacant = true;
+        let letter = match &self.work.what {
+            What::Rows { input } => self.engine.input(*input)?.text.letter(&self.work.rows, row, reason),
+            What::Timers { domain, keys } => {
+                self.engine.timers_done(*domain, &Rows::Range { start: row, len: 1 }, self.work)?;
+                let kind = match domain {
+                    TimeDomain::Event => "an event-time timer",
+                    TimeDomain::Processing => "a processing-time timer",
+                };
+                self.engine.key_text.letter(keys, row, format!("{kind}: {reason}"))
+            }
+        };
+        self.out.dead_letter(letter)
+    }
+
+    fn repeated(&mut self) {
+        self.engine.metrics.retries.add(1);
+    }
+}
+
+impl Engine {
+    /// Numbers the keys of these rows and reads their states.
+    fn load(&mut self, rows: &Rows, slots: &[Slot]) -> Result<()> {
+        self.numbering.number(rows, slots)?;
+        self.values.clear();
+        for value in 0..self.states {
+            self.values.push(self.state.read(self.table, Namespace::GLOBAL, value, &self.numbering.slots)?);
+        }
+        Ok(())
+    }
+
+    /// Timers have no rows whose columns could be copied; the new rows of one timer have its time.
+    fn check_timer_emission(&self, emission: &mut Emission, times: Option<&ScalarBuffer<i64>>) -> Result<()> {
+        if self.copying.get(emission.port.index()) == Some(&true) {
+            let message = format!("a timer emitted to {}, which copies columns of the input's rows", emission.port);
+            return Err(Error::invalid(message).mend("Make all columns of a port that timers emit to new ones."));
+        }
+        if let (EmittedRows::New { rows, timestamps: timestamps @ None }, Some([time])) =
+            (&mut emission.rows, times.map(|t| &**t))
+        {
+            *timestamps = Some(ScalarBuffer::from(vec![*time; *rows]));
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, update: &StateUpdate) -> Result<()> {
+        self.may_be_vacant |= update.values.null_count() > 0;
+        let keys: &[u32] = &update.keys;
+        let all = &self.numbering.slots;
+        let everyone = keys.len() == all.len() && keys.iter().zip(0..).all(|(&key, number)| key == number);
+        if everyone {
+            return self.state.write(self.table, Namespace::GLOBAL, update.state, all, &update.values);
+        }
+        let slots = keys.iter().map(|&key| all.get(key as usize).copied()).collect::<Option<Vec<_>>>();
+        let slots = slots.ok_or_else(|| Error::internal("a state of a key that the call does not have"))?;
+        self.state.write(self.table, Namespace::GLOBAL, update.state, &slots, &update.values)
+    }
+
+    fn update_timers(&mut self, update: &TimerUpdate, keys: &Keys, watermark: i64) -> Result<()> {
+        let firsts = &self.numbering.first_rows;
+        let of = update.keys.iter().map(|&key| firsts.get(key as usize).copied()).collect::<Option<Vec<_>>>();
+        let of = of.ok_or_else(|| Error::internal("a timer of a key that the call does not have"))?;
+        if update.delete {
+            return self.state.delete_timers(update.domain, keys, &of, &update.timestamps);
+        }
+        self.set_due |= update.domain == TimeDomain::Event && update.timestamps.iter().any(|&time| time <= watermark);
+        self.state.set_timers(update.domain, keys, &of, &update.timestamps)
+    }
+
+    /// These timers fired, or were set aside.
+    fn timers_done(&mut self, domain: TimeDomain, rows: &Rows, work: &Work) -> Result<()> {
+        let outside = || Error::internal("timers outside their call");
+        let times = work.rows.timestamps().ok_or_else(outside)?;
+        let mut of = Vec::with_capacity(rows.len());
+        let mut at = Vec::with_capacity(rows.len());
+        for row in 0..rows.len() {
+            let row = rows.original(row).ok_or_else(outside)?;
+            of.push(row as u32);
+            at.push(*times.get(row).ok_or_else(outside)?);
+        }
+        self.state.delete_timers(domain, &work.keys, &of, &at)
+    }
+}
