@@ -3,9 +3,13 @@
 //! Sources, sinks and `AssignEventTime` are not here: they make watermarks or talk to connectors, which the slice does.
 
 pub mod emit;
-pub mod join;
+mod process;
 mod transform;
 mod union;
+
+mod aggregate;
+pub mod join;
+pub mod window;
 
 use tidemill_core::graph::JobGraph;
 use tidemill_core::ids::NodeId;
@@ -35,10 +39,9 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     match node.kind {
         NodeKind::Transform { .. } => transform::build(build),
         NodeKind::Union => union::build(build),
+        NodeKind::Process { .. } => process::build(build),
+        NodeKind::Window { .. } => window::build(build),
         NodeKind::WindowJoin { .. } | NodeKind::IntervalJoin { .. } => join::build(build),
-        NodeKind::Process { .. } | NodeKind::Window { .. } => {
-            Err(Error::invalid(format!("operator '{}' is of a kind that this engine does not run yet", node.name)))
-        }
         NodeKind::Source { .. } | NodeKind::Sink { .. } | NodeKind::AssignEventTime(_) => {
             Err(Error::internal(format!("'{}' is not made here", node.name)))
         }

@@ -1,0 +1,132 @@
+//! What must not happen: a step without end, a panic at the ends of time, a row without time that passes.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array};
+use arrow::buffer::ScalarBuffer;
+use tidemill_core::ids::InputIndex;
+use tidemill_core::operator::Progress;
+use tidemill_core::plan::{NodeKind, Windows};
+use tidemill_core::time::Watermark;
+use tidemill_core::{Batch, ErrorKind};
+
+use super::driver::{Join, Side, int};
+
+const TUMBLING: NodeKind = NodeKind::WindowJoin { windows: Windows::Tumbling { size_ms: 1_000, offset_ms: 0 } };
+const INTERVAL: NodeKind = NodeKind::IntervalJoin { lower_ms: -1_000, upper_ms: 1_000 };
+
+fn join(kind: NodeKind) -> Join {
+    let side = || Side { fields: vec![int("key"), int("value")], key: vec![0] };
+    Join::new(kind, side(), side(), &[(0, 1), (1, 1)], 1_000)
+}
+
+fn batch(times: Vec<i64>) -> Batch {
+    let key: ArrayRef = Arc::new(Int64Array::from(vec![7; times.len()]));
+    let value: ArrayRef = Arc::new(Int64Array::from_iter_values(0..times.len() as i64));
+    Batch::new(times.len(), vec![key, value], Some(ScalarBuffer::from(times))).unwrap()
+}
+
+#[test]
+fn a_hot_key_is_paired_in_bounded_pieces() {
+    for kind in [TUMBLING, INTERVAL] {
+        let mut join = join(kind.clone());
+        join.out.discard = true;
+        for _ in 0..25 {
+            join.rows(0, batch(vec![5; 4_000]));
+        }
+        // 100,000 by 100,000 rows: the first calls of ten thousand million pairs.
+        let mut progress = if kind == TUMBLING {
+            for _ in 0..25 {
+                join.rows(1, batch(vec![5; 4_000]));
+            }
+            join.operator.on_watermark(Watermark(2_000), &mut join.out).unwrap()
+        } else {
+            join.operator.process(InputIndex(1), batch(vec![5; 4_000]), &mut join.out).unwrap()
+        };
+        let held = join.metrics.state_bytes.get();
+        for call in 0..40 {
+            join.out.room = usize::from(call % 2 == 0);
+            let before = join.out.rows;
+            join.out.in_call = 0;
+            assert_eq!(progress, Progress::More);
+            progress = join.operator.resume(&mut join.out).unwrap();
+            let emitted = join.out.rows - before;
+            assert!(emitted > 0, "no progress");
+            assert!(emitted <= if call % 2 == 0 { 1_000 } else { 200_000 }, "{emitted} rows in one call");
+        }
+        assert_eq!(join.metrics.state_bytes.get(), held);
+    }
+}
+
+#[test]
+fn a_warm_key_is_paired_completely() {
+    for kind in [TUMBLING, INTERVAL] {
+        let mut join = join(kind);
+        (join.out.discard, join.out.room) = (true, 1);
+        join.rows(0, batch(vec![5; 1_500]));
+        join.rows(1, batch(vec![6; 1_300]));
+        join.watermark(i64::MAX);
+        assert_eq!(join.out.rows, 1_500 * 1_300);
+    }
+}
+
+#[test]
+fn the_ends_of_time_do_not_overflow() {
+    let ends = [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX - 1, i64::MAX];
+    let year = 366 * 24 * 3_600_000;
+    let kinds = [
+        TUMBLING,
+        NodeKind::WindowJoin { windows: Windows::Tumbling { size_ms: 1, offset_ms: i64::MIN } },
+        NodeKind::WindowJoin { windows: Windows::Sliding { size_ms: 9, slide_ms: 1, offset_ms: i64::MAX } },
+        NodeKind::WindowJoin { windows: Windows::Sliding { size_ms: year, slide_ms: year / 2, offset_ms: -1 } },
+        INTERVAL,
+        NodeKind::IntervalJoin { lower_ms: -(year as i64), upper_ms: -(year as i64) },
+        NodeKind::IntervalJoin { lower_ms: 0, upper_ms: year as i64 },
+    ];
+    for kind in kinds {
+        for watermark in [i64::MIN + 1, 0, i64::MAX - 1] {
+            let mut join = join(kind.clone());
+            join.rows(0, batch(ends.to_vec()));
+            join.rows(1, batch(ends.to_vec()));
+            join.watermark(watermark);
+            join.rows(1, batch(ends.to_vec()));
+            join.watermark(i64::MAX);
+            join.rows(0, batch(ends.to_vec()));
+            assert_eq!(join.metrics.state_entries.get(), 0, "{kind:?}");
+            assert!(join.metrics.records_late.get() >= 6, "all rows after the end are late");
+        }
+    }
+}
+
+#[test]
+fn a_row_without_event_time_is_refused_by_name() {
+    for kind in [TUMBLING, INTERVAL] {
+        let mut join = join(kind);
+        let batch = batch(vec![1]).with_timestamps(None).unwrap();
+        let error = join.operator.process(InputIndex(1), batch, &mut join.out).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        let text = error.to_string();
+        assert!(text.contains("operator 'pairs'") && text.contains("right") && text.contains("mend:"), "{text}");
+    }
+}
+
+#[test]
+fn few_pairs_do_not_keep_a_window_of_text() {
+    use arrow::array::StringViewArray;
+    use tidemill_core::plan::{DataType, Field};
+    for kind in [TUMBLING, INTERVAL] {
+        let side = || Side { fields: vec![int("key"), Field::new("text", DataType::Utf8, false)], key: vec![0] };
+        let mut join = Join::new(kind, side(), side(), &[(0, 1), (1, 1)], 1_000);
+        let batch = |step: i64| {
+            let key: ArrayRef = Arc::new(Int64Array::from_iter_values((0..4_000).map(|i| i * step)));
+            let text: ArrayRef = Arc::new(StringViewArray::from_iter_values((0..4_000).map(|i| format!("{i:0>500}"))));
+            Batch::new(4_000, vec![key, text], Some(ScalarBuffer::from(vec![1; 4_000]))).unwrap()
+        };
+        join.rows(0, batch(1));
+        join.rows(1, batch(1_000));
+        join.watermark(i64::MAX);
+        assert_eq!(join.out.rows, 4);
+        let bytes: usize = join.out.batches.iter().map(Batch::bytes).sum();
+        assert!(bytes < 100_000, "{bytes} bytes are kept by 4 pairs");
+    }
+}

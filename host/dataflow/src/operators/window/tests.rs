@@ -1,0 +1,559 @@
+//! The operators against a slow model that keeps every row and works record by record.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, Float64Array, Int64Array, TimestampMillisecondArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType as ArrowType, Float64Type, Int64Type};
+use tidemill_core::graph::JobGraph;
+use tidemill_core::ids::{InputIndex, MaxParallelism, NodeId, SubtaskId, SubtaskIndex};
+use tidemill_core::keys::hash_fixed;
+use tidemill_core::operator::{DeadLetter, Progress};
+use tidemill_core::plan::*;
+use tidemill_core::time::{Clock, Timestamp, Watermark};
+use tidemill_core::user::{CallClock, DueTimers, Effects, KeySet, UserCode, UserFailure};
+use tidemill_state::MemoryBackend;
+
+use super::*;
+
+const LATENESS: i64 = 15;
+
+/// Column indices of the input.
+const K: u32 = 0;
+const V: u32 = 1;
+const F: u32 = 2;
+
+fn field(name: &str, data_type: DataType, nullable: bool) -> Field {
+    Field::new(name, data_type, nullable)
+}
+
+fn all_aggregates() -> Vec<AggregateFunction> {
+    use AggregateFunction::*;
+    vec![Count, Sum(V), Min(V), Max(V), Avg(V), Sum(F), Min(F), Max(F), Avg(F)]
+}
+
+fn user_aggregate() -> AggregateFunction {
+    AggregateFunction::User { accumulator: DataType::Int64, output: DataType::Int64 }
+}
+
+struct Setup {
+    windows: Windows,
+    lateness_ms: i64,
+    late_port: bool,
+    keyed: bool,
+    aggregates: Vec<AggregateFunction>,
+    batch_rows: usize,
+}
+
+impl Setup {
+    fn new(windows: Windows) -> Self {
+        let aggregates = all_aggregates();
+        Self { windows, lateness_ms: 0, late_port: true, keyed: true, aggregates, batch_rows: 3 }
+    }
+
+    fn graph(&self) -> JobGraph {
+        let input = [
+            field("k", DataType::Int64, false),
+            field("v", DataType::Int64, true),
+            field("f", DataType::Float64, true),
+            field("t", DataType::Timestamp, false),
+        ];
+        let new = |f: &Field| OutputField { field: f.clone(), origin: Origin::New };
+        let source = Node {
+            uid: "in".into(),
+            name: "in".into(),
+            parallelism: None,
+            inputs: vec![],
+            outputs: vec![tidemill_core::plan::Output { name: "out".into(), fields: input.iter().map(new).collect() }],
+            kind: NodeKind::Source {
+                binding: "in".into(),
+                event_time: Some(EventTime { column: 3, out_of_orderness_ms: 0, idle_after_ms: None }),
+            },
+        };
+        let mut fields = vec![
+            OutputField { field: field("start", DataType::Timestamp, false), origin: Origin::WindowStart },
+            OutputField { field: field("end", DataType::Timestamp, false), origin: Origin::WindowEnd },
+        ];
+        if self.keyed {
+            fields.push(OutputField { field: input[0].clone(), origin: Origin::Input { input: 0, column: 0 } });
+        }
+        let source_fields = &source.outputs[0].fields;
+        for (i, function) in self.aggregates.iter().enumerate() {
+            let (data_type, nullable) = tidemill_core::graph::aggregate_type(function, source_fields).unwrap();
+            let origin = Origin::Aggregate(i as u32);
+            fields.push(OutputField { field: field(&format!("a{i}"), data_type, nullable), origin });
+        }
+        let mut outputs = vec![tidemill_core::plan::Output { name: "out".into(), fields }];
+        if self.late_port {
+            let late = input
+                .iter()
+                .enumerate()
+                .map(|(i, f)| OutputField { field: f.clone(), origin: Origin::Input { input: 0, column: i as u32 } });
+            outputs.push(tidemill_core::plan::Output { name: "late".into(), fields: late.collect() });
+        }
+        let named = |(i, function): (usize, &AggregateFunction)| Aggregate {
+            name: format!("a{i}"),
+            function: function.clone(),
+        };
+        let window = Node {
+            uid: "w".into(),
+            name: "w".into(),
+            parallelism: None,
+            inputs: vec![Input {
+                node: 0,
+                port: 0,
+                exchange: Exchange::Hash(if self.keyed { vec![K] } else { vec![] }),
+                reads: vec![V],
+            }],
+            outputs,
+            kind: NodeKind::Window {
+                windows: self.windows,
+                allowed_lateness_ms: self.lateness_ms as u64,
+                late_port: self.late_port.then_some(1),
+                aggregates: self.aggregates.iter().enumerate().map(named).collect(),
+            },
+        };
+        let nodes = vec![source, window];
+        JobGraph::from_plan(Plan { version: PLAN_VERSION, name: "test".into(), nodes }).unwrap()
+    }
+
+    fn build(&self) -> Box<dyn Operator> {
+        let graph = self.graph();
+        let subtask = SubtaskId {
+            job: "test".into(),
+            node: NodeId(1),
+            operator: "w".into(),
+            index: SubtaskIndex(0),
+            parallelism: 1,
+        };
+        let context = OperatorContext {
+            subtask,
+            max_parallelism: MaxParallelism::DEFAULT,
+            batch_rows: self.batch_rows,
+            clock: Arc::new(Still),
+            metrics: Arc::default(),
+        };
+        let backend = MemoryBackend::new();
+        build(Build { graph: &graph, id: NodeId(1), context, backend: &backend, user: Some(Box::new(SumUser)) })
+            .unwrap()
+    }
+}
+
+struct Still;
+
+impl Clock for Still {
+    fn now(&self) -> Timestamp {
+        Timestamp(0)
+    }
+}
+
+/// Sums `v` (nulls as 0); traps at `POISON`, refuses `REFUSED` by name.
+struct SumUser;
+
+const POISON: i64 = 666;
+const REFUSED: i64 = 777;
+
+impl UserCode for SumUser {
+    fn transform(&mut self, _: CallClock, _: u32, _: &Batch, _: &mut Effects) -> Result<(), UserFailure> {
+        unreachable!()
+    }
+
+    fn process(&mut self, _: CallClock, _: u32, _: &Batch, _: &KeySet<'_>, _: &mut Effects) -> Result<(), UserFailure> {
+        unreachable!()
+    }
+
+    fn on_timers(&mut self, _: CallClock, _: &DueTimers<'_>, _: &mut Effects) -> Result<(), UserFailure> {
+        unreachable!()
+    }
+
+    fn accumulate(
+        &mut self,
+        _aggregator: u32,
+        group_of_row: &[u32],
+        batch: &Batch,
+        accumulators: &ArrayRef,
+    ) -> Result<ArrayRef, UserFailure> {
+        let mut sums: Vec<i64> =
+            accumulators.as_primitive::<Int64Type>().iter().map(Option::unwrap_or_default).collect();
+        let values = batch.columns()[0].as_primitive::<Int64Type>();
+        assert_eq!(group_of_row.len(), values.len());
+        let mut refused = Vec::new();
+        for (i, value) in values.iter().enumerate() {
+            match value.unwrap_or(0) {
+                POISON => return Err(UserFailure::Trap("poison".into())),
+                REFUSED => refused.push((i as u32, "refused".to_owned())),
+                v => sums[group_of_row[i] as usize] += v,
+            }
+        }
+        if refused.is_empty() { Ok(Arc::new(Int64Array::from(sums))) } else { Err(UserFailure::Rows(refused)) }
+    }
+
+    fn merge(&mut self, _aggregator: u32, left: &ArrayRef, right: &ArrayRef) -> Result<ArrayRef, UserFailure> {
+        assert!(!left.is_empty() && left.null_count() + right.null_count() == 0, "merge of none");
+        let (left, right) = (left.as_primitive::<Int64Type>(), right.as_primitive::<Int64Type>());
+        Ok(Arc::new(left.values().iter().zip(right.values()).map(|(a, b)| a + b).collect::<Int64Array>()))
+    }
+
+    fn finish(&mut self, _aggregator: u32, accumulators: &ArrayRef) -> Result<ArrayRef, UserFailure> {
+        assert_eq!(accumulators.null_count(), 0, "finish of none");
+        let sums = accumulators.as_primitive::<Int64Type>();
+        Ok(Arc::new(sums.values().iter().map(|s| s + 1_000).collect::<Int64Array>()))
+    }
+
+    fn memory_bytes(&self) -> usize {
+        0
+    }
+}
+
+/// What came out. Claims to be full after each batch, so that every call is cut into pieces.
+#[derive(Default)]
+struct Collected {
+    results: Vec<Line>,
+    late: Vec<Line>,
+    dead: Vec<DeadLetter>,
+    largest: usize,
+}
+
+/// A row, all as floats.
+type Line = Vec<Option<i64>>;
+
+impl super::Output for Collected {
+    fn emit(&mut self, port: Port, batch: Batch) -> Result<()> {
+        assert!(!batch.is_empty());
+        self.largest = self.largest.max(batch.rows());
+        let to = if port == Port(0) { &mut self.results } else { &mut self.late };
+        let columns: Vec<Float64Array> = batch.columns().iter().map(as_floats).collect();
+        for row in 0..batch.rows() {
+            let cell = |c: &Float64Array| c.is_valid(row).then(|| (c.value(row) * 1e6).round() as i64);
+            to.push(columns.iter().map(cell).collect());
+        }
+        if port == Port(0) {
+            let ends = &columns[1];
+            for (row, t) in batch.timestamps().unwrap().iter().enumerate() {
+                assert_eq!((*t + 1) as f64, ends.value(row), "compared as floats, which far times are not exact in");
+            }
+        }
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        true
+    }
+
+    fn dead_letter(&mut self, letter: DeadLetter) -> Result<()> {
+        self.dead.push(letter);
+        Ok(())
+    }
+}
+
+fn as_floats(column: &ArrayRef) -> Float64Array {
+    let column = match column.data_type() {
+        ArrowType::Timestamp(_, _) => cast(column, &ArrowType::Int64).unwrap(),
+        _ => column.clone(),
+    };
+    cast(&column, &ArrowType::Float64).unwrap().as_primitive::<Float64Type>().clone()
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    k: i64,
+    v: Option<i64>,
+    f: Option<f64>,
+    t: i64,
+}
+
+fn batch(rows: &[Row]) -> Batch {
+    let times: Vec<i64> = rows.iter().map(|r| r.t).collect();
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(rows.iter().map(|r| Some(r.k)).collect::<Int64Array>()),
+        Arc::new(rows.iter().map(|r| r.v).collect::<Int64Array>()),
+        Arc::new(rows.iter().map(|r| r.f).collect::<Float64Array>()),
+        Arc::new(TimestampMillisecondArray::from(times.clone())),
+    ];
+    Batch::new(rows.len(), columns, Some(times.into())).unwrap()
+}
+
+/// Drives to the end of a call.
+fn finish(operator: &mut dyn Operator, mut progress: Progress, out: &mut Collected) {
+    for _ in 0..1_000_000 {
+        if progress == Progress::Done {
+            return;
+        }
+        progress = operator.resume(out).unwrap();
+    }
+    panic!("it never ends");
+}
+
+fn process(operator: &mut dyn Operator, rows: &[Row]) -> Collected {
+    let mut out = Collected::default();
+    let progress = operator.process(InputIndex(0), batch(rows), &mut out).unwrap();
+    finish(operator, progress, &mut out);
+    out
+}
+
+fn advance(operator: &mut dyn Operator, watermark: i64) -> Collected {
+    let mut out = Collected::default();
+    let progress = operator.on_watermark(Watermark(watermark), &mut out).unwrap();
+    finish(operator, progress, &mut out);
+    out
+}
+
+/// What must come out.
+struct Model {
+    windows: Windows,
+    lateness: i64,
+    aggregates: Vec<AggregateFunction>,
+    keyed: bool,
+    watermark: i64,
+    /// By end, start and key.
+    open: BTreeMap<(i64, i64, i64), Vec<Row>>,
+}
+
+impl Model {
+    fn new(setup: &Setup) -> Self {
+        Self {
+            windows: setup.windows,
+            lateness: setup.lateness_ms,
+            aggregates: setup.aggregates.clone(),
+            keyed: setup.keyed,
+            watermark: i64::MIN,
+            open: BTreeMap::new(),
+        }
+    }
+
+    fn expired(&self, end: i64) -> bool {
+        end - 1 + self.lateness <= self.watermark
+    }
+
+    /// Results and late rows.
+    fn process(&mut self, rows: &[Row]) -> (Vec<Line>, Vec<Line>) {
+        let (mut touched, mut late) = (BTreeSet::new(), Vec::new());
+        for row in rows {
+            let key = if self.keyed { row.k } else { 0 };
+            let mut windows = Vec::new();
+            match self.windows {
+                Windows::Tumbling { size_ms, offset_ms } => windows = spans(row.t, size_ms, size_ms, offset_ms),
+                Windows::Sliding { size_ms, slide_ms, offset_ms } => {
+                    windows = spans(row.t, size_ms, slide_ms, offset_ms);
+                }
+                Windows::Session { gap_ms } => {
+                    let (mut start, mut end) = (row.t, row.t + gap_ms as i64);
+                    let touches: Vec<_> =
+                        self.open.keys().filter(|w| w.2 == key && w.1 <= end && w.0 >= start).copied().collect();
+                    let mut all = Vec::new();
+                    for window in touches {
+                        (start, end) = (start.min(window.1), end.max(window.0));
+                        all.extend(self.open.remove(&window).unwrap());
+                        touched.remove(&window);
+                    }
+                    if !all.is_empty() {
+                        self.open.insert((end, start, key), all);
+                    }
+                    windows.push((start, end));
+                }
+            }
+            windows.retain(|(_, end)| !self.expired(*end));
+            if windows.is_empty() {
+                late.push(line([row.t, 0, row.k], row));
+            }
+            for (start, end) in windows {
+                self.open.entry((end, start, key)).or_default().push(*row);
+                touched.insert((end, start, key));
+            }
+        }
+        touched.retain(|w| w.0 - 1 <= self.watermark);
+        (touched.iter().map(|w| self.result(w)).collect(), late)
+    }
+
+    fn advance(&mut self, watermark: i64) -> Vec<Line> {
+        let due = self.open.keys().filter(|w| w.0 - 1 > self.watermark && w.0 - 1 <= watermark);
+        let results = due.map(|w| self.result(w)).collect();
+        self.watermark = watermark;
+        let expired: Vec<_> = self.open.keys().filter(|w| self.expired(w.0)).copied().collect();
+        expired.iter().for_each(|w| drop(self.open.remove(w)));
+        results
+    }
+
+    fn result(&self, window: &(i64, i64, i64)) -> Line {
+        let rows = &self.open[window];
+        let ints: Vec<f64> = rows.iter().filter_map(|r| r.v).map(|v| v as f64).collect();
+        let floats: Vec<f64> = rows.iter().filter_map(|r| r.f).collect();
+        let mut line = vec![Some(window.1 as f64), Some(window.0 as f64)];
+        if self.keyed {
+            line.push(Some(window.2 as f64));
+        }
+        let of = |c: &u32| if *c == V { &ints } else { &floats };
+        for function in &self.aggregates {
+            use AggregateFunction::*;
+            line.push(match function {
+                Count => Some(rows.len() as f64),
+                Sum(c) => (!of(c).is_empty()).then(|| of(c).iter().sum()),
+                Min(c) => of(c).iter().copied().reduce(f64::min),
+                Max(c) => of(c).iter().copied().reduce(f64::max),
+                Avg(c) => (!of(c).is_empty()).then(|| of(c).iter().sum::<f64>() / of(c).len() as f64),
+                User { .. } => Some(ints.iter().sum::<f64>() + 1_000.0),
+            });
+        }
+        line.into_iter().map(|cell| cell.map(|v| (v * 1e6).round() as i64)).collect()
+    }
+}
+
+/// The windows of a timestamp, the definition taken literally.
+fn spans(t: i64, size: u64, slide: u64, offset: i64) -> Vec<(i64, i64)> {
+    let (size, slide) = (size as i64, slide as i64);
+    let starts = (t - size + 1..=t).filter(|start| (start - offset).rem_euclid(slide) == 0);
+    starts.map(|start| (start, start + size)).collect()
+}
+
+/// As the late port has it.
+fn line([t, _, k]: [i64; 3], row: &Row) -> Line {
+    vec![
+        Some(k * 1_000_000),
+        row.v.map(|v| v * 1_000_000),
+        row.f.map(|f| (f * 1e6).round() as i64),
+        Some(t * 1_000_000),
+    ]
+}
+
+fn sorted(mut lines: Vec<Line>) -> Vec<Line> {
+    lines.sort();
+    lines
+}
+
+/// Small random numbers from a seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> i64 {
+        self.0 = hash_fixed(self.0);
+        ((self.0 >> 20) % below) as i64
+    }
+}
+
+/// One random run; every call must give exactly what the model gives.
+fn check(setup: &Setup, seed: u64) {
+    let mut dice = Dice(seed);
+    let (mut operator, mut model) = (setup.build(), Model::new(setup));
+    let (keys, disorder, step) = (1 + dice.roll(6) as u64, 1 + dice.roll(60) as u64, 1 + dice.roll(4) as u64);
+    let (mut now, mut watermark) = (dice.roll(1_000) - 500, i64::MIN);
+    for _ in 0..40 {
+        let rows: Vec<Row> = (0..1 + dice.roll(12))
+            .map(|_| {
+                now += dice.roll(step);
+                Row {
+                    k: dice.roll(keys),
+                    v: (dice.roll(4) > 0).then(|| dice.roll(100) - 50),
+                    f: (dice.roll(4) > 0).then(|| (dice.roll(100) - 50) as f64 / 2.0),
+                    t: now - dice.roll(disorder),
+                }
+            })
+            .collect();
+        let (results, late) = model.process(&rows);
+        let out = process(operator.as_mut(), &rows);
+        assert_eq!(sorted(out.results), sorted(results), "seed {seed}, rows {rows:?} at {watermark}");
+        if setup.late_port {
+            assert_eq!(out.late, late, "seed {seed}, late rows of {rows:?} at {watermark}");
+        }
+        assert!(out.dead.is_empty());
+        if dice.roll(3) == 0 {
+            // Jumps of any length, so that windows without rows and whole sets of windows are passed at once.
+            if dice.roll(8) == 0 {
+                now += dice.roll(100_000);
+            }
+            watermark = watermark.max(now - dice.roll(disorder));
+            let out = advance(operator.as_mut(), watermark);
+            assert!(out.results.windows(2).all(|w| w[0][1] <= w[1][1]), "not in order of the windows' ends");
+            assert!(out.largest <= setup.batch_rows);
+            assert_eq!(sorted(out.results), sorted(model.advance(watermark)), "seed {seed}, watermark {watermark}");
+        }
+    }
+    let out = advance(operator.as_mut(), i64::MAX);
+    assert_eq!(sorted(out.results), sorted(model.advance(i64::MAX - 1_000)), "seed {seed}, at the end");
+}
+
+fn check_all(windows: Windows) {
+    for seed in 0..120 {
+        let mut setup = Setup::new(windows);
+        setup.lateness_ms = if seed % 3 == 0 { 0 } else { LATENESS * (seed as i64 % 5) };
+        setup.keyed = seed % 7 != 0;
+        setup.late_port = seed % 4 != 0;
+        setup.batch_rows = [1, 3, 4_096][seed as usize % 3];
+        if seed % 2 == 0 {
+            setup.aggregates.push(user_aggregate());
+        }
+        check(&setup, seed);
+    }
+}
+
+#[test]
+fn tumbling_windows_are_those_of_the_model() {
+    check_all(Windows::Tumbling { size_ms: 10, offset_ms: 0 });
+    check_all(Windows::Tumbling { size_ms: 7, offset_ms: -3 });
+}
+
+#[test]
+fn sliding_windows_are_those_of_the_model() {
+    check_all(Windows::Sliding { size_ms: 10, slide_ms: 2, offset_ms: 0 });
+    check_all(Windows::Sliding { size_ms: 20, slide_ms: 10, offset_ms: 13 });
+    check_all(Windows::Sliding { size_ms: 50, slide_ms: 1, offset_ms: 0 });
+}
+
+#[test]
+fn a_poisonous_row_of_a_user_aggregator_is_set_aside_alone() {
+    for windows in
+        [Windows::Tumbling { size_ms: 10, offset_ms: 0 }, Windows::Sliding { size_ms: 10, slide_ms: 5, offset_ms: 0 }]
+    {
+        let mut setup = Setup::new(windows);
+        setup.aggregates = vec![AggregateFunction::Count, user_aggregate()];
+        let (mut operator, mut model) = (setup.build(), Model::new(&setup));
+        let rows: Vec<Row> = (0..100).map(|i| Row { k: i % 7, v: Some(i), f: None, t: i / 3 }).collect();
+        let mut poisoned = rows.clone();
+        for (row, v) in [(0, POISON), (50, POISON), (51, REFUSED), (99, REFUSED)] {
+            poisoned[row].v = Some(v);
+        }
+        let good: Vec<Row> = poisoned.iter().copied().filter(|r| r.v < Some(POISON)).collect();
+        let out = process(operator.as_mut(), &poisoned);
+        assert_eq!(out.dead.len(), 4);
+        assert!(out.dead[0].record.contains("\"v\":666"), "{:?}", out.dead[0]);
+        model.process(&good);
+        // A key whose only row is poisonous has no window.
+        process(operator.as_mut(), &[Row { k: 1_000, v: Some(POISON), f: None, t: 5 }]);
+        assert_eq!(sorted(advance(operator.as_mut(), 1_000).results), sorted(model.advance(1_000)));
+    }
+}
+
+#[test]
+fn absurd_timestamps_are_set_aside_and_stop_nothing() {
+    for windows in [
+        Windows::Tumbling { size_ms: 10, offset_ms: i64::MIN },
+        Windows::Sliding { size_ms: 10, slide_ms: 5, offset_ms: i64::MAX },
+    ] {
+        let setup = Setup { lateness_ms: 1_000, ..Setup::new(windows) };
+        let mut operator = setup.build();
+        let times = [i64::MIN, i64::MIN + 1, 0, TIME_LIMIT_MS, -TIME_LIMIT_MS, TIME_LIMIT_MS + 1, i64::MAX];
+        let rows: Vec<Row> = times.iter().map(|&t| Row { k: 1, v: Some(1), f: None, t }).collect();
+        let out = process(operator.as_mut(), &rows);
+        assert_eq!((out.dead.len(), out.results.len()), (4, 0));
+        let fired = advance(operator.as_mut(), i64::MAX).results.len();
+        assert!(fired == 3 || fired == 6, "{fired}");
+        assert_eq!(process(operator.as_mut(), &rows[2..3]).late.len(), 1, "after the end everything is late");
+    }
+}
+
+#[test]
+fn an_overflowing_sum_fails_with_its_name() {
+    let setup = Setup::new(Windows::Tumbling { size_ms: 10, offset_ms: 0 });
+    let mut operator = setup.build();
+    let row = Row { k: 1, v: Some(i64::MAX), f: None, t: 0 };
+    let error = operator.process(InputIndex(0), batch(&[row, row]), &mut Collected::default()).unwrap_err();
+    assert!(error.to_string().contains("'a1' overflowed"), "{error}");
+}
+
+#[test]
+fn rows_without_event_time_are_refused_with_the_mend() {
+    let setup = Setup::new(Windows::Tumbling { size_ms: 10, offset_ms: 0 });
+    let untimed = batch(&[Row { k: 1, v: None, f: None, t: 0 }]).with_timestamps(None).unwrap();
+    let error = setup.build().process(InputIndex(0), untimed, &mut Collected::default()).unwrap_err();
+    assert!(error.to_string().contains("operator 'w'") && error.to_string().contains(".watermark("), "{error}");
+}
