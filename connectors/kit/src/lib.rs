@@ -5,7 +5,8 @@
 pub mod connector;
 pub mod format;
 pub mod options;
-mod suggest;
+pub mod queue;
+pub mod suggest;
 
 #[doc(hidden)]
 pub mod conformance;

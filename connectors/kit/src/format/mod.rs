@@ -3,9 +3,18 @@
 //! Decoding takes chunks of whole records and gives batches of exactly the columns that are asked for; one malformed
 //! record never takes its neighbours with it. Encoding appends to a byte vector. In reading order:
 
-pub mod encode;
+mod chunk;
+mod columns;
+mod csv;
+mod decode;
+mod encode;
+mod json;
+mod nested;
 mod time;
+mod views;
 
+pub use chunk::{CHUNK_BYTES, Chunk, Chunker, Piece};
+pub use decode::{Cursor, DecodeFormat, Decoded, Decoder, Rejects};
 pub use encode::{EncodeFormat, Encoder};
 pub use time::{format_date, format_timestamp, parse_date, parse_timestamp};
 

@@ -1,0 +1,158 @@
+//! A file opened at a position: its header, and from there its text.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::bufread::MultiGzDecoder;
+use tidemill_connector_kit::format::{Chunker, DecodeFormat};
+use tidemill_core::error::{Error, ErrorKind, Result};
+
+use crate::find::io_error;
+use crate::position::Position;
+
+/// Read from a compressed file at once.
+const COMPRESSED_BUFFER_BYTES: usize = 128 << 10;
+/// Read at once where a line break is looked for.
+const SEARCH_BUFFER_BYTES: usize = 8 << 10;
+
+/// A split that is being read.
+pub(crate) struct Stream {
+    pub(crate) chunks: Chunker<Box<dyn Read + Send>>,
+    /// The first record of the file, where it names the fields.
+    pub(crate) header: Option<Vec<u8>>,
+    /// Bytes read from the disk.
+    pub(crate) read: Arc<AtomicU64>,
+}
+
+/// Whether the file is compressed: then it can't be read in parts.
+pub(crate) fn is_compressed(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"))
+}
+
+/// The end of the file's name that says how it is written.
+pub(crate) fn format_extension(path: &Path) -> Option<String> {
+    let path = if is_compressed(path) { path.with_extension("") } else { path.to_owned() };
+    path.extension().map(|e| e.to_string_lossy().to_lowercase())
+}
+
+/// The first record of a file, without reading more of it than is needed.
+pub(crate) fn read_header(path: &Path, format: &DecodeFormat) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(|e| io_error("opening", path, &e))?;
+    header(text_of(path, file, Arc::default()).as_mut(), path, format)
+}
+
+/// Opens a split where it stands. The offset of the next record is put into the position.
+pub(crate) fn open(position: &mut Position, format: &DecodeFormat) -> Result<Stream> {
+    let path = position.path.clone();
+    let failed = |doing: &'static str| move |e: io::Error| io_error(doing, &path, &e);
+    let header = if format.has_header() { Some(read_header(&position.path, format)?) } else { None };
+    let mut file = File::open(&position.path).map_err(failed("opening"))?;
+    let read = Arc::new(AtomicU64::new(0));
+    let path = position.path.clone();
+    let failed = |e: io::Error| io_error("reading", &path, &e);
+    let (next, text): (u64, Box<dyn Read + Send>) = if is_compressed(&position.path) {
+        let next = position.next.unwrap_or(header.as_ref().map_or(0, |h| h.len() as u64));
+        let mut text = text_of(&position.path, file, read.clone());
+        let skipped = io::copy(&mut text.by_ref().take(next), &mut io::sink()).map_err(failed)?;
+        (skipped, text)
+    } else {
+        let next = match (position.next, &header) {
+            (Some(next), _) => next,
+            (None, Some(header)) if position.start == 0 => header.len() as u64,
+            (None, _) => first_record(&mut file, position.start, position.end).map_err(failed)?,
+        };
+        file.seek(SeekFrom::Start(next)).map_err(failed)?;
+        (next, Box::new(Counted { input: file, read: read.clone() }))
+    };
+    if position.next.is_none() && position.start == 0 {
+        position.line = header.as_ref().map_or(0, |h| memchr_count(h));
+    }
+    position.next = Some(next);
+    let chunks = Chunker::new(text, next, position.line, format.max_record_bytes())
+        .ending_at(position.end.unwrap_or(u64::MAX))
+        .with_quoted_breaks(format.has_quoted_breaks());
+    Ok(Stream { chunks, header, read })
+}
+
+/// Where the first record begins that begins at `start` or later.
+fn first_record(file: &mut File, start: u64, end: Option<u64>) -> io::Result<u64> {
+    let Some(before) = start.checked_sub(1) else { return Ok(0) };
+    file.seek(SeekFrom::Start(before))?;
+    let mut input = BufReader::with_capacity(SEARCH_BUFFER_BYTES, file);
+    let mut at = before;
+    loop {
+        let buffer = input.fill_buf()?;
+        if let Some(found) = buffer.iter().position(|b| *b == b'\n') {
+            return Ok(at + found as u64 + 1);
+        }
+        let length = buffer.len();
+        at += length as u64;
+        if length == 0 || end.is_some_and(|end| at >= end) {
+            return Ok(at);
+        }
+        input.consume(length);
+    }
+}
+
+fn header(text: &mut dyn Read, path: &Path, format: &DecodeFormat) -> Result<Vec<u8>> {
+    let limit = format.max_record_bytes();
+    let mut input = BufReader::with_capacity(SEARCH_BUFFER_BYTES, text);
+    let mut header = Vec::new();
+    loop {
+        let buffer = input.fill_buf().map_err(|e| io_error("reading", path, &e))?;
+        let length = buffer.iter().position(|b| *b == b'\n').map_or(buffer.len(), |at| at + 1);
+        header.extend_from_slice(buffer.get(..length).unwrap_or_default());
+        input.consume(length);
+        let ends = header.last() == Some(&b'\n') && !(format.has_quoted_breaks() && quotes(&header) % 2 == 1);
+        if length == 0 || ends {
+            break;
+        }
+        if header.len() > limit {
+            return Err(Error::new(
+                ErrorKind::Limit,
+                format!("file '{}': the first line is longer than max-record-bytes ({limit})", path.display()),
+            )
+            .mend("check that it is a CSV file with a header (else set header = false), or raise max-record-bytes"));
+        }
+    }
+    if header.trim_ascii().is_empty() {
+        return Err(Error::invalid(format!("file '{}': the first line is empty and not a header", path.display()))
+            .mend("add a header, or set header = false"));
+    }
+    Ok(header)
+}
+
+fn quotes(text: &[u8]) -> usize {
+    text.iter().filter(|b| **b == b'"').count()
+}
+
+fn memchr_count(text: &[u8]) -> u64 {
+    text.iter().filter(|b| **b == b'\n').count() as u64
+}
+
+/// The text of a file that stands at its beginning.
+fn text_of(path: &Path, file: File, read: Arc<AtomicU64>) -> Box<dyn Read + Send> {
+    let counted = Counted { input: file, read };
+    if is_compressed(path) {
+        Box::new(MultiGzDecoder::new(BufReader::with_capacity(COMPRESSED_BUFFER_BYTES, counted)))
+    } else {
+        Box::new(counted)
+    }
+}
+
+/// Counts what is read.
+struct Counted<R> {
+    input: R,
+    read: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.input.read(buffer)?;
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+}
