@@ -9,4 +9,8 @@ mod lift;
 mod lower;
 pub mod native;
 
+pub mod harness;
+
+pub use harness::Harness;
 pub use native::NativeCode;
+pub use serde_json::json;

@@ -288,7 +288,12 @@ impl<K: Row, V: Row> Row for WindowedRow<K, V> {
     const WIDTH: usize = K::WIDTH + V::WIDTH + 2;
 
     fn handles(places: &mut Places<'_>) -> Self::Columns {
-        WindowedColumns { key: K::handles(places), value: V::handles(places), start: places.column(), end: places.column() }
+        WindowedColumns {
+            key: K::handles(places),
+            value: V::handles(places),
+            start: places.column(),
+            end: places.column(),
+        }
     }
 
     fn reader<'a>(columns: &mut Cursor<'_, 'a>, rows: usize) -> Self::Reader<'a> {

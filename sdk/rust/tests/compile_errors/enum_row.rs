@@ -1,0 +1,8 @@
+use tidemill::prelude::*;
+
+#[derive(Row)]
+enum Event {
+    Bid { auction: i64 },
+}
+
+fn main() {}
