@@ -1,0 +1,136 @@
+//! The command line as it is typed. Help texts and completions come from here, and from nowhere else.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Stream processing whose user code is WebAssembly: one job, one component.
+#[derive(Parser, Debug)]
+#[command(name = "tidemill", version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "Start with: tidemill new my-job\n\n\
+    Exit codes: 0 all went well; 1 the job (or its build or test) failed; 2 the command line, the manifest or the\n\
+    component is wrong; 130 stopped by Ctrl-C before the input ended.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say more (debug messages; twice: everything). TIDEMILL_LOG takes a filter such as `tidemill_wasm=trace`
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Use colours and redraw lines: where a terminal is found, or never
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Make a project: a small job with its test, sample data and manifest
+    New(NewArgs),
+    /// Compile a project's job into one component, check it, and compile that for this machine
+    Build(ProjectArgs),
+    /// Run a project's tests natively, then build and check its component
+    Test(TestArgs),
+    /// Run a job in this process
+    Run(RunArgs),
+    /// Show what a component is: its plan, its imports, its sizes
+    Inspect(InspectArgs),
+    /// Show the connectors and their options
+    Connectors(ConnectorsArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct NewArgs {
+    /// The project's name, which is also its folder
+    pub name: PathBuf,
+    /// The folder of the Rust SDK [default: TIDEMILL_HOME/sdk/rust, or the checkout this command was built from]
+    #[arg(long, value_name = "FOLDER")]
+    pub sdk: Option<PathBuf>,
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct ProjectArgs {
+    /// The project: its folder or its manifest
+    #[arg(default_value = ".")]
+    pub project: PathBuf,
+    /// The manifest, if it is not the project's tidemill.toml
+    #[arg(long, value_name = "FILE", conflicts_with = "project")]
+    pub manifest: Option<PathBuf>,
+    /// Change the manifest: `sources.bids.path=other.csv`, `job.parallelism=2`, `params.limit=7`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct TestArgs {
+    #[command(flatten)]
+    pub project: ProjectArgs,
+    /// Only run tests whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    pub filter: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub project: ProjectArgs,
+    /// The component, instead of the manifest's
+    #[arg(long, value_name = "FILE")]
+    pub component: Option<PathBuf>,
+    /// Slots: threads that each run a slice of the job, instead of the manifest's
+    #[arg(long, short, value_name = "SLOTS")]
+    pub parallelism: Option<u32>,
+    /// Build first
+    #[arg(long, conflicts_with = "component")]
+    pub build: bool,
+    /// How progress and the final summary are written, on stderr
+    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    pub format: Format,
+}
+
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// A component, or a project (its folder or its manifest)
+    #[arg(default_value = ".")]
+    pub target: PathBuf,
+    /// The plan as a graph for Graphviz: `tidemill inspect --dot | dot -Tsvg > plan.svg`
+    #[arg(long, conflicts_with = "json")]
+    pub dot: bool,
+    /// Everything as one JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// The plan as the component wrote it, with the columns that nobody reads
+    #[arg(long)]
+    pub unpruned: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ConnectorsArgs {
+    /// Only this one, with all its options
+    pub name: Option<String>,
+    /// All of them with all their options, as Markdown
+    #[arg(long)]
+    pub markdown: bool,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A live display on a terminal, else plain lines
+    Auto,
+    /// Plain lines, one every few seconds
+    Plain,
+    /// JSON, one object per line
+    Json,
+    /// Nothing while it runs, nothing at its end; errors only
+    Quiet,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Color {
+    Auto,
+    Never,
+}

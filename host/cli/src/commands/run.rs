@@ -1,0 +1,155 @@
+//! `tidemill run`: a job in this process, watched and stopped from the terminal.
+
+mod bind;
+mod summary;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tidemill_core::metrics::TaskMetrics;
+use tidemill_core::time::SystemClock;
+use tidemill_dataflow::{Ending, JobSettings, JobSpec, TaskStatus};
+use tidemill_state::MemoryBackend;
+use tidemill_wasm::WasmCode;
+
+use super::{build, manifest, registry_on};
+use crate::args::{Format, RunArgs};
+use crate::failure::{Failure, INTERRUPTED, Outcome};
+use crate::manifest::Manifest;
+use crate::progress::{Display, Figures};
+use crate::screen::Screen;
+use crate::{sandbox, units};
+
+/// How often the counters are looked at. A job that ends earlier is noticed at once.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+pub fn run(args: &RunArgs, screen: &Screen) -> Outcome {
+    let begin = Instant::now();
+    let mut project = args.project.clone();
+    project.set.extend(args.parallelism.map(|p| format!("job.parallelism={p}")));
+    let mut manifest = manifest(&project)?;
+    if let Some(component) = &args.component {
+        manifest.job.component = component.clone();
+    }
+    let registry = registry_on(screen);
+    manifest.check_options(&registry)?;
+    if args.build {
+        build::build(&manifest)?;
+    }
+    let job = sandbox::load(&manifest.job.component, sandbox::limits(&manifest.limits))?;
+    build::check_bindings(&manifest, &job.graph)?;
+    let from_cache = job.component.sizes().from_cache;
+    let spec = spec(&manifest, &registry, job)?;
+    let loaded = begin.elapsed();
+    if args.format == Format::Auto || args.format == Format::Plain {
+        announce(&manifest, &spec, loaded, from_cache);
+    }
+    watch(spec, args.format, screen)
+}
+
+fn spec(
+    manifest: &Manifest,
+    registry: &tidemill_connector_kit::Registry,
+    job: sandbox::Job,
+) -> Result<JobSpec, tidemill_core::Error> {
+    let settings = &manifest.job;
+    Ok(JobSpec {
+        name: settings.name.clone().unwrap_or_else(|| job.graph.name().to_owned()),
+        sources: bind::sources(manifest, registry, &job.graph)?,
+        sinks: bind::sinks(manifest, registry, &job.graph)?,
+        dead_letters: bind::dead_letters(manifest, registry)?,
+        user_code: Arc::new(WasmCode::new(job.component, manifest.params.clone())),
+        state: Arc::new(MemoryBackend::default()),
+        clock: Arc::new(SystemClock),
+        settings: JobSettings {
+            parallelism: settings.parallelism,
+            max_parallelism: settings.max_parallelism,
+            batch_rows: settings.batch_rows,
+            exchange_bytes: settings.exchange_bytes,
+        },
+        graph: job.graph,
+    })
+}
+
+/// One line before the job's own.
+fn announce(manifest: &Manifest, spec: &JobSpec, loaded: Duration, from_cache: bool) {
+    let slots = match spec.settings.parallelism {
+        1 => "1 slot".to_owned(),
+        n => format!("{n} slots"),
+    };
+    let how = if from_cache { "loaded" } else { "compiled and loaded" };
+    let path = manifest.job.component.display();
+    build::say("running", &format!("{} on {slots} ({path} {how} in {})", spec.name, units::duration(loaded)));
+}
+
+/// Runs the job to its end, showing its figures.
+fn watch(spec: JobSpec, format: Format, screen: &Screen) -> Outcome {
+    let interrupts = interrupts()?;
+    let sources: Vec<Option<u64>> = spec.sources.values().map(|s| s.total()).collect();
+    let total = sources.into_iter().sum::<Option<u64>>();
+    let handle = tidemill_dataflow::run(spec)?;
+    let begin = Instant::now();
+    let mut display = Display::new(format, screen, begin);
+    let mut seen = 0;
+    while !handle.is_finished() {
+        let count = interrupts.load(Ordering::SeqCst);
+        if count > seen {
+            seen = count;
+            match count {
+                1 => {
+                    build::say("stopping", "the job finishes what it has read; Ctrl-C again cancels it");
+                    handle.stop();
+                }
+                _ => handle.cancel(),
+            }
+        }
+        display.update(Instant::now(), figures(handle.tasks(), total));
+        std::thread::park_timeout(LOOK_EVERY);
+    }
+    display.clear();
+    let tasks = handle.tasks().to_vec();
+    let ended = handle.wait();
+    if format == Format::Auto || format == Format::Plain {
+        summary::print(&tasks, begin.elapsed());
+    }
+    match ended.map_err(Failure::job)?.ending {
+        Ending::Cancelled => Err(Failure::said(INTERRUPTED)),
+        Ending::Finished | Ending::Stopped => Ok(()),
+    }
+}
+
+/// The figures of now, over all operators.
+fn figures(tasks: &[TaskStatus], total: Option<u64>) -> Figures {
+    let sum = |kind: Option<&str>, counter: fn(&TaskMetrics) -> u64| -> u64 {
+        tasks.iter().filter(|t| kind.is_none_or(|k| t.kind == k)).map(|t| counter(&t.metrics)).sum()
+    };
+    let sinks = tasks.iter().filter(|t| t.kind == "sink");
+    let watermark = sinks.map(|t| t.metrics.watermark.load(Ordering::Relaxed)).min();
+    Figures {
+        records_in: sum(Some("source"), |m| m.records_out.get()),
+        records_out: sum(Some("sink"), |m| m.records_in.get()),
+        watermark: watermark.filter(|w| *w != i64::MIN && *w != i64::MAX),
+        late: sum(None, |m| m.records_late.get()),
+        dead_lettered: sum(None, |m| m.records_dead_lettered.get()),
+        skipped: sum(None, |m| m.records_skipped.get()),
+        progress: sum(Some("source"), |m| m.progress.get()),
+        total,
+    }
+}
+
+/// Counts Ctrl-C: the first stops the sources and lets the job finish what it has, the second cancels it, the third
+/// ends the process.
+fn interrupts() -> anyhow::Result<Arc<AtomicU32>> {
+    let seen = Arc::new(AtomicU32::new(0));
+    let (count, waiter) = (Arc::clone(&seen), std::thread::current());
+    ctrlc::set_handler(move || {
+        if count.fetch_add(1, Ordering::SeqCst) >= 2 {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+        waiter.unpark();
+    })
+    .context("Ctrl-C can't be caught")?;
+    Ok(seen)
+}

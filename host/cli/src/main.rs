@@ -1,0 +1,78 @@
+//! The command `tidemill`: the one binary, and the only place that knows every part.
+//!
+//! `args` says what can be typed; each command is a module of `commands`; `manifest` reads `tidemill.toml`. Output for
+//! people goes to stderr, so that what a job prints is alone on stdout; what a command is asked to print goes to stdout.
+
+mod args;
+mod commands;
+mod failure;
+mod manifest;
+mod process;
+mod progress;
+mod report;
+mod sandbox;
+mod screen;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use mimalloc::MiMalloc;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Color, Command};
+use failure::Outcome;
+use screen::Screen;
+
+/// Batches of many small buffers are allocated and freed on different threads, which is what it is good at.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.color == Color::Never {
+        console::set_colors_enabled(false);
+        console::set_colors_enabled_stderr(false);
+    }
+    let screen = Screen::new();
+    log_to_stderr(cli.verbose, screen.clone());
+    match dispatch(cli.command, &screen) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(command: Command, screen: &Screen) -> Outcome {
+    match command {
+        Command::New(args) => commands::new::run(&args),
+        Command::Build(args) => commands::build::run(&args),
+        Command::Test(args) => commands::test::run(&args),
+        Command::Run(args) => commands::run::run(&args, screen),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Connectors(args) => commands::connectors::run(&args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tidemill", &mut script);
+            screen::print(&String::from_utf8_lossy(&script));
+            Ok(())
+        }
+    }
+}
+
+/// Warnings, and what jobs log, beside the progress display; more on request.
+fn log_to_stderr(verbose: u8, screen: Screen) {
+    let default = match verbose {
+        0 => "info",
+        1 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("TIDEMILL_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(screen)
+        .with_ansi(console::colors_enabled_stderr())
+        .with_target(false)
+        .without_time()
+        .compact()
+        .init();
+}

@@ -1,0 +1,356 @@
+//! What the manifest means.
+//!
+//! Invariant: in a [`Manifest`] every key is a known one and every value has its type. Options of connectors are checked
+//! by the connectors' own declarations, when the job's schemas are known ([`Manifest::check_options`] needs none).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tidemill_connector_kit::suggest;
+use tidemill_connector_kit::{ByteSize, Key, OptionSpec, OptionValue, Options, Registry};
+use tidemill_core::Error;
+use tidemill_core::ids::MaxParallelism;
+use toml::Value;
+
+use super::keys;
+use super::tree::{self, Entry, Node, Place, Source, Table};
+use super::variables::substitute;
+
+/// The manifest's file name.
+pub const FILE_NAME: &str = "tidemill.toml";
+/// More slots than this in one process are a mistake: each is a thread.
+const MAX_SLOTS: u64 = 1_024;
+/// A batch of more rows leaves every cache; the row indices of the contract are 32 bits.
+const MAX_BATCH_ROWS: u64 = 1 << 20;
+const SECTIONS: [&str; 6] = ["job", "params", "sources", "sinks", "dead-letter", "limits"];
+
+/// A manifest.
+#[derive(Debug)]
+pub struct Manifest {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its folder, to which its paths are relative.
+    pub folder: PathBuf,
+    pub job: Job,
+    /// What the job's code is given.
+    pub params: Vec<(String, String)>,
+    pub sources: BTreeMap<String, Binding>,
+    pub sinks: BTreeMap<String, Binding>,
+    pub dead_letter: Option<Binding>,
+    pub limits: Limits,
+    source: Source,
+}
+
+/// `[job]`.
+#[derive(Debug)]
+pub struct Job {
+    pub name: Option<String>,
+    /// Relative to nothing: resolved.
+    pub component: PathBuf,
+    pub parallelism: u32,
+    pub batch_rows: usize,
+    pub max_parallelism: MaxParallelism,
+    pub exchange_bytes: usize,
+}
+
+/// `[limits]`.
+#[derive(Debug)]
+pub struct Limits {
+    pub memory_bytes: usize,
+    pub call_time: Duration,
+    pub transfer_bytes: u64,
+    pub emitted_rows: u64,
+}
+
+/// A connector with its options.
+#[derive(Debug)]
+pub struct Binding {
+    pub connector: String,
+    /// Variables replaced; without the key `connector`.
+    pub options: toml::Table,
+    /// The section's header.
+    place: Place,
+    connector_place: Place,
+    entries: Vec<(String, Place)>,
+}
+
+/// Which way a binding goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Sink,
+}
+
+impl Manifest {
+    /// Reads a manifest and applies the `--set` options.
+    pub fn read(path: &Path, set: &[String], lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            let message = match e.kind() {
+                std::io::ErrorKind::NotFound => format!("there is no {}", path.display()),
+                _ => format!("{} can't be read: {e}", path.display()),
+            };
+            Error::invalid(message)
+                .mend("Go to the folder of a project, or name one. `tidemill new my-job` makes a new one.")
+        })?;
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let source = Source::new(path, text);
+        let mut table = source.parse()?;
+        set.iter().try_for_each(|typed| tree::set(&mut table, typed))?;
+        Reader { source: &source, folder, lookup }.manifest(path, table)
+    }
+
+    /// Checks the connectors and the names and types of their options, without asking the connectors for anything.
+    pub fn check_options(&self, registry: &Registry) -> Result<(), Error> {
+        for (name, binding) in &self.sources {
+            self.check_binding(registry, Side::Source, name, binding)?;
+        }
+        for (name, binding) in &self.sinks {
+            self.check_binding(registry, Side::Sink, name, binding)?;
+        }
+        match &self.dead_letter {
+            Some(binding) => self.check_binding(registry, Side::Sink, "dead-letter", binding),
+            None => Ok(()),
+        }
+    }
+
+    /// The same error with the place of a binding, quoting its section.
+    pub fn wrap(&self, binding: &Binding, error: &Error) -> Error {
+        self.source.wrap(&binding.place, error)
+    }
+
+    /// An error about a binding, quoting its section.
+    pub fn error_at(&self, binding: &Binding, message: &str) -> Error {
+        self.source.error(&binding.place, message)
+    }
+
+    fn check_binding(&self, registry: &Registry, side: Side, name: &str, binding: &Binding) -> Result<(), Error> {
+        let what = side.name();
+        let specs_of = |c: &dyn tidemill_connector_kit::Connector| match side {
+            Side::Source => c.source_options(),
+            Side::Sink => c.sink_options(),
+        };
+        let able = || registry.iter().filter(|c| specs_of(*c).is_some()).map(|c| c.name());
+        let Some(connector) = registry.iter().find(|c| c.name() == binding.connector) else {
+            let message = format!("{what} '{name}': there is no connector '{}'", binding.connector);
+            let hint = suggest::did_you_mean(&binding.connector, able());
+            let mend = format!("{hint}Connectors for a {what}: {}. See `tidemill connectors`.", suggest::list(able()));
+            return Err(self.source.error(&binding.connector_place, message).mend(mend));
+        };
+        let Some(specs) = specs_of(connector) else {
+            let message = format!("{what} '{name}': the connector '{}' can't be a {what}", binding.connector);
+            let mend = format!("Connectors for a {what}: {}. See `tidemill connectors`.", suggest::list(able()));
+            return Err(self.source.error(&binding.connector_place, message).mend(mend));
+        };
+        let owner = format!("{what} '{name}' (connector '{}')", binding.connector);
+        for (key, place) in &binding.entries {
+            let value = binding.options.get(key).cloned().unwrap_or(Value::Boolean(false));
+            check_one(&owner, &specs, key, value).map_err(|e| self.source.wrap(place, &e))?;
+        }
+        Options::parse(owner, &specs, &binding.options).map_err(|e| self.source.wrap(&binding.place, &e))?;
+        Ok(())
+    }
+}
+
+impl Side {
+    /// For messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Sink => "sink",
+        }
+    }
+}
+
+/// Checks one option by itself, so that an error can be put to its place.
+fn check_one(owner: &str, specs: &[OptionSpec], key: &str, value: Value) -> Result<(), Error> {
+    let table = toml::Table::from_iter([(key.to_owned(), value)]);
+    let own: Vec<OptionSpec> = specs.iter().filter(|s| s.name == key).copied().collect();
+    Options::parse(owner, if own.is_empty() { specs } else { &own }, &table).map(|_| ())
+}
+
+struct Reader<'a> {
+    source: &'a Source,
+    folder: &'a Path,
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Reader<'_> {
+    fn manifest(&self, path: &Path, table: Table) -> Result<Manifest, Error> {
+        let mut sections = BTreeMap::new();
+        for (name, entry) in table {
+            let known = SECTIONS.into_iter().find(|s| same(s, &name));
+            let Some(known) = known else {
+                let mend = format!(
+                    "{}A manifest has the sections {}.",
+                    suggest::did_you_mean(&name, SECTIONS),
+                    SECTIONS.map(|s| format!("[{s}]")).join(", ")
+                );
+                return Err(self.source.error(&entry.key, format!("unknown section '{name}'")).mend(mend));
+            };
+            sections.insert(known, self.section(known, entry)?);
+        }
+        let mut take = |name| sections.remove(name).unwrap_or_default();
+        let (params, limits) = (self.params(take("params"))?, self.limits(take("limits"))?);
+        let (sources, sinks) = (self.bindings("sources", take("sources"))?, self.bindings("sinks", take("sinks"))?);
+        let job = self.job(take("job"))?;
+        let dead_letter = sections.remove("dead-letter");
+        let dead_letter = dead_letter.map(|section| self.binding("dead-letter", section)).transpose()?;
+        let (path, folder) = (path.to_owned(), self.folder.to_owned());
+        Ok(Manifest { path, folder, job, params, sources, sinks, dead_letter, limits, source: self.source.clone() })
+    }
+
+    fn section(&self, name: &str, entry: Entry) -> Result<Section, Error> {
+        match entry.node {
+            Node::Table(table) => Ok(Section { place: Some(entry.key), table }),
+            Node::Value(value) => Err(self
+                .source
+                .error(&entry.place, format!("'{name}' is a {} where a section is expected", value.type_str()))
+                .mend(format!("Write it as [{name}] with its keys below."))),
+        }
+    }
+
+    /// The values of a section whose keys are declared.
+    fn options(&self, name: &str, specs: &[OptionSpec], section: Section) -> Result<(Options, Places), Error> {
+        let mut table = toml::Table::new();
+        let mut places = Places::new();
+        for (key, entry) in section.table {
+            let key = specs.iter().find(|s| same(s.name, &key)).map_or(key, |s| s.name.to_owned());
+            let value = entry.node.to_value();
+            let unknown = !specs.iter().any(|s| s.name == key);
+            let place = if unknown { &entry.key } else { &entry.place };
+            check_one(name, specs, &key, value.clone()).map_err(|e| self.source.wrap(place, &e))?;
+            places.insert(key.clone(), entry.place);
+            table.insert(key, value);
+        }
+        Ok((Options::parse(name, specs, &table)?, places))
+    }
+
+    fn job(&self, section: Section) -> Result<Job, Error> {
+        let (options, places) = self.options("[job]", &keys::job(), section)?;
+        let bounded = |key: &Key<u64>, max: u64| {
+            let value = options.need(key)?;
+            if (1..=max).contains(&value) {
+                return Ok(value);
+            }
+            let name = key.spec().name;
+            let message = format!("[job]: '{name}' is {value}; 1 to {max} are possible");
+            Err(places.get(name).map_or_else(|| Error::invalid(&message), |place| self.source.error(place, &message)))
+        };
+        let name = options.get(&keys::NAME)?;
+        let max_parallelism = bounded(&keys::MAX_PARALLELISM, 32_768)?;
+        let groups = u16::try_from(max_parallelism).ok().and_then(MaxParallelism::new);
+        Ok(Job {
+            component: self.component(options.get(&keys::COMPONENT)?, name.as_deref()),
+            parallelism: bounded(&keys::PARALLELISM, MAX_SLOTS.min(max_parallelism))? as u32,
+            batch_rows: bounded(&keys::BATCH_ROWS, MAX_BATCH_ROWS)? as usize,
+            max_parallelism: groups.unwrap_or(MaxParallelism::DEFAULT),
+            exchange_bytes: options.need(&keys::EXCHANGE)?.as_usize(),
+            name,
+        })
+    }
+
+    fn component(&self, typed: Option<PathBuf>, job: Option<&str>) -> PathBuf {
+        if let Some(path) = typed {
+            return self.folder.join(path);
+        }
+        let folder_name = || {
+            let full = std::path::absolute(self.folder).ok()?;
+            Some(full.file_name()?.to_string_lossy().into_owned())
+        };
+        let name = job.map(str::to_owned).or_else(folder_name).unwrap_or_else(|| "job".to_owned());
+        self.folder.join("target/tidemill").join(format!("{}.wasm", name.replace(['/', '\\'], "-")))
+    }
+
+    fn limits(&self, section: Section) -> Result<Limits, Error> {
+        let (options, places) = self.options("[limits]", &keys::limits(), section)?;
+        for (name, place) in &places {
+            let zero = |n: u64| n == 0;
+            let none = match name.as_str() {
+                "memory" => zero(options.need::<ByteSize>(&keys::MEMORY)?.0),
+                "transfer" => zero(options.need::<ByteSize>(&keys::TRANSFER)?.0),
+                "call-time" => options.need::<Duration>(&keys::CALL_TIME)?.as_millis() == 0,
+                _ => zero(options.need::<u64>(&keys::EMITTED_ROWS)?),
+            };
+            if none {
+                let message = format!("[limits]: '{name}' is nothing at all, which no job can do with");
+                return Err(self.source.error(place, message).mend("Leave it out for the default."));
+            }
+        }
+        Ok(Limits {
+            memory_bytes: options.need(&keys::MEMORY)?.as_usize(),
+            call_time: options.need(&keys::CALL_TIME)?,
+            transfer_bytes: options.need(&keys::TRANSFER)?.0,
+            emitted_rows: options.need(&keys::EMITTED_ROWS)?,
+        })
+    }
+
+    fn params(&self, section: Section) -> Result<Vec<(String, String)>, Error> {
+        let text = |(name, entry): (String, Entry)| match &entry.node {
+            Node::Value(Value::String(text)) => Ok((name, text.clone())),
+            Node::Value(value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_))) => {
+                Ok((name, value.to_string()))
+            }
+            other => {
+                let kind = other.to_value().type_str();
+                let message = format!("[params]: '{name}' is a {kind}; a parameter is a text, a number or a boolean");
+                Err(self.source.error(&entry.place, message).mend("The job's code gets parameters as texts."))
+            }
+        };
+        section.table.into_iter().map(text).collect()
+    }
+
+    fn bindings(&self, sections: &str, section: Section) -> Result<BTreeMap<String, Binding>, Error> {
+        let one = |(name, entry): (String, Entry)| {
+            let title = format!("{sections}.{name}");
+            let section = self.section(&title, entry)?;
+            Ok((name, self.binding(&title, section)?))
+        };
+        section.table.into_iter().map(one).collect()
+    }
+
+    fn binding(&self, title: &str, section: Section) -> Result<Binding, Error> {
+        let place = section.place.unwrap_or(Place::File(0..0));
+        let mut binding = Binding {
+            connector: String::new(),
+            options: toml::Table::new(),
+            connector_place: place.clone(),
+            place,
+            entries: Vec::new(),
+        };
+        for (key, entry) in section.table {
+            let value = substitute(entry.node.to_value(), self.lookup).map_err(|why| {
+                let mend = "Set it, or write $${ for a ${ that is meant as it stands.";
+                self.source.error(&entry.place, format!("[{title}]: '{key}': {why}")).mend(mend)
+            })?;
+            if key == "connector" {
+                binding.connector = String::from_toml(&value).map_err(|_| {
+                    self.source.error(&entry.place, format!("[{title}]: 'connector' is the name of one, a text"))
+                })?;
+                binding.connector_place = entry.place;
+            } else {
+                // An unknown option is found by its key, a wrong value by its place; on one line they show alike.
+                binding.entries.push((key.clone(), entry.key));
+                binding.options.insert(key, value);
+            }
+        }
+        if binding.connector.is_empty() {
+            let mend = "Add connector = \"files\", or another one: `tidemill connectors` shows them.";
+            return Err(self.source.error(&binding.place, format!("[{title}] names no connector")).mend(mend));
+        }
+        Ok(binding)
+    }
+}
+
+#[derive(Default)]
+struct Section {
+    place: Option<Place>,
+    table: Table,
+}
+
+type Places = BTreeMap<String, Place>;
+
+/// Keys are written with `-`; `_` is taken for it.
+fn same(known: &str, typed: &str) -> bool {
+    known == typed || known == typed.replace('_', "-")
+}

@@ -1,0 +1,229 @@
+//! What a running job looks like: a live line on a terminal, else plain or JSON lines.
+//!
+//! It only looks at counters; where it is wrong nothing else is.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use console::style;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::args::Format;
+use crate::screen::Screen;
+use crate::units;
+
+/// How often plain and JSON lines are written: often enough to see it live, seldom enough for a log.
+const LINE_EVERY: Duration = Duration::from_secs(2);
+/// Rates are those of the last few seconds, so that they follow a change and do not flicker.
+const RATE_OVER: Duration = Duration::from_secs(3);
+/// Steps of the bar, which shows parts of a job whose size may not be a count of anything that people know.
+const BAR_STEPS: u64 = 1_000;
+
+/// The figures of a job at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Figures {
+    /// Records that sources read.
+    pub records_in: u64,
+    /// Records that sinks took.
+    pub records_out: u64,
+    /// The smallest watermark of the sinks, in milliseconds UTC; none before the first and after the last.
+    pub watermark: Option<i64>,
+    pub late: u64,
+    pub dead_lettered: u64,
+    pub skipped: u64,
+    /// Of what is read, where the input ends: how much was read, in units of the sources.
+    pub progress: u64,
+    /// How much there is.
+    pub total: Option<u64>,
+}
+
+impl Figures {
+    /// From 0 to 1, where the input ends.
+    fn part(&self) -> Option<f64> {
+        let total = self.total.filter(|t| *t > 0)?;
+        Some((self.progress as f64 / total as f64).clamp(0.0, 1.0))
+    }
+}
+
+/// Shows figures as they come.
+pub struct Display {
+    kind: Kind,
+    begin: Instant,
+    samples: VecDeque<(Instant, Figures)>,
+    last_line: Instant,
+}
+
+enum Kind {
+    Live(ProgressBar),
+    Plain,
+    Json,
+    Quiet,
+}
+
+impl Display {
+    /// Chooses by format and by what stderr is.
+    pub fn new(format: Format, screen: &Screen, now: Instant) -> Self {
+        let kind = match format {
+            Format::Quiet => Kind::Quiet,
+            Format::Json => Kind::Json,
+            Format::Auto if console::user_attended_stderr() => Kind::Live(screen.bars().add(bar())),
+            Format::Auto | Format::Plain => Kind::Plain,
+        };
+        Self { kind, begin: now, samples: VecDeque::new(), last_line: now }
+    }
+
+    /// Takes the figures of now; to be called about ten times a second.
+    pub fn update(&mut self, now: Instant, figures: Figures) {
+        self.samples.push_back((now, figures));
+        while self.samples.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= RATE_OVER) {
+            self.samples.pop_front();
+        }
+        let rates = self.rates();
+        if let Kind::Live(bar) = &self.kind {
+            let part = figures.part();
+            bar.set_position(part.map_or(0, |p| (p * BAR_STEPS as f64) as u64));
+            let begin = if part.is_some() { "bounded" } else { "unbounded" };
+            bar.set_prefix(begin);
+            bar.set_message(live_line(&figures, rates, now.duration_since(self.begin)));
+            return;
+        }
+        if now.duration_since(self.last_line) < LINE_EVERY {
+            return;
+        }
+        self.last_line = now;
+        let elapsed = now.duration_since(self.begin);
+        match self.kind {
+            Kind::Plain => eprintln!("{}", plain_line(&figures, rates, elapsed)),
+            Kind::Json => eprintln!("{}", json_line(&figures, rates, elapsed)),
+            Kind::Live(_) | Kind::Quiet => {}
+        }
+    }
+
+    /// Takes the live line away.
+    pub fn clear(&mut self) {
+        if let Kind::Live(bar) = &self.kind {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn rates(&self) -> Rates {
+        let (Some((from, first)), Some((to, last))) = (self.samples.front(), self.samples.back()) else {
+            return Rates::default();
+        };
+        let seconds = to.duration_since(*from).as_secs_f64();
+        if seconds <= 0.0 {
+            return Rates::default();
+        }
+        let per_second = |first: u64, last: u64| last.saturating_sub(first) as f64 / seconds;
+        let progress = per_second(first.progress, last.progress);
+        let left = last.total.map(|total| total.saturating_sub(last.progress) as f64);
+        let left = left.filter(|_| progress > 0.0).map(|left| left / progress);
+        Rates {
+            records: per_second(first.records_in, last.records_in),
+            left: left.and_then(|s| Duration::try_from_secs_f64(s).ok()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Rates {
+    records: f64,
+    left: Option<Duration>,
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(BAR_STEPS);
+    let template = "  {bar:28.cyan/dim} {msg}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━╸─"));
+    }
+    bar
+}
+
+fn live_line(figures: &Figures, rates: Rates, elapsed: Duration) -> String {
+    let mut parts = Vec::new();
+    if let Some(part) = figures.part() {
+        parts.push(style(format!("{:>3.0} %", part * 100.0)).bold().to_string());
+    }
+    parts.push(format!("{}/s", style(units::short(rates.records)).bold()));
+    parts.push(format!("{} in", units::short(figures.records_in as f64)));
+    parts.push(format!("{} out", units::short(figures.records_out as f64)));
+    if let Some(watermark) = figures.watermark {
+        parts.push(format!("watermark {}", units::time_utc(watermark - watermark.rem_euclid(1_000))));
+    }
+    let warn = |n: u64, what: &str| (n > 0).then(|| style(format!("{} {what}", units::count(n))).yellow().to_string());
+    parts.extend(warn(figures.late, "late"));
+    parts.extend(warn(figures.dead_lettered, "dead-lettered"));
+    parts.extend(warn(figures.skipped, "skipped"));
+    parts.push(match rates.left {
+        Some(left) => format!("{} left", clock(left)),
+        None => clock(elapsed),
+    });
+    parts.join(&style("  ").to_string())
+}
+
+fn plain_line(figures: &Figures, rates: Rates, elapsed: Duration) -> String {
+    let part = figures.part().map(|p| format!("  {:.0} %", p * 100.0)).unwrap_or_default();
+    let left = rates.left.map(|l| format!("  {} left", units::duration(l))).unwrap_or_default();
+    let watermark = figures.watermark.map(|w| format!("  watermark {}", units::time_utc(w))).unwrap_or_default();
+    format!(
+        "{:>8}{part}  {} in ({}/s)  {} out{watermark}  {} late  {} dead-lettered  {} skipped{left}",
+        units::duration(elapsed),
+        units::count(figures.records_in),
+        units::short(rates.records),
+        units::count(figures.records_out),
+        units::count(figures.late),
+        units::count(figures.dead_lettered),
+        units::count(figures.skipped),
+    )
+}
+
+fn json_line(figures: &Figures, rates: Rates, elapsed: Duration) -> String {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        event: &'static str,
+        elapsed_ms: u128,
+        records_per_s: u64,
+        #[serde(flatten)]
+        figures: &'a Figures,
+    }
+    let line =
+        Line { event: "progress", elapsed_ms: elapsed.as_millis(), records_per_s: rates.records as u64, figures };
+    serde_json::to_string(&line).unwrap_or_default()
+}
+
+/// `0:07`, `1:02:03`.
+fn clock(d: Duration) -> String {
+    let seconds = d.as_secs_f64().round() as u64;
+    let (h, m, s) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
+    if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m}:{s:02}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_and_time_left_follow_the_samples() {
+        let begin = Instant::now();
+        let mut display = Display::new(Format::Quiet, &Screen::new(), begin);
+        let at = |s: u64, n: u64| {
+            (
+                begin + Duration::from_secs(s),
+                Figures { records_in: n, progress: n * 2, total: Some(2_000), ..Figures::default() },
+            )
+        };
+        for (now, figures) in [at(0, 0), at(1, 100), at(2, 200), at(5, 500)] {
+            display.update(now, figures);
+        }
+        let rates = display.rates();
+        assert_eq!(rates.records, 100.0);
+        assert_eq!(rates.left, Some(Duration::from_secs(5)));
+        let (_, figures) = at(5, 500);
+        console::set_colors_enabled(false);
+        assert_eq!(live_line(&figures, rates, Duration::from_secs(5)), " 50 %  100/s  500 in  0 out  0:05 left");
+        let plain = plain_line(&figures, rates, Duration::from_secs(5));
+        assert_eq!(plain, "  5.00 s  50 %  500 in (100/s)  0 out  0 late  0 dead-lettered  0 skipped  5.00 s left");
+    }
+}

@@ -1,0 +1,55 @@
+//! Components from disk: reading them, the compile cache, and the checks that need no job.
+
+use std::path::{Path, PathBuf};
+
+use tidemill_core::Error;
+use tidemill_core::graph::JobGraph;
+use tidemill_wasm::{Component, Limits, Sandbox, SandboxSettings};
+
+use crate::manifest;
+
+/// A component with its plan, checked.
+pub struct Job {
+    pub component: Component,
+    pub graph: JobGraph,
+}
+
+/// Loads a component, compiling it if the cache does not have it, and checks its plan.
+pub fn load(path: &Path, limits: Limits) -> Result<Job, Error> {
+    let bytes = read(path)?;
+    let sandbox = Sandbox::new(SandboxSettings { limits, cache: cache_folder() })?;
+    let component = sandbox.load(&path.display().to_string(), &bytes)?;
+    let graph = JobGraph::from_plan(component.plan()?)?;
+    Ok(Job { component, graph })
+}
+
+/// A manifest's limits, as the sandbox takes them.
+pub fn limits(from: &manifest::Limits) -> Limits {
+    Limits {
+        memory_bytes: from.memory_bytes,
+        call_ms: u64::try_from(from.call_time.as_millis()).unwrap_or(u64::MAX),
+        transfer_bytes: from.transfer_bytes,
+        emitted_rows: from.emitted_rows,
+        ..Limits::default()
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|error| {
+        let shown = path.display();
+        match error.kind() {
+            std::io::ErrorKind::NotFound => Error::invalid(format!("there is no component {shown}"))
+                .mend("Build it with `tidemill build`, or name another one with --component FILE."),
+            std::io::ErrorKind::IsADirectory => Error::invalid(format!("{shown} is a folder, not a component"))
+                .mend("Name the .wasm file that `tidemill build` makes."),
+            _ => Error::invalid(format!("the component {shown} can't be read: {error}")),
+        }
+    })
+}
+
+/// Where compiled components are kept: `TIDEMILL_CACHE`, or a folder of our own in the user's cache folder.
+fn cache_folder() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+    variable("TIDEMILL_CACHE").or_else(|| Some(cache()?.join("tidemill/compiled")))
+}
