@@ -13,3 +13,15 @@ pub mod hand;
 
 // The slow and obviously correct twin, for tests here and in other crates.
 pub mod reference;
+
+// What a run costs.
+pub mod measure;
+
+// Components of the queries.
+pub mod guests;
+
+// The sandboxed and the native twin.
+pub mod engine;
+
+// The page that people read.
+pub mod report;
