@@ -18,7 +18,6 @@ fn a_flight_counts_in_the_hour_in_which_it_left() {
         .map(|r| (r["window_start"].as_str().unwrap().to_owned(), r["flights"].as_i64().unwrap()))
         .collect();
     assert_eq!(hours, [("2013-07-01T09:00:00".to_owned(), 1), ("2013-07-02T00:00:00".to_owned(), 1)]);
-    let means: Vec<f64> =
-        job.rows("per-carrier").unwrap().iter().map(|r| r["mean_delay"].as_f64().unwrap()).collect();
+    let means: Vec<f64> = job.rows("per-carrier").unwrap().iter().map(|r| r["mean_delay"].as_f64().unwrap()).collect();
     assert_eq!(means, [-1.0, 45.0]);
 }
