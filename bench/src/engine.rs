@@ -25,8 +25,8 @@ use crate::guests;
 use crate::measure::{Measured, Stopwatch};
 use crate::query::Parameters;
 
-/// The queries that the engine runs.
-pub const QUERIES: &[&str] = &["q0", "q1", "q2", "wc", "q5", "q5u", "q7", "session", "q8", "q8i", "json"];
+/// The queries that the engine runs. (`session` is written, and refused until session windows are run.)
+pub const QUERIES: &[&str] = &["q0", "q1", "q2", "wc", "q5", "q5u", "q7", "q8", "q8i", "json"];
 
 /// What the engine calls a source.
 const SOURCE: &str = "source";
@@ -133,7 +133,7 @@ fn terms(query: &str) -> Vec<Term> {
         "q2" => vec![Term::sum("auction")],
         "wc" => vec![Term::sum("n")],
         "q5" => vec![Term::sum("max_count")],
-        "q5u" => vec![Term::sum("max_value")],
+        "q5u" => vec![Term::sum("max_UserCount")],
         "q7" => vec![Term::sum("max_price")],
         "session" => vec![Term::square("count")],
         _ => vec![Term::sum("price"), Term::sum("seller")],
