@@ -44,5 +44,13 @@ pub fn source_context(schema: SchemaRef, batch_rows: usize, waker: Waker) -> Sou
 /// What a writer is given, with a clock that stands at 0.
 pub fn sink_context(schema: SchemaRef) -> SinkContext {
     let (clock, metrics) = (Arc::new(HandClock::default()), Arc::new(TaskMetrics::default()));
-    SinkContext { subtask: subtask(0, 1), schema, clock, waker: Waker::new(|| {}), metrics }
+    SinkContext {
+        subtask: subtask(0, 1),
+        schema,
+        clock,
+        waker: Waker::new(|| {}),
+        metrics,
+        attempt: 1,
+        restored: Vec::new(),
+    }
 }

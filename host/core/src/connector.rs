@@ -202,6 +202,11 @@ pub struct SinkContext {
     pub waker: Waker,
     /// Where it counts.
     pub metrics: Arc<TaskMetrics>,
+    /// Which attempt at running the job this is: it grows with each. What an earlier attempt left behind and the
+    /// checkpoint does not name is garbage.
+    pub attempt: u64,
+    /// What writers of this sink answered to [`SinkWriter::snapshot`] in the checkpoint from which the job goes on.
+    pub restored: Vec<Vec<u8>>,
 }
 
 /// Whether a writer has room.
@@ -227,6 +232,12 @@ pub trait SinkWriter: Send {
     /// Everything written up to now is durable when this returns, and becomes visible when the committables are
     /// committed. May block (it is part of a checkpoint). At the end of the input it is called once more.
     fn prepare(&mut self, epoch: Epoch) -> Result<Vec<Committable>>;
+
+    /// What a writer of a later attempt must know to go on after the `prepare` just done, in the connector's own
+    /// encoding: what was written and is neither visible nor in the committables. `None`: nothing.
+    fn snapshot(&mut self) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
 }
 
 /// Makes visible what was prepared. Called off the slot threads; may block.

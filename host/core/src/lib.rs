@@ -11,6 +11,7 @@ pub mod ids;
 pub mod keys;
 pub mod metrics;
 pub mod operator;
+pub mod snapshot;
 pub mod state;
 pub mod time;
 pub mod types;

@@ -8,10 +8,10 @@
 use std::sync::Arc;
 
 use crate::Batch;
-use crate::connector::Committable;
 use crate::error::Result;
-use crate::ids::{Epoch, InputIndex, MaxParallelism, Port, SubtaskId};
+use crate::ids::{InputIndex, MaxParallelism, Port, SubtaskId};
 use crate::metrics::TaskMetrics;
+use crate::snapshot::{SnapshotKind, StateSnapshot};
 use crate::time::{Clock, Timestamp, Watermark};
 
 /// Whether a call finished what it was given.
@@ -90,10 +90,10 @@ pub trait Operator: Send {
         Ok(Progress::Done)
     }
 
-    /// Sinks: everything that was written up to now becomes one or more committables (see
-    /// [`crate::connector::SinkWriter`]). Called at every checkpoint and at the end of the input.
-    fn prepare_commit(&mut self, _epoch: Epoch) -> Result<Vec<Committable>> {
-        Ok(Vec::new())
+    /// Freezes its keyed state, at a barrier: never between an answer of [`Progress::More`] and its `resume`s. `None`:
+    /// it has none. Whatever else it needs, it makes again from the keyed state and the watermark.
+    fn snapshot(&mut self, _kind: SnapshotKind) -> Result<Option<Box<dyn StateSnapshot>>> {
+        Ok(None)
     }
 
     /// The last call, after the end of the input (not after a failure).

@@ -16,6 +16,7 @@ use arrow::datatypes::DataType;
 use crate::Batch;
 use crate::error::Result;
 use crate::keys::{KeyCodec, Keys};
+use crate::snapshot::{SnapshotKind, StateSnapshot, StateSpec};
 use crate::user::TimeDomain;
 
 /// A dense handle to an entry of a table in one namespace.
@@ -79,6 +80,9 @@ pub trait KeyedState: Send {
 
     /// Declares a table, when the operator is made. Names are unique in the operator.
     fn table(&mut self, name: &str, values: Vec<ValueSpec>) -> Result<TableId>;
+
+    /// Everything is declared. What was restored and not declared is refused, or dropped if that was allowed.
+    fn declared(&mut self) -> Result<()>;
 
     /// Makes the entries of these keys resident, adding absent ones without values; a slot per key. Equal keys have
     /// equal slots.
@@ -178,6 +182,10 @@ pub trait KeyedState: Send {
     /// Ends a transaction: what was written is now the state. Disk backends write one batch here.
     fn commit(&mut self) -> Result<()>;
 
+    /// Freezes everything as it is after the latest `commit`: tables, logs and timers. Does not wait for the snapshot
+    /// before to be written.
+    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>>;
+
     /// Entries, rows and timers held.
     fn entries(&self) -> u64;
 
@@ -187,6 +195,9 @@ pub trait KeyedState: Send {
 
 /// Makes the state of operator subtasks.
 pub trait StateBackend: Send + Sync {
-    /// For an operator whose key has these column types.
-    fn open(&self, codec: KeyCodec) -> Result<Box<dyn KeyedState>>;
+    /// For an operator subtask. What is restored is there once it is declared: entries of a table after
+    /// [`KeyedState::table`], rows of a log after [`KeyedState::log`], timers at once. A table whose values were
+    /// declared otherwise is adapted (a value column that was added is null, one that was removed is dropped, a number
+    /// that was widened is converted) or refused with the difference.
+    fn open(&self, spec: StateSpec) -> Result<Box<dyn KeyedState>>;
 }

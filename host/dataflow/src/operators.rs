@@ -12,10 +12,13 @@ pub mod join;
 pub mod window;
 
 use tidemill_core::graph::JobGraph;
-use tidemill_core::ids::NodeId;
+use tidemill_core::ids::{MaxParallelism, NodeId};
+use tidemill_core::keys::KeyCodec;
 use tidemill_core::operator::{Operator, OperatorContext};
 use tidemill_core::plan::NodeKind;
-use tidemill_core::state::StateBackend;
+use tidemill_core::snapshot::{KeyGroupRange, RestoredState, StateSpec};
+use tidemill_core::state::{KeyedState, StateBackend};
+use tidemill_core::time::Watermark;
 use tidemill_core::user::UserCode;
 use tidemill_core::{Error, Result};
 
@@ -29,8 +32,41 @@ pub struct Build<'a> {
     pub context: OperatorContext,
     /// Makes its keyed state.
     pub backend: &'a dyn StateBackend,
+    /// What it begins with.
+    pub begin: Begin,
     /// An instance of the node's user code, for nodes that run some.
     pub user: Option<Box<dyn UserCode>>,
+}
+
+/// What an operator subtask begins with.
+#[derive(Clone)]
+pub struct Begin {
+    /// Which keys it will be asked for.
+    pub key_groups: KeyGroupRange,
+    /// Its keyed state.
+    pub restored: Option<RestoredState>,
+    /// The watermark that it had with that state: what was due then has fired.
+    pub watermark: Watermark,
+}
+
+impl Begin {
+    /// With nothing, for all keys.
+    pub fn fresh(max_parallelism: MaxParallelism) -> Self {
+        Self { key_groups: KeyGroupRange::all(max_parallelism), restored: None, watermark: Watermark::MIN }
+    }
+}
+
+impl Build<'_> {
+    /// The operator's keyed state, for keys of this codec.
+    fn open_state(&self, codec: KeyCodec) -> Result<Box<dyn KeyedState>> {
+        self.backend.open(StateSpec {
+            codec,
+            operator: self.graph.node(self.id)?.uid.clone(),
+            key_groups: self.begin.key_groups,
+            max_parallelism: self.context.max_parallelism,
+            restored: self.begin.restored.clone(),
+        })
+    }
 }
 
 /// Makes the operator of a node.

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arrow::array::{ArrayRef, new_null_array};
 use arrow::datatypes::DataType;
 use tidemill_core::keys::{KeyCodec, KeyData, Keys};
+use tidemill_core::snapshot::{SnapshotKind, StateSnapshot, StateSpec};
 use tidemill_core::state::{KeyedState, LogId, NO_SLOT, Namespace, Slot, StateBackend, TableId, ValueSpec, Values};
 use tidemill_core::user::TimeDomain;
 use tidemill_core::{Batch, Error, ErrorKind, Result};
@@ -52,9 +53,9 @@ impl MemoryBackend {
 }
 
 impl StateBackend for MemoryBackend {
-    fn open(&self, codec: KeyCodec) -> Result<Box<dyn KeyedState>> {
+    fn open(&self, spec: StateSpec) -> Result<Box<dyn KeyedState>> {
         Ok(Box::new(MemoryState {
-            codec,
+            codec: spec.codec,
             tables: Vec::new(),
             logs: Vec::new(),
             event_timers: Timers::default(),
@@ -343,6 +344,14 @@ impl KeyedState for MemoryState {
             .mend("Raise the limit on state, keep state for fewer keys, or clear it when it is no longer needed.")),
             _ => Ok(()),
         }
+    }
+
+    fn declared(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn snapshot(&mut self, _kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>> {
+        Err(Error::internal("snapshots of state in memory are not taken yet"))
     }
 
     fn entries(&self) -> u64 {

@@ -163,9 +163,10 @@ impl Common {
     fn new(build: Build<'_>) -> Result<Self> {
         let node = build.graph.node(build.id)?;
         let layout = Layout::new(build.graph, node)?;
-        let mut state = build.backend.open(build.graph.key_codec(node, 0)?)?;
+        let mut state = build.open_state(build.graph.key_codec(node, 0)?)?;
         let left = state.log("left", layout.columns.left.types.clone())?;
         let right = state.log("right", layout.columns.right.types.clone())?;
+        state.declared()?;
         Ok(Self { context: build.context, layout, state, logs: Sides { left, right } })
     }
 

@@ -22,6 +22,7 @@ use tidemill_core::keys::Keys;
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::operator::{Operator, Output, Progress};
 use tidemill_core::plan::{NodeKind, Origin};
+use tidemill_core::snapshot::{SnapshotKind, StateSnapshot};
 use tidemill_core::state::{KeyedState, Namespace, Slot, TableId, ValueSpec};
 use tidemill_core::time::{Clock, Timestamp, Watermark};
 use tidemill_core::types::{arrow_schema, arrow_type};
@@ -47,13 +48,14 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     let NodeKind::Process { reads_timestamps, states } = &node.kind else {
         return Err(Error::internal(format!("'{}' is no process function", node.name)));
     };
+    let mut state = build.open_state(build.graph.key_codec(node, 0)?)?;
     let user = build.user.ok_or_else(|| Error::internal(format!("no user code for '{}'", node.name)))?;
-    let mut state = build.backend.open(build.graph.key_codec(node, 0)?)?;
     let specs = states
         .iter()
         .map(|s| ValueSpec { name: s.name.clone(), data_type: arrow_type(&s.data_type) })
         .collect::<Vec<_>>();
     let table = state.table("values", specs)?;
+    state.declared()?;
     let mut inputs = Vec::with_capacity(node.inputs.len());
     let mut key_fields = Vec::new();
     for (index, input) in node.inputs.iter().enumerate() {
@@ -89,7 +91,7 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
         clock: build.context.clock,
         batch_rows: build.context.batch_rows,
         timers_at_once: build.context.batch_rows,
-        watermark: Watermark::MIN,
+        watermark: build.begin.watermark,
         transaction: Transaction::default(),
         work: None,
         firing: None,
@@ -187,6 +189,10 @@ impl Operator for Process {
 
     fn resume(&mut self, out: &mut dyn Output) -> Result<Progress> {
         self.go_on(out)
+    }
+
+    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Option<Box<dyn StateSnapshot>>> {
+        self.engine.state.snapshot(kind).map(Some)
     }
 
     fn next_timer(&self) -> Option<Timestamp> {

@@ -55,13 +55,13 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
         text: RecordText::new(arrow_schema(fields.iter().map(|f| &f.field))),
         fields: fields.to_vec(),
         lateness_ms: i64::try_from(*allowed_lateness_ms).unwrap_or(i64::MAX),
-        watermark: i64::MIN,
-        context: build.context,
+        watermark: build.begin.watermark.0,
+        context: build.context.clone(),
         key,
     };
+    let state = build.open_state(common.codec()?)?;
     let read = |index| main.iter().any(|f| f.origin == Origin::Aggregate(index));
     let aggregates = Aggregates::new(aggregates, read, fields, &input.reads, build.user)?;
-    let state = build.backend.open(common.codec()?)?;
     Ok(match *windows {
         Windows::Tumbling { size_ms, offset_ms } => {
             Box::new(panes::PaneWindows::new(common, aggregates, state, size_ms, size_ms, offset_ms)?)

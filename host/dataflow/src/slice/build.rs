@@ -25,7 +25,7 @@ use crate::exchange::partition::{HashPartitioner, Partitioner};
 use crate::exchange::queue::queue;
 use crate::job::{JobSpec, TaskStatus};
 use crate::letters::{self, Letters};
-use crate::operators::{self, Build};
+use crate::operators::{self, Begin, Build};
 use crate::physical::{Edge, PhysicalPlan};
 use crate::record::RecordText;
 use crate::splits::{Enumeration, Mailbox};
@@ -259,6 +259,8 @@ impl Assembler<'_> {
                     clock: spec.clock.clone(),
                     waker: waker.clone(),
                     metrics: metrics.clone(),
+                    attempt: 0,
+                    restored: Vec::new(),
                 })?;
                 Ok(Work::Sink(SinkCell { writer, target: CommitTarget::Sink(binding.clone()) }))
             }
@@ -280,7 +282,8 @@ impl Assembler<'_> {
                     metrics: metrics.clone(),
                 };
                 let backend = spec.state.as_ref();
-                operators::build(Build { graph, id, context, backend, user }).map(Work::Operator)
+                let begin = Begin::fresh(spec.settings.max_parallelism);
+                operators::build(Build { graph, id, context, backend, begin, user }).map(Work::Operator)
             }
         }
     }
@@ -296,8 +299,15 @@ impl Assembler<'_> {
             parallelism: self.plan.slots(),
         };
         let metrics = Arc::default();
-        let context =
-            SinkContext { subtask, schema: letters::schema(), clock: self.spec.clock.clone(), waker, metrics };
+        let context = SinkContext {
+            subtask,
+            schema: letters::schema(),
+            clock: self.spec.clock.clone(),
+            waker,
+            metrics,
+            attempt: 0,
+            restored: Vec::new(),
+        };
         Ok(Letters::new(Some(sink.writer(context)?)))
     }
 

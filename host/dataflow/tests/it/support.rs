@@ -10,9 +10,9 @@ use arrow::datatypes::{Int64Type, TimestampMillisecondType};
 use tidemill_core::connector::*;
 use tidemill_core::graph::JobGraph;
 use tidemill_core::ids::{Epoch, SubtaskId};
-use tidemill_core::keys::KeyCodec;
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::plan::*;
+use tidemill_core::snapshot::StateSpec;
 use tidemill_core::state::{KeyedState, StateBackend};
 use tidemill_core::time::{Clock, Timestamp};
 use tidemill_core::user::*;
@@ -306,7 +306,7 @@ impl UserCode for Instance {
 struct NoState;
 
 impl StateBackend for NoState {
-    fn open(&self, _codec: KeyCodec) -> Result<Box<dyn KeyedState>> {
+    fn open(&self, _spec: StateSpec) -> Result<Box<dyn KeyedState>> {
         Err(Error::internal("these jobs keep no state"))
     }
 }

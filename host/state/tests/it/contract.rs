@@ -9,6 +9,7 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Int64Type, TimeUnit};
 use tidemill_core::Batch;
 use tidemill_core::keys::{KeyCodec, Keys};
+use tidemill_core::snapshot::StateSpec;
 use tidemill_core::state::{KeyedState, NO_SLOT, Namespace, StateBackend, TableId, ValueSpec};
 use tidemill_core::user::TimeDomain;
 use tidemill_state::MemoryBackend;
@@ -16,7 +17,7 @@ use tidemill_state::MemoryBackend;
 const NS: Namespace = Namespace::GLOBAL;
 
 fn state_of(types: &[DataType]) -> Box<dyn KeyedState> {
-    MemoryBackend::new().open(KeyCodec::new(types, types.len() > 1).unwrap()).unwrap()
+    MemoryBackend::new().open(StateSpec::empty(KeyCodec::new(types, types.len() > 1).unwrap())).unwrap()
 }
 
 fn ints(state: &dyn KeyedState, keys: &[i64]) -> Keys {
@@ -184,7 +185,7 @@ fn a_log_keeps_rows_in_order_and_lets_go_of_foreign_buffers() {
 #[test]
 fn the_limit_names_the_bytes() {
     let backend = MemoryBackend::with_limit(100_000);
-    let mut state = backend.open(KeyCodec::new(&[DataType::Int64], false).unwrap()).unwrap();
+    let mut state = backend.open(StateSpec::empty(KeyCodec::new(&[DataType::Int64], false).unwrap())).unwrap();
     let t = table(&mut *state, DataType::Int64);
     state.commit().unwrap();
     let keys = ints(&*state, &(0..10_000).collect::<Vec<_>>());

@@ -7,6 +7,7 @@ use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringViewArray};
 use arrow::datatypes::{DataType, Int64Type};
 use proptest::prelude::*;
 use tidemill_core::keys::{KeyCodec, Keys};
+use tidemill_core::snapshot::StateSpec;
 use tidemill_core::state::{KeyedState, NO_SLOT, Namespace, StateBackend, TableId, ValueSpec};
 use tidemill_core::user::TimeDomain;
 use tidemill_state::MemoryBackend;
@@ -189,7 +190,7 @@ fn check(state: &mut dyn KeyedState, table: TableId, model: &Model) {
 }
 
 fn agree(codec: KeyCodec, ops: Vec<Op>) {
-    let mut state = MemoryBackend::new().open(codec).unwrap();
+    let mut state = MemoryBackend::new().open(StateSpec::empty(codec)).unwrap();
     let values = [("number", DataType::Int64), ("text", DataType::Utf8View)]
         .map(|(name, data_type)| ValueSpec { name: name.into(), data_type });
     let table = state.table("t", values.into()).unwrap();

@@ -20,6 +20,7 @@ use tidemill_core::ids::{InputIndex, Port};
 use tidemill_core::keys::Keys;
 use tidemill_core::operator::{Operator, Output, Progress};
 use tidemill_core::plan::NodeKind;
+use tidemill_core::snapshot::{SnapshotKind, StateSnapshot};
 use tidemill_core::time::Watermark;
 use tidemill_core::{Batch, Error, Result};
 
@@ -38,6 +39,7 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     let NodeKind::IntervalJoin { lower_ms, upper_ms } = node_of(&build)?.kind else {
         return Err(Error::internal("a node that is no interval join"));
     };
+    let watermark = build.begin.watermark;
     let mut common = Common::new(build)?;
     let grid = Grid::new((upper_ms.abs_diff(lower_ms) / BUCKETS).max(MIN_BUCKET_MS), 0);
     let mut buckets: Sides<BTreeMap<i64, Bucket>> = Sides::default();
@@ -60,7 +62,7 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
         partners,
         buckets,
         cache_bytes: 0,
-        watermark: Watermark::MIN,
+        watermark,
         probing: None,
         pairs: Pairs::default(),
     }))
@@ -139,6 +141,10 @@ impl Operator for IntervalJoin {
         }
         self.probing = Some(Probing { side, parts, bucket: None, cursor: Cursor::default() });
         self.go_on(out)
+    }
+
+    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Option<Box<dyn StateSnapshot>>> {
+        self.common.state.snapshot(kind).map(Some)
     }
 
     fn on_watermark(&mut self, watermark: Watermark, _out: &mut dyn Output) -> Result<Progress> {

@@ -15,6 +15,7 @@ use arrow::buffer::ScalarBuffer;
 use tidemill_core::ids::{InputIndex, Port};
 use tidemill_core::operator::{Operator, Output, Progress};
 use tidemill_core::plan::{NodeKind, Windows};
+use tidemill_core::snapshot::{SnapshotKind, StateSnapshot};
 use tidemill_core::state::{KeyedState, LogId};
 use tidemill_core::time::Watermark;
 use tidemill_core::{Batch, Error, Result};
@@ -37,6 +38,7 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
         }
         _ => return Err(Error::internal("a node that is no window join")),
     };
+    let watermark = build.begin.watermark;
     let mut common = Common::new(build)?;
     let panes = Grid::new(slide_ms, offset_ms);
     let mut counts: Sides<BTreeMap<i64, usize>> = Sides::default();
@@ -49,7 +51,8 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     }
     let older_panes = i64::try_from(size_ms / slide_ms.max(1)).unwrap_or(i64::MAX).max(1) - 1;
     let pairs = Pairs::default();
-    Ok(Box::new(WindowJoin { common, panes, older_panes, counts, over: None, fired: None, firing: None, pairs }))
+    let over = panes.last_over(watermark);
+    Ok(Box::new(WindowJoin { common, panes, older_panes, counts, over, fired: over, firing: None, pairs }))
 }
 
 /// Windows are numbered by their last pane. Those that would end after the end of time do not exist.
@@ -114,6 +117,10 @@ impl Operator for WindowJoin {
         self.common.state.commit()?;
         self.common.show_state(0);
         Ok(Progress::Done)
+    }
+
+    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Option<Box<dyn StateSnapshot>>> {
+        self.common.state.snapshot(kind).map(Some)
     }
 
     fn on_watermark(&mut self, watermark: Watermark, out: &mut dyn Output) -> Result<Progress> {

@@ -14,6 +14,7 @@ use tidemill_core::user::{DueTimers, Effects, Emission, EmittedRows, KeySet, Sta
 use tidemill_state::MemoryBackend;
 
 use super::*;
+use crate::operators::Begin;
 
 const INT: plan::DataType = plan::DataType::Int64;
 
@@ -315,6 +316,7 @@ impl Bench {
                 clock: clock.clone(),
                 metrics: metrics.clone(),
             },
+            begin: Begin::fresh(MaxParallelism::DEFAULT),
             backend: &MemoryBackend::new(),
             user: Some(Box::new(Commands { busy: 3, calls: calls.clone() })),
         })

@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 
 use arrow::array::ArrayRef;
 use tidemill_core::keys::{KeyCodec, Keys};
+use tidemill_core::snapshot::StateSpec;
 use tidemill_core::state::{KeyedState, NO_SLOT, Namespace, Slot, StateBackend, TableId, ValueSpec};
 use tidemill_core::{Batch, Result};
 use tidemill_state::MemoryBackend;
@@ -52,7 +53,7 @@ struct Piece {
 
 impl Merged {
     pub(super) fn new(codec: KeyCodec, aggregates: &Aggregates) -> Result<Self> {
-        let mut index = MemoryBackend::new().open(codec)?;
+        let mut index = MemoryBackend::new().open(StateSpec::empty(codec))?;
         let specs = |side: &str| -> Vec<ValueSpec> {
             let side = |s: ValueSpec| ValueSpec { name: format!("{side}.{}", s.name), ..s };
             aggregates.specs().map(side).collect()

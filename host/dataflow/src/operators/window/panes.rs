@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use tidemill_core::ids::InputIndex;
 use tidemill_core::keys::Keys;
 use tidemill_core::operator::{Operator, Output, Progress};
+use tidemill_core::snapshot::{SnapshotKind, StateSnapshot, StateSpec};
 use tidemill_core::state::{KeyedState, Namespace, Slot, StateBackend, TableId};
 use tidemill_core::time::{Timestamp, Watermark};
 use tidemill_core::user::{Effects, UserFailure};
@@ -97,10 +98,14 @@ impl PaneWindows {
     ) -> Result<Self> {
         let (size_ms, slide_ms) = (size_ms as i64, slide_ms as i64);
         let table = state.table("panes", aggregates.specs().collect())?;
+        state.declared()?;
         let merged = (size_ms > slide_ms).then(|| Merged::new(common.codec()?, &aggregates)).transpose()?;
+        let offset_ms = offset_ms.rem_euclid(slide_ms);
+        // What the watermark had reached before the state was frozen has fired already.
+        let fired = last_due(common.watermark, slide_ms, offset_ms);
         let core = Core {
             panes: state.namespaces(table).into_iter().map(|n| n.0).collect(),
-            offset_ms: offset_ms.rem_euclid(slide_ms),
+            offset_ms,
             common,
             aggregates,
             state,
@@ -108,8 +113,8 @@ impl PaneWindows {
             size_ms,
             slide_ms,
             merged,
-            fired: NEVER,
-            target: NEVER,
+            fired,
+            target: fired,
             firing: None,
             refires: VecDeque::new(),
         };
@@ -144,8 +149,12 @@ impl Operator for PaneWindows {
 
     fn on_watermark(&mut self, watermark: Watermark, out: &mut dyn Output) -> Result<Progress> {
         self.core.common.watermark = watermark.0;
-        self.core.target = self.core.last_due(watermark.0);
+        self.core.target = last_due(watermark.0, self.core.slide_ms, self.core.offset_ms);
         self.go_on(out)
+    }
+
+    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Option<Box<dyn StateSnapshot>>> {
+        self.core.state.snapshot(kind).map(Some)
     }
 
     fn resume(&mut self, out: &mut dyn Output) -> Result<Progress> {
@@ -192,17 +201,12 @@ impl Attempt for Adding<'_> {
 impl Core {
     /// The end of the pane of a timestamp.
     fn pane_of(&self, timestamp: i64) -> i64 {
-        (timestamp - self.offset_ms).div_euclid(self.slide_ms) * self.slide_ms + self.offset_ms + self.slide_ms
+        pane_of(timestamp, self.slide_ms, self.offset_ms)
     }
 
     /// The end of the last window that has a pane.
     fn last_window(&self, pane: i64) -> i64 {
         pane - self.slide_ms + self.size_ms
-    }
-
-    /// The end of the last window that is due at a watermark.
-    fn last_due(&self, watermark: i64) -> i64 {
-        self.pane_of(watermark.clamp(NEVER, ALWAYS - 1) + 1) - self.slide_ms
     }
 
     /// Finds the panes of rows and their keys' slots in them.
@@ -321,7 +325,7 @@ impl Core {
 
     /// Each key of these rows once.
     fn distinct(&self, keys: &Keys, rows: &[u32]) -> Result<Keys> {
-        let mut index = MemoryBackend::new().open(self.common.codec()?)?;
+        let mut index = MemoryBackend::new().open(StateSpec::empty(self.common.codec()?))?;
         let (table, mut slots) = (index.table("distinct", Vec::new())?, Vec::new());
         index.resolve_rows(table, Namespace::GLOBAL, keys, rows, &mut slots)?;
         // New slots are given in ascending order, so a row is its key's first if it has the next slot.
@@ -436,6 +440,16 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// The end of the pane of a timestamp.
+fn pane_of(timestamp: i64, slide_ms: i64, offset_ms: i64) -> i64 {
+    (timestamp - offset_ms).div_euclid(slide_ms) * slide_ms + offset_ms + slide_ms
+}
+
+/// The end of the last window that is due at a watermark.
+fn last_due(watermark: i64, slide_ms: i64, offset_ms: i64) -> i64 {
+    pane_of(watermark.clamp(NEVER, ALWAYS - 1) + 1, slide_ms, offset_ms) - slide_ms
 }
 
 /// Row numbers within a group as row numbers within the batch. What names no row stays outside.

@@ -16,6 +16,7 @@ use tidemill_core::user::{CallClock, DueTimers, Effects, KeySet, UserCode, UserF
 use tidemill_state::MemoryBackend;
 
 use super::*;
+use crate::operators::Begin;
 
 const LATENESS: i64 = 15;
 
@@ -135,7 +136,8 @@ impl Setup {
             metrics: Arc::default(),
         };
         let backend = MemoryBackend::new();
-        build(Build { graph: &graph, id: NodeId(1), context, backend: &backend, user: Some(Box::new(SumUser)) })
+        let begin = Begin::fresh(MaxParallelism::DEFAULT);
+        build(Build { graph: &graph, id: NodeId(1), context, backend: &backend, begin, user: Some(Box::new(SumUser)) })
             .unwrap()
     }
 }

@@ -15,7 +15,7 @@ use tidemill_core::time::{SystemClock, Watermark};
 use tidemill_core::{Batch, Result};
 use tidemill_state::MemoryBackend;
 
-use crate::operators::Build;
+use crate::operators::{Begin, Build};
 use crate::operators::join::build;
 
 /// Fields of one input, and which of them are its key.
@@ -88,7 +88,9 @@ impl Join {
             metrics: Arc::clone(&metrics),
         };
         let backend = MemoryBackend::new();
-        let operator = build(Build { graph: &graph, id: NodeId(2), context, backend: &backend, user: None }).unwrap();
+        let begin = Begin::fresh(MaxParallelism::DEFAULT);
+        let operator =
+            build(Build { graph: &graph, id: NodeId(2), context, backend: &backend, begin, user: None }).unwrap();
         Self { operator, metrics, out: Collected::default() }
     }
 

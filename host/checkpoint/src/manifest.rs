@@ -1,0 +1,124 @@
+//! The manifest of a checkpoint: an immutable JSON document that names everything from which a job can go on.
+//!
+//! Invariant: whatever a manifest names was written before the manifest.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tidemill_core::snapshot::StateHandle;
+
+/// The version of manifests that are written.
+pub const MANIFEST_VERSION: u32 = 1;
+
+/// A checkpoint or savepoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`MANIFEST_VERSION`].
+    pub version: u32,
+    /// The job's name.
+    pub job: String,
+    /// What it was taken for.
+    pub kind: ManifestKind,
+    /// Number of the checkpoint, growing over all attempts at the job.
+    pub epoch: u64,
+    /// Which attempt at the job took it.
+    pub generation: u64,
+    /// When, in milliseconds UTC.
+    pub created_ms: i64,
+    /// The job's number of key groups.
+    pub max_parallelism: u16,
+    /// What is kept of each operator, sources and sinks among them.
+    pub operators: Vec<OperatorState>,
+    /// What the sinks prepared and what is to be committed now that the checkpoint is claimed.
+    pub committables: Vec<TargetCommittables>,
+}
+
+/// What a checkpoint was taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ManifestKind {
+    /// To go on from after a failure.
+    Checkpoint,
+    /// For its owner, who keeps it as long as he likes. Its files are its own.
+    Savepoint,
+    /// The last one: the job was stopped, and goes on from here if it is started again.
+    Stopped,
+    /// The last one: the input has ended.
+    Finished,
+}
+
+/// What is kept of an operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorState {
+    /// The uid of its node in the plan: by it, state finds its operator again.
+    pub uid: String,
+    /// Its name, for people.
+    pub name: String,
+    /// How many subtasks it had.
+    pub parallelism: u32,
+    /// Sources: which splits were found, in the connector's encoding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enumerator: Option<Bytes>,
+    /// Per subtask.
+    pub subtasks: Vec<SubtaskState>,
+}
+
+/// What is kept of a subtask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubtaskState {
+    /// Which.
+    pub index: u32,
+    /// Its watermark in milliseconds UTC.
+    pub watermark: i64,
+    /// Its keyed state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<StateHandle>,
+    /// Sources: the splits that are not at their end, as they are to be read on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub splits: Vec<SplitState>,
+    /// Sinks: what the writer needs to go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sink: Option<Bytes>,
+}
+
+/// What is kept of a split.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitState {
+    /// Its name.
+    pub id: String,
+    /// What is left of it, in the connector's encoding.
+    pub description: Bytes,
+    /// Its watermark in milliseconds UTC.
+    pub watermark: i64,
+}
+
+/// What one sink prepared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetCommittables {
+    /// Who commits it: the sink's binding, or `None` for the dead-letter sink.
+    pub sink: Option<String>,
+    /// The committables of all its subtasks.
+    pub committables: Vec<Bytes>,
+}
+
+/// Bytes, in Base64 where they are text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bytes(pub Vec<u8>);
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        BASE64.decode(text).map(Self).map_err(serde::de::Error::custom)
+    }
+}
