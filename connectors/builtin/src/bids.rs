@@ -19,6 +19,7 @@ use tidemill_core::connector::{
     Boundedness, Discovery, ReaderPoll, Source, SourceContext, SourceReader, Split, SplitEnumerator, SplitId,
 };
 use tidemill_core::error::{Error, Result};
+use tidemill_core::ids::Epoch;
 use tidemill_core::time::Timestamp;
 
 use columns::Column;
@@ -270,7 +271,7 @@ impl SourceReader for BidsReader {
         Ok(ReaderPoll::Batch { split: id, batch, rejected: Vec::new(), progress: rows as u64 })
     }
 
-    fn snapshot(&mut self) -> Result<Vec<Split>> {
+    fn snapshot(&mut self, _epoch: Epoch) -> Result<Vec<Split>> {
         self.splits.iter().map(|(id, p)| p.split().map(|s| Split { id: id.clone(), ..s })).collect()
     }
 }

@@ -12,6 +12,7 @@ use tidemill_connector_kit::queue::{Popped, Queue};
 use tidemill_core::Batch;
 use tidemill_core::connector::{ReaderPoll, SourceContext, SourceReader, Split, SplitId, Waker};
 use tidemill_core::error::{Error, Result};
+use tidemill_core::ids::Epoch;
 
 use crate::find::io_error;
 use crate::position::Position;
@@ -94,7 +95,7 @@ impl SourceReader for FilesReader {
         }
     }
 
-    fn snapshot(&mut self) -> Result<Vec<Split>> {
+    fn snapshot(&mut self, _epoch: Epoch) -> Result<Vec<Split>> {
         self.open.iter().map(|(_, position)| position.to_split()).collect()
     }
 }

@@ -131,10 +131,11 @@ pub trait SourceReader: Send {
     /// The next batch, of one split. Does not block.
     fn poll(&mut self) -> Result<ReaderPoll>;
 
-    /// Every unfinished split as it is after the last polled batch.
-    fn snapshot(&mut self) -> Result<Vec<Split>>;
+    /// Every unfinished split as it is after the last polled batch, for this checkpoint.
+    fn snapshot(&mut self, epoch: Epoch) -> Result<Vec<Split>>;
 
-    /// A checkpoint that covers everything up to an earlier `snapshot` is complete: brokers may be told.
+    /// The checkpoint for which an earlier `snapshot` was taken is complete, and so are those before it: brokers may be
+    /// told. Not every checkpoint is completed.
     fn checkpoint_completed(&mut self, _epoch: Epoch) -> Result<()> {
         Ok(())
     }

@@ -45,6 +45,12 @@ impl Default for RisingWatermark {
     }
 }
 
+impl From<Watermark> for RisingWatermark {
+    fn from(watermark: Watermark) -> Self {
+        Self(watermark)
+    }
+}
+
 impl RisingWatermark {
     /// Where it stands.
     pub fn get(&self) -> Watermark {
@@ -73,6 +79,13 @@ impl WatermarkMerge {
     /// For so many inputs, all active.
     pub fn new(inputs: usize) -> Self {
         Self { inputs: vec![(RisingWatermark::default(), false); inputs], merged: RisingWatermark::default() }
+    }
+
+    /// As `new`, but what they have together stands at a watermark already.
+    pub fn from(inputs: usize, watermark: Watermark) -> Self {
+        let mut merge = Self::new(inputs);
+        merge.merged.raise(watermark);
+        merge
     }
 
     /// One more input, active; its index.

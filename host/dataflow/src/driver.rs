@@ -1,41 +1,67 @@
-//! Runs a job in production: a thread per slot, and one for the job that finds splits and commits.
+//! Runs a job in production: a thread per slot, one for the job that finds splits, takes checkpoints and commits, and one
+//! that writes what tasks froze.
 //!
 //! A slot thread steps its slice and parks when there is nothing to do; queues and connectors wake it. The first error
 //! of any thread (a panic is one) stops all. When every slice has finished, the job's thread commits what the sinks
 //! prepared; only then do the sources hear of it.
 
+mod job;
+mod slot;
+
 use std::any::Any;
-use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, OnceLock};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
-use tidemill_core::connector::{SinkCommitter, Waker};
+use tidemill_core::connector::Waker;
+use tidemill_core::ids::Epoch;
+use tidemill_core::snapshot::StateHandle;
 use tidemill_core::time::{Clock, Timestamp};
 use tidemill_core::{Error, ErrorKind, Result};
 
-use crate::commit::commit;
+use self::job::JobThread;
+use self::slot::{Slot, SlotThread};
+use crate::collect::{Collector, TaskId};
+use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest};
 use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
 use crate::physical::PhysicalPlan;
-use crate::slice::{Assembly, CommitTarget, Prepared, Slice, Step, StopSignal};
-use crate::splits::Enumeration;
+use crate::restore::{RestoredJob, Start};
+use crate::slice::{Assembly, Slice, StopSignal};
+use crate::snapshot::TaskEvent;
 
 /// No sleep is longer: a wake-up that a connector forgot costs this, not the job.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// What a slot thread's stack must hold: the frames of the sandbox's guest are on it too.
 const STACK_BYTES: usize = 8 << 20;
 
-/// Starts a job. What can be known to be wrong before the first row is an error here.
+/// Starts a job without checkpoints. What can be known to be wrong before the first row is an error here.
 pub fn run(spec: JobSpec) -> Result<JobHandle> {
+    run_with(spec, None, false)
+}
+
+/// As `run`, with checkpoints: goes on from what their owner restored, if it did. `allow_non_restored`: state that the
+/// job does not have (any more) is dropped instead of refused.
+pub fn run_with(spec: JobSpec, checkpoints: Option<Checkpoints>, allow_non_restored: bool) -> Result<JobHandle> {
+    let start = Start::of(checkpoints.as_ref().map(|c| &c.owner), allow_non_restored);
     let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
     let sleepers: Vec<Arc<Sleeper>> = (0..plan.slots()).map(|_| Arc::default()).collect();
     let wakers: Vec<Waker> = sleepers.iter().map(|s| waker(s.clone())).collect();
-    let Assembly { slices, enumerations, committers, tasks, stop } = Assembly::new(&spec, &plan, &wakers)?;
-    let control = JobControl { stop, cancelled: Arc::default(), sleepers: sleepers.clone().into() };
+    let Assembly { slices, enumerations, committers, tasks, stop } = Assembly::new(&spec, &plan, &wakers, &start)?;
+    let letters = slices.iter().map(Slice::letters_task).collect();
+    let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
+    let mut coordinator = Coordinator::new(spec.clock.clone(), enumerations, committers, collector, checkpoints);
+    coordinator.recover()?;
     let (events, inbox) = mpsc::channel();
+    let figures = coordinator.figures().cloned().map(|figures| Arc::new(Mutex::new(figures)));
+    let control = JobControl {
+        stop,
+        cancelled: Arc::default(),
+        sleepers: sleepers.clone().into(),
+        events: events.clone(),
+        takes_checkpoints: coordinator.takes_checkpoints(),
+    };
     let mut slots = Vec::new();
     for (slot, (slice, sleeper)) in slices.into_iter().zip(sleepers).enumerate() {
         let (verdicts, verdict) = mpsc::channel();
@@ -57,31 +83,37 @@ pub fn run(spec: JobSpec) -> Result<JobHandle> {
             }
         }
     }
-    let job = JobThread {
-        clock: spec.clock.clone(),
-        control: control.clone(),
-        enumerations,
-        committers,
-        running: slots.len(),
-        prepared: Vec::new(),
-        error: None,
-    };
+    let job = JobThread::new(&spec, control.clone(), coordinator, slots.len(), events, figures.clone())
+        .inspect_err(|_| control.cancel())?;
     let join = spawn(format!("{}-job", spec.name), move || job.run(&inbox, slots)).inspect_err(|_| control.cancel())?;
-    Ok(JobHandle { job: spec.name, tasks, control, join })
+    Ok(JobHandle { job: spec.name, tasks, restored: start.from, figures, control, join })
 }
 
 /// A job that runs. Dropping it does not stop the job.
 pub struct JobHandle {
     job: String,
     tasks: Vec<TaskStatus>,
+    restored: Option<RestoredJob>,
+    figures: Option<Arc<Mutex<CheckpointFigures>>>,
     control: JobControl,
-    join: JoinHandle<Result<()>>,
+    /// Whether the job was stopped by a checkpoint.
+    join: JoinHandle<Result<bool>>,
 }
 
 impl JobHandle {
     /// Every subtask with its counters, by node and index.
     pub fn tasks(&self) -> &[TaskStatus] {
         &self.tasks
+    }
+
+    /// What the job went on from.
+    pub fn restored(&self) -> Option<&RestoredJob> {
+        self.restored.as_ref()
+    }
+
+    /// Figures of its checkpoints, if it takes any.
+    pub fn checkpoints(&self) -> Option<CheckpointFigures> {
+        self.figures.as_ref().map(|figures| figures.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// Stops the job from anywhere.
@@ -106,8 +138,8 @@ impl JobHandle {
 
     /// Waits for the end. The first error of any subtask.
     pub fn wait(self) -> Result<JobReport> {
-        self.join.join().map_err(|panic| panicked("the job's thread", &*panic))??;
-        let ending = match (self.control.is_cancelled(), self.control.stop.is_stopping()) {
+        let stopped = self.join.join().map_err(|panic| panicked("the job's thread", &*panic))??;
+        let ending = match (self.control.is_cancelled(), stopped || self.control.stop.is_stopping()) {
             (true, _) => Ending::Cancelled,
             (false, true) => Ending::Stopped,
             (false, false) => Ending::Finished,
@@ -122,15 +154,32 @@ pub struct JobControl {
     stop: Arc<StopSignal>,
     cancelled: Arc<AtomicBool>,
     sleepers: Arc<[Arc<Sleeper>]>,
+    events: Sender<Event>,
+    takes_checkpoints: bool,
 }
 
 impl JobControl {
     /// Sources stop where they are; what was read is processed, written and committed. Event-time windows and timers
-    /// that are still open do not fire: their input has not ended. Their content is lost until there are savepoints;
-    /// therefore, if the job keeps state, its sources are not told that what they read is done.
+    /// that are still open do not fire: their input has not ended. With checkpoints, the job can be gone on with from
+    /// there. Without, what is open is lost; therefore, if the job keeps state, its sources are not told that what they
+    /// read is done.
     pub fn stop(&self) {
-        self.stop.stop();
-        self.wake();
+        if self.takes_checkpoints {
+            self.say(Event::Stop(None));
+        } else {
+            self.stop.stop();
+            self.wake();
+        }
+    }
+
+    /// As `stop`, with a savepoint.
+    pub fn stop_with_savepoint(&self, request: SavepointRequest) {
+        self.say(Event::Stop(Some(request)));
+    }
+
+    /// Takes a savepoint while the job goes on.
+    pub fn savepoint(&self, request: SavepointRequest) {
+        self.say(Event::Savepoint(request));
     }
 
     /// Stops at once; nothing more is written, and nothing committed.
@@ -142,6 +191,11 @@ impl JobControl {
     /// Whether it was cancelled (an error cancels too).
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// If nobody listens any more, the job has ended; who asked sees that its question was dropped.
+    fn say(&self, event: Event) {
+        _ = self.events.send(event);
     }
 
     fn wake(&self) {
@@ -165,134 +219,20 @@ fn waker(sleeper: Arc<Sleeper>) -> Waker {
 }
 
 enum Event {
-    Finished(Vec<Prepared>),
+    /// A slot's tasks have something to say.
+    Tasks(Vec<TaskEvent>),
+    /// What a task froze is written.
+    Written { task: TaskId, epoch: Epoch, outcome: Result<StateHandle> },
+    /// A slot came to its end.
+    Finished,
+    /// A slot came to its end by an error.
     Failed(Error),
-    /// After a cancellation.
+    /// A slot came to its end after a cancellation.
     Gone,
-}
-
-struct Slot {
-    /// Told whether everything is committed.
-    verdicts: Sender<bool>,
-    join: JoinHandle<()>,
-}
-
-struct SlotThread {
-    slot: usize,
-    slice: Slice,
-    sleeper: Arc<Sleeper>,
-    clock: Arc<dyn Clock>,
-    cancelled: Arc<AtomicBool>,
-    events: Sender<Event>,
-    verdict: Receiver<bool>,
-}
-
-impl SlotThread {
-    fn run(mut self) {
-        _ = self.sleeper.0.set(thread::current());
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.step_to_the_end()))
-            .unwrap_or_else(|panic| Err(panicked(&format!("slot {}", self.slot), &*panic)));
-        let event = match outcome {
-            Ok(true) => Event::Finished(self.slice.take_prepared()),
-            Ok(false) => Event::Gone,
-            Err(error) => Event::Failed(error),
-        };
-        let finished = matches!(event, Event::Finished(_));
-        // If nobody listens any more, the job has ended.
-        _ = self.events.send(event);
-        if finished && self.verdict.recv().unwrap_or(false) {
-            let told = catch_unwind(AssertUnwindSafe(|| self.slice.committed()))
-                .unwrap_or_else(|panic| Err(panicked(&format!("slot {}", self.slot), &*panic)));
-            if let Err(error) = told {
-                _ = self.events.send(Event::Failed(error));
-            }
-        }
-    }
-
-    /// Whether it came to its end (and was not cancelled).
-    fn step_to_the_end(&mut self) -> Result<bool> {
-        loop {
-            if self.cancelled.load(Ordering::Acquire) {
-                return Ok(false);
-            }
-            match self.slice.step()? {
-                Step::Progress => {}
-                Step::Finished => return Ok(true),
-                Step::Blocked | Step::IdleUntil(None) => thread::park_timeout(LONGEST_SLEEP),
-                Step::IdleUntil(Some(at)) => thread::park_timeout(sleep(&*self.clock, at)),
-            }
-        }
-    }
-}
-
-struct JobThread {
-    clock: Arc<dyn Clock>,
-    control: JobControl,
-    enumerations: Vec<Enumeration>,
-    committers: BTreeMap<CommitTarget, Box<dyn SinkCommitter>>,
-    running: usize,
-    prepared: Vec<Prepared>,
-    error: Option<Error>,
-}
-
-impl JobThread {
-    fn run(mut self, inbox: &Receiver<Event>, slots: Vec<Slot>) -> Result<()> {
-        while self.running > 0 {
-            let wait = self.discover();
-            match inbox.recv_timeout(wait) {
-                Ok(event) => self.note(event),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        let committed = self.error.is_none() && !self.control.is_cancelled() && {
-            let prepared = std::mem::take(&mut self.prepared);
-            let result = catch_unwind(AssertUnwindSafe(|| commit(&mut self.committers, prepared)));
-            self.keep(result.unwrap_or_else(|panic| Err(panicked("committing", &*panic))))
-        };
-        for slot in slots {
-            _ = slot.verdicts.send(committed);
-            if let Err(panic) = slot.join.join() {
-                self.keep(Err(panicked("a slot", &*panic)));
-            }
-        }
-        while let Ok(event) = inbox.try_recv() {
-            self.note(event);
-        }
-        self.error.map_or(Ok(()), Err)
-    }
-
-    fn note(&mut self, event: Event) {
-        self.running = self.running.saturating_sub(1);
-        match event {
-            Event::Finished(prepared) => self.prepared.extend(prepared),
-            Event::Failed(error) => _ = self.keep(Err(error)),
-            Event::Gone => {}
-        }
-    }
-
-    /// Keeps the first error and stops everything; whether there was none.
-    fn keep(&mut self, result: Result<()>) -> bool {
-        let Err(error) = result else { return true };
-        self.error.get_or_insert(error);
-        self.control.cancel();
-        false
-    }
-
-    /// Looks for splits where it is time to; how long nothing is due.
-    fn discover(&mut self) -> Duration {
-        let mut enumerations = std::mem::take(&mut self.enumerations);
-        for enumeration in &mut enumerations {
-            let now = self.clock.now();
-            if enumeration.due().is_some_and(|due| due <= now) {
-                let result = catch_unwind(AssertUnwindSafe(|| enumeration.discover(now)));
-                self.keep(result.unwrap_or_else(|panic| Err(panicked("looking for splits", &*panic))));
-            }
-        }
-        let due = enumerations.iter().filter_map(Enumeration::due).min();
-        self.enumerations = if self.error.is_none() { enumerations } else { Vec::new() };
-        due.map_or(LONGEST_SLEEP, |due| sleep(&*self.clock, due))
-    }
+    /// The user wants the job to stop.
+    Stop(Option<SavepointRequest>),
+    /// The user wants a savepoint.
+    Savepoint(SavepointRequest),
 }
 
 fn sleep(clock: &dyn Clock, until: Timestamp) -> Duration {

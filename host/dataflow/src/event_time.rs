@@ -106,6 +106,33 @@ impl SplitWatermarks {
         }
     }
 
+    /// Goes on with splits as they were, and with the reader's watermark.
+    pub fn restore(
+        &mut self,
+        splits: impl Iterator<Item = (SplitId, Watermark)>,
+        watermark: Watermark,
+        now: Timestamp,
+    ) {
+        for (id, watermark) in splits {
+            self.add(id, now);
+            if let Some(split) = self.splits.last_mut() {
+                split.watermark.raise(watermark);
+            }
+        }
+        self.ended.raise(watermark);
+        self.merged.raise(watermark);
+    }
+
+    /// A split's watermark.
+    pub fn watermark_of(&self, id: &SplitId) -> Watermark {
+        self.splits.iter().find(|s| s.id == *id).map_or(Watermark::MIN, |s| s.watermark.get())
+    }
+
+    /// The reader's watermark.
+    pub fn watermark(&self) -> Watermark {
+        self.merged.get()
+    }
+
     /// A split gave rows; the reader's watermark, if it rose.
     pub fn rows(&mut self, id: &SplitId, watermark: Watermark, now: Timestamp) -> Option<Watermark> {
         if !self.splits.iter().any(|s| s.id == *id) {

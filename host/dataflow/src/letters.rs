@@ -34,19 +34,25 @@ pub fn schema() -> SchemaRef {
 type Placed = (Arc<SubtaskId>, DeadLetter);
 
 /// Collects and writes dead letters.
+///
+/// The cells of a slice pass a checkpoint's barrier one after the other. What a cell sets aside behind the barrier is
+/// kept back until all have passed it and what belongs to the checkpoint is prepared.
 pub struct Letters {
     writer: Option<Box<dyn SinkWriter>>,
-    waiting: Vec<Placed>,
+    /// With the checkpoint whose barrier the cell had passed.
+    waiting: Vec<(Epoch, Placed)>,
+    /// The checkpoint that was prepared last.
+    passed: Epoch,
 }
 
 impl Letters {
-    /// With the slot's writer, if the job has a dead-letter sink.
-    pub fn new(writer: Option<Box<dyn SinkWriter>>) -> Self {
-        Self { writer, waiting: Vec::new() }
+    /// With the slot's writer, if the job has a dead-letter sink; `passed`: the checkpoint from which the job goes on.
+    pub fn new(writer: Option<Box<dyn SinkWriter>>, passed: Epoch) -> Self {
+        Self { writer, waiting: Vec::new(), passed }
     }
 
-    /// Sets a record aside. Without a sink: the error that fails the job.
-    pub fn add(&mut self, from: &Arc<SubtaskId>, letter: DeadLetter) -> Result<()> {
+    /// Sets a record aside, for a cell that has passed this checkpoint. Without a sink: the error that fails the job.
+    pub fn add(&mut self, from: &Arc<SubtaskId>, passed: Epoch, letter: DeadLetter) -> Result<()> {
         if self.writer.is_none() {
             let message = format!("a record can't be processed: {}\n  record: {}", letter.reason, letter.record);
             return Err(Error::new(ErrorKind::UserCode, message)
@@ -55,48 +61,65 @@ impl Letters {
                 )
                 .at(from, "processing records"));
         }
-        self.waiting.push((from.clone(), letter));
+        self.waiting.push((passed, (from.clone(), letter)));
         Ok(())
     }
 
-    /// Whether what could make more should wait.
-    pub fn is_full(&self) -> bool {
+    /// Whether a cell that has passed this checkpoint should wait. One that is behind does not wait for letters that
+    /// are kept back until it has come.
+    pub fn is_full(&self, passed: Epoch) -> bool {
         self.waiting.len() >= MAX_WAITING
+            && self.waiting.iter().filter(|(tag, _)| *tag <= passed).count() >= MAX_WAITING
     }
 
-    /// Writes what waits, if the sink has room; whether it did something.
+    /// Writes what may be written, if the sink has room; whether it did something.
     pub fn flush(&mut self) -> Result<bool> {
-        let Some(writer) = self.writer.as_mut().filter(|_| !self.waiting.is_empty()) else { return Ok(false) };
-        if writer.ready()? == SinkReady::Full {
+        let Some(writer) = &mut self.writer else { return Ok(false) };
+        if !self.waiting.iter().any(|(tag, _)| *tag <= self.passed) || writer.ready()? == SinkReady::Full {
             return Ok(false);
         }
-        writer.write(&rows(&self.waiting)?)?;
-        self.waiting.clear();
+        self.write_up_to(self.passed)?;
         Ok(true)
     }
 
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+    /// The checkpoint that was prepared last.
+    pub fn passed(&self) -> Epoch {
+        self.passed
     }
 
-    /// What was written, for committing.
+    /// Every cell has passed this checkpoint: what was set aside before, for committing.
     pub fn prepare(&mut self, epoch: Epoch) -> Result<Vec<Committable>> {
+        // At most MAX_WAITING and what one call adds, so it is written although the sink may be full.
+        self.write_up_to(Epoch(epoch.0.saturating_sub(1)))?;
+        self.passed = epoch;
         self.writer.as_mut().map_or_else(|| Ok(Vec::new()), |writer| writer.prepare(epoch))
+    }
+
+    /// What the writer of a later attempt must know.
+    pub fn snapshot(&mut self) -> Result<Option<Vec<u8>>> {
+        self.writer.as_mut().map_or(Ok(None), |writer| writer.snapshot())
+    }
+
+    fn write_up_to(&mut self, passed: Epoch) -> Result<()> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let (now, later) = std::mem::take(&mut self.waiting).into_iter().partition(|(tag, _)| *tag <= passed);
+        self.waiting = later;
+        let now: Vec<(Epoch, Placed)> = now;
+        if now.is_empty() { Ok(()) } else { writer.write(&rows(&now)?) }
     }
 }
 
-fn rows(letters: &[Placed]) -> Result<Batch> {
+fn rows(letters: &[(Epoch, Placed)]) -> Result<Batch> {
     let text = |of: &dyn Fn(&Placed) -> String| {
-        Arc::new(letters.iter().map(|l| Some(of(l))).collect::<StringViewArray>()) as ArrayRef
+        Arc::new(letters.iter().map(|(_, l)| Some(of(l))).collect::<StringViewArray>()) as ArrayRef
     };
     let columns = vec![
         text(&|(from, _)| from.job.clone()),
         text(&|(from, _)| from.operator.clone()),
-        Arc::new(letters.iter().map(|(from, _)| from.index.0).collect::<UInt32Array>()),
+        Arc::new(letters.iter().map(|(_, (from, _))| from.index.0).collect::<UInt32Array>()),
         text(&|(_, letter)| letter.reason.clone()),
         text(&|(_, letter)| letter.record.clone()),
-        Arc::new(letters.iter().map(|(_, l)| l.timestamp.map(|t| t.0)).collect::<TimestampMillisecondArray>()),
+        Arc::new(letters.iter().map(|(_, (_, l))| l.timestamp.map(|t| t.0)).collect::<TimestampMillisecondArray>()),
     ];
     Batch::new(letters.len(), columns, None)
 }

@@ -10,10 +10,14 @@ pub mod physical;
 // What flows, inside a slot and between slots.
 pub mod element;
 mod exchange;
+pub mod snapshot;
 
 // What the operators do.
 pub mod operators;
 pub mod transaction;
+
+// What it begins with.
+pub mod restore;
 
 // A slot's part of the job, step by step.
 mod event_time;
@@ -23,10 +27,13 @@ pub mod slice;
 pub mod splits;
 
 // Who steps it: threads, or a test.
+mod collect;
 mod commit;
+pub mod coordinate;
 pub mod driver;
 pub mod stepper;
 
-pub use driver::{JobControl, JobHandle, run};
+pub use coordinate::{CheckpointFigures, Checkpoints, SavepointRequest};
+pub use driver::{JobControl, JobHandle, run, run_with};
 pub use job::{Ending, JobReport, JobSettings, JobSpec, TaskStatus};
 pub use stepper::Stepper;

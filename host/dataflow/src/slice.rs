@@ -22,15 +22,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tidemill_core::Result;
 use tidemill_core::connector::Committable;
-use tidemill_core::ids::Epoch;
-use tidemill_core::time::{Clock, Timestamp};
+use tidemill_core::ids::{Epoch, SubtaskId};
+use tidemill_core::time::{Clock, Timestamp, Watermark};
 
 pub use build::{Assembly, CommitTarget};
 
-use crate::element::Inbox;
+use crate::element::{Element, Inbox};
 use crate::exchange::queue::QueueReceiver;
 use crate::letters::Letters;
-use cell::{Cell, CellStep};
+use crate::snapshot::{TaskEvent, TaskSnapshot};
+use cell::{Cell, CellStep, Taken};
 use source::SourceStep;
 
 /// What a step did.
@@ -81,9 +82,12 @@ pub struct Slice {
     origins: Vec<Origin>,
     next_origin: usize,
     letters: Letters,
+    /// The dead letters as a task of checkpoints.
+    letters_task: Arc<SubtaskId>,
     clock: Arc<dyn Clock>,
     stop: Arc<StopSignal>,
-    prepared: Vec<Prepared>,
+    /// What its tasks have to say.
+    events: Vec<TaskEvent>,
     finished: bool,
 }
 
@@ -112,7 +116,7 @@ impl Slice {
             return Ok(Step::Finished);
         }
         let mut waits = Waits::default();
-        if self.letters.is_full() && self.letters.flush()? {
+        if self.letters.is_full(self.letters.passed()) && self.letters.flush()? {
             return Ok(Step::Progress);
         }
         if self.run_timers(&mut waits)? || self.run_cells(&mut waits)? || self.pull(&mut waits)? {
@@ -121,9 +125,12 @@ impl Slice {
         if self.letters.flush()? {
             return Ok(Step::Progress);
         }
-        if self.letters.is_empty() && self.cells.iter().all(Cell::has_ended) {
-            let committables = self.letters.prepare(Self::FINAL_EPOCH)?;
-            self.prepared.push(Prepared { target: CommitTarget::DeadLetters, committables });
+        if self.cells.iter().all(Cell::has_ended) {
+            let epoch = self.cells.iter().map(Cell::passed).max().unwrap_or(self.letters.passed());
+            let epoch = Epoch(epoch.0 + 1);
+            let committables = self.letters.prepare(epoch)?;
+            let prepared = Some(Prepared { target: CommitTarget::DeadLetters, committables });
+            self.events.push(TaskEvent::Ended { subtask: self.letters_task.clone(), epoch, prepared });
             self.finished = true;
             return Ok(Step::Finished);
         }
@@ -133,22 +140,24 @@ impl Slice {
         })
     }
 
-    /// The epoch of the one checkpoint that there is without checkpoints: the end.
-    pub const FINAL_EPOCH: Epoch = Epoch(1);
-
     /// Whether it is at its end.
     pub fn has_finished(&self) -> bool {
         self.finished
     }
 
-    /// What the sinks prepared, once it finished.
-    pub fn take_prepared(&mut self) -> Vec<Prepared> {
-        std::mem::take(&mut self.prepared)
+    /// Its dead letters as a task.
+    pub fn letters_task(&self) -> Arc<SubtaskId> {
+        self.letters_task.clone()
+    }
+
+    /// What its tasks had to say since the last call.
+    pub fn take_events(&mut self) -> Vec<TaskEvent> {
+        std::mem::take(&mut self.events)
     }
 
     /// Everything that was prepared is committed: tells the sources. The last call.
     pub fn committed(&mut self) -> Result<()> {
-        self.cells.iter_mut().try_for_each(|cell| cell.committed(Self::FINAL_EPOCH))
+        self.cells.iter_mut().try_for_each(Cell::committed)
     }
 
     /// Fires processing-time timers before anything else: they are late already.
@@ -190,12 +199,49 @@ impl Slice {
                     CellStep::Waits(until) => waits.until(Some(until)),
                 }
             } else if let Some((channel, element)) = self.inboxes[at].pop() {
-                let prepared = self.cells[at].take(channel, element, &mut self.inboxes, &mut self.letters)?;
-                self.prepared.extend(prepared);
+                self.take(at, channel, element)?;
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// A cell takes an element.
+    fn take(&mut self, at: usize, channel: u32, element: Element) -> Result<()> {
+        match self.cells[at].take(channel, element, &mut self.inboxes, &mut self.letters)? {
+            Taken::Done => Ok(()),
+            Taken::Aligning => {
+                self.inboxes[at].block(channel);
+                Ok(())
+            }
+            Taken::Passed(snapshot) => {
+                self.inboxes[at].unblock();
+                self.events.push(TaskEvent::Passed(snapshot));
+                self.pass_letters()
+            }
+            Taken::Ended(prepared) => self.ended(at, prepared),
+        }
+    }
+
+    fn ended(&mut self, at: usize, prepared: Option<Prepared>) -> Result<()> {
+        let cell = &self.cells[at];
+        let epoch = Epoch(cell.passed().0 + 1);
+        self.events.push(TaskEvent::Ended { subtask: cell.subtask().clone(), epoch, prepared });
+        self.pass_letters()
+    }
+
+    /// The dead letters pass a barrier when every cell has passed it that did not end.
+    fn pass_letters(&mut self) -> Result<()> {
+        let running = self.cells.iter().filter(|cell| !cell.has_ended());
+        let Some(epoch) = running.map(Cell::passed).min().filter(|epoch| *epoch > self.letters.passed()) else {
+            return Ok(());
+        };
+        let committables = self.letters.prepare(epoch)?;
+        let mut snapshot = TaskSnapshot::new(self.letters_task.clone(), epoch, Watermark::MIN);
+        snapshot.prepared = Some(Prepared { target: CommitTarget::DeadLetters, committables });
+        snapshot.sink = self.letters.snapshot()?;
+        self.events.push(TaskEvent::Passed(snapshot));
+        Ok(())
     }
 
     /// Takes one element from another slot, or polls one source.
@@ -208,6 +254,7 @@ impl Slice {
                     // A cell that can't run keeps its inbox: what waits for it stays in the queue and is counted there.
                     if self.inboxes[*cell].is_empty()
                         && !self.cells[*cell].is_pending()
+                        && !self.inboxes[*cell].is_blocked(*channel)
                         && let Some(element) = from.pop()
                     {
                         self.inboxes[*cell].push(*channel, element);
@@ -219,13 +266,25 @@ impl Slice {
                     if self.cells[cell].has_ended() {
                         continue;
                     }
+                    if let Some(passed) = self.cells[cell].news(&*self.clock, &mut self.inboxes, &mut self.letters)? {
+                        self.events.push(TaskEvent::Passed(passed));
+                        if self.cells[cell].has_ended() {
+                            self.ended(cell, None)?;
+                        }
+                        self.pass_letters()?;
+                        return Ok(true);
+                    }
                     if self.is_full(cell) {
                         waits.blocked = true;
                         continue;
                     }
                     let stopping = self.stop.is_stopping();
                     match self.cells[cell].poll(stopping, &*self.clock, &mut self.inboxes, &mut self.letters)? {
-                        SourceStep::Emitted | SourceStep::Ended => return Ok(true),
+                        SourceStep::Emitted => return Ok(true),
+                        SourceStep::Ended => {
+                            self.ended(cell, None)?;
+                            return Ok(true);
+                        }
                         SourceStep::Pending(until) => waits.until(until),
                     }
                 }
@@ -235,6 +294,7 @@ impl Slice {
     }
 
     fn is_full(&self, cell: usize) -> bool {
-        self.letters.is_full() || self.cells[cell].is_full(&self.inboxes)
+        let cell = &self.cells[cell];
+        self.letters.is_full(cell.passed()) || cell.is_full(&self.inboxes)
     }
 }

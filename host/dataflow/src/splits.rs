@@ -10,15 +10,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tidemill_core::Result;
 use tidemill_core::connector::{Split, SplitEnumerator, SplitId, Waker};
-use tidemill_core::time::Timestamp;
+use tidemill_core::ids::{Epoch, NodeId};
+use tidemill_core::time::{Timestamp, Watermark};
+
+use crate::element::Barrier;
 
 /// News for a reader.
 #[derive(Debug)]
 pub enum News {
     /// Splits to read; at first maybe none.
     Splits(Vec<Split>),
+    /// Splits to read on, each with its watermark, and the reader's watermark.
+    Restored(Vec<(Split, Watermark)>, Watermark),
+    /// A checkpoint begins here: what was said before belongs to it.
+    Barrier(Barrier),
     /// There will be no more.
     NoMore,
+    /// What this checkpoint covers is committed.
+    Completed(Epoch),
 }
 
 /// Where a reader gets its news.
@@ -39,7 +48,7 @@ impl Mailbox {
 
     /// The next news.
     pub fn take(&self) -> Option<News> {
-        if !self.filled.load(Ordering::Acquire) {
+        if self.is_empty() {
             return None;
         }
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,10 +62,19 @@ impl Mailbox {
         self.unfinished.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn send(&self, item: News) {
-        if let News::Splits(splits) = &item {
-            self.unfinished.fetch_add(splits.len(), Ordering::Relaxed);
-        }
+    /// Whether there are news.
+    pub fn is_empty(&self) -> bool {
+        !self.filled.load(Ordering::Acquire)
+    }
+
+    /// Says something to the reader.
+    pub fn send(&self, item: News) {
+        let splits = match &item {
+            News::Splits(splits) => splits.len(),
+            News::Restored(splits, _) => splits.len(),
+            News::Barrier(_) | News::NoMore | News::Completed(_) => 0,
+        };
+        self.unfinished.fetch_add(splits, Ordering::Relaxed);
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
         news.push_back(item);
         self.filled.store(true, Ordering::Release);
@@ -67,6 +85,7 @@ impl Mailbox {
 
 /// Finds the splits of one source node.
 pub struct Enumeration {
+    node: NodeId,
     enumerator: Box<dyn SplitEnumerator>,
     readers: Vec<Arc<Mailbox>>,
     known: HashSet<SplitId>,
@@ -77,8 +96,25 @@ pub struct Enumeration {
 
 impl Enumeration {
     /// For these readers.
-    pub fn new(enumerator: Box<dyn SplitEnumerator>, readers: Vec<Arc<Mailbox>>) -> Self {
-        Self { enumerator, readers, known: HashSet::new(), first: true, due: Some(Timestamp::MIN) }
+    pub fn new(node: NodeId, enumerator: Box<dyn SplitEnumerator>, readers: Vec<Arc<Mailbox>>) -> Self {
+        Self { node, enumerator, readers, known: HashSet::new(), first: true, due: Some(Timestamp::MIN) }
+    }
+
+    /// Whose splits.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Begins a checkpoint: what was found up to now, which is what the readers have been told before the barrier.
+    pub fn checkpoint(&self, barrier: Barrier) -> Result<Vec<u8>> {
+        let snapshot = self.enumerator.snapshot()?;
+        self.readers.iter().for_each(|reader| reader.send(News::Barrier(barrier)));
+        Ok(snapshot)
+    }
+
+    /// A checkpoint is committed: tells the readers.
+    pub fn completed(&self, epoch: Epoch) {
+        self.readers.iter().for_each(|reader| reader.send(News::Completed(epoch)));
     }
 
     /// When to call `discover`; `None`: never again.

@@ -3,46 +3,56 @@
 //! The same slices as in production, so a test that holds the clock and the sources in its hands sees the whole job.
 //! Equal seeds give equal histories, as long as the connectors do not use threads of their own.
 
-use std::collections::BTreeMap;
-
 use tidemill_core::Result;
-use tidemill_core::connector::{SinkCommitter, Waker};
+use tidemill_core::connector::Waker;
 use tidemill_core::keys::hash_fixed;
 use tidemill_core::time::Timestamp;
 
-use crate::commit::commit;
+use crate::collect::{Collector, Unwritten};
+use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest};
 use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
 use crate::physical::PhysicalPlan;
-use crate::slice::{Assembly, CommitTarget, Slice, Step};
-use crate::splits::Enumeration;
+use crate::restore::Start;
+use crate::slice::{Assembly, Slice, Step};
 
 /// A job that is stepped by hand.
 pub struct Stepper {
     spec: JobSpec,
     slices: Vec<Slice>,
-    enumerations: Vec<Enumeration>,
-    committers: BTreeMap<CommitTarget, Box<dyn SinkCommitter>>,
+    coordinator: Coordinator,
     tasks: Vec<TaskStatus>,
     stop: std::sync::Arc<crate::slice::StopSignal>,
     random: u64,
     /// Which slot was stepped, and what it said: a digest of the history.
     history: u64,
     finished: bool,
+    stopped: bool,
 }
 
 impl Stepper {
     /// Makes the job's slices.
     pub fn new(spec: JobSpec, seed: u64) -> Result<Self> {
+        Self::with_checkpoints(spec, seed, None)
+    }
+
+    /// As `new`, with checkpoints; goes on from what their owner restored.
+    pub fn with_checkpoints(spec: JobSpec, seed: u64, checkpoints: Option<Checkpoints>) -> Result<Self> {
+        let start = Start::of(checkpoints.as_ref().map(|c| &c.owner), false);
         let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
         let wakers: Vec<Waker> = (0..plan.slots()).map(|_| Waker::new(|| ())).collect();
-        let Assembly { slices, enumerations, committers, tasks, stop } = Assembly::new(&spec, &plan, &wakers)?;
-        Ok(Self { spec, slices, enumerations, committers, tasks, stop, random: seed, history: 0, finished: false })
+        let Assembly { slices, enumerations, committers, tasks, stop } = Assembly::new(&spec, &plan, &wakers, &start)?;
+        let letters = slices.iter().map(Slice::letters_task).collect();
+        let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
+        let clock = spec.clock.clone();
+        let mut coordinator = Coordinator::new(clock, enumerations, committers, collector, checkpoints);
+        coordinator.recover()?;
+        Ok(Self { spec, slices, coordinator, tasks, stop, random: seed, history: 0, finished: false, stopped: false })
     }
 
     /// Steps until nothing moves without new input or a later time. Answers that time, if any part waits for one.
     pub fn step_until_idle(&mut self) -> Result<Option<Timestamp>> {
         loop {
-            self.discover()?;
+            let due = self.coordinator.tick()?;
             // Slots that have not said "nothing to do" since the last progress of any.
             let mut open: Vec<usize> = (0..self.slices.len()).collect();
             let (mut progressed, mut until) = (false, None);
@@ -61,7 +71,6 @@ impl Stepper {
                 open.swap_remove(pick);
             }
             self.finish_if_all_did()?;
-            let due = self.enumerations.iter().filter_map(Enumeration::due).min();
             let due_now = due.is_some_and(|due| due <= self.spec.clock.now());
             if self.finished {
                 return Ok(None);
@@ -77,9 +86,23 @@ impl Stepper {
         self.finished
     }
 
-    /// Sources end where they are at their next step, and everything drains.
-    pub fn stop(&self) {
+    /// Sources end where they are at their next step, and everything drains; if the job takes checkpoints, with one.
+    pub fn stop(&mut self) -> Result<()> {
+        if self.coordinator.takes_checkpoints() {
+            return self.coordinator.stop(None);
+        }
         self.stop.stop();
+        Ok(())
+    }
+
+    /// Takes a savepoint (or stops with one) while steps go on.
+    pub fn savepoint(&mut self, request: SavepointRequest, stops: bool) -> Result<()> {
+        if stops { self.coordinator.stop(Some(request)) } else { self.coordinator.savepoint(request) }
+    }
+
+    /// Figures of the checkpoints, if the job takes any.
+    pub fn checkpoints(&self) -> Option<&CheckpointFigures> {
+        self.coordinator.figures()
     }
 
     /// Every subtask with its counters.
@@ -94,23 +117,19 @@ impl Stepper {
 
     /// What is to say at the end.
     pub fn report(&self) -> JobReport {
-        let ending = if self.stop.is_stopping() { Ending::Stopped } else { Ending::Finished };
+        let ending = if self.stopped || self.stop.is_stopping() { Ending::Stopped } else { Ending::Finished };
         JobReport { job: self.spec.name.clone(), ending, tasks: self.tasks.clone() }
-    }
-
-    fn discover(&mut self) -> Result<()> {
-        let now = self.spec.clock.now();
-        for enumeration in &mut self.enumerations {
-            if enumeration.due().is_some_and(|due| due <= now) {
-                enumeration.discover(now)?;
-            }
-        }
-        Ok(())
     }
 
     fn step(&mut self, slot: usize) -> Result<Step> {
         let Some(slice) = self.slices.get_mut(slot) else { return Ok(Step::Finished) };
         let step = slice.step()?;
+        for event in slice.take_events() {
+            if let Some(Unwritten { task, epoch, snapshot }) = self.coordinator.note(event)? {
+                let outcome = snapshot.write(&*self.coordinator.files(epoch)?);
+                self.coordinator.written(task, epoch, outcome)?;
+            }
+        }
         let code = match step {
             Step::Progress => 1,
             Step::Blocked => 2,
@@ -125,8 +144,7 @@ impl Stepper {
         if self.finished || !self.slices.iter().all(Slice::has_finished) {
             return Ok(());
         }
-        let prepared: Vec<_> = self.slices.iter_mut().flat_map(Slice::take_prepared).collect();
-        commit(&mut self.committers, prepared)?;
+        self.stopped = self.coordinator.finish()?;
         self.slices.iter_mut().try_for_each(Slice::committed)?;
         self.finished = true;
         Ok(())

@@ -17,7 +17,7 @@ use tidemill_core::connector::{
     Boundedness, Discovery, ReaderPoll, Sink, Source, SourceContext, SourceReader, Split, SplitEnumerator, SplitId,
 };
 use tidemill_core::graph::JobGraph;
-use tidemill_core::ids::{NodeId, Port};
+use tidemill_core::ids::{Epoch, NodeId, Port};
 use tidemill_core::plan::{NodeKind, Plan};
 use tidemill_core::time::{Clock, Timestamp};
 use tidemill_core::user::UserCodeFactory;
@@ -246,7 +246,7 @@ impl SourceReader for HandReader {
         Ok(ReaderPoll::Pending(None))
     }
 
-    fn snapshot(&mut self) -> Result<Vec<Split>> {
+    fn snapshot(&mut self, _epoch: Epoch) -> Result<Vec<Split>> {
         Ok(self.split.iter().map(|id| Split { id: id.clone(), description: Vec::new() }).collect())
     }
 }

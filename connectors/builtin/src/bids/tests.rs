@@ -7,6 +7,7 @@ use tidemill_connector_kit::conformance::{self, HandClock};
 use tidemill_connector_kit::format::EncodeFormat;
 use tidemill_connector_kit::{Binding, Registry};
 use tidemill_core::connector::Waker;
+use tidemill_core::ids::Epoch;
 
 use super::*;
 
@@ -127,7 +128,7 @@ fn a_restored_split_goes_on_where_it_stood() {
         add(first.poll().unwrap());
     }
     let mut second = new_reader();
-    second.add_splits(first.snapshot().unwrap()).unwrap();
+    second.add_splits(first.snapshot(Epoch(1)).unwrap()).unwrap();
     second.no_more_splits();
     while add(second.poll().unwrap()) {}
     let all = longs(&read("records = 10000", &["price"], 1, 4096), 0);

@@ -1,4 +1,4 @@
-//! The keys of `[job]` and `[limits]`, each declared once.
+//! The keys of the sections that are not bindings, each declared once.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -26,8 +26,32 @@ pub const CALL_TIME: Key<Duration> = Key::new("call-time", "Time of one call of 
 pub const TRANSFER: Key<ByteSize> = Key::new("transfer", "What one call may hand to the host, in bytes.").or("64 MiB");
 pub const EMITTED_ROWS: Key<u64> = Key::new("emitted-rows", "Rows that one call may emit.").or("8388608");
 
+pub const LOCATION: Key<String> = Key::new(
+    "location",
+    "Where checkpoints are kept: a folder, or s3://bucket/prefix. Without it there are none, and a failure costs all state.",
+)
+.required();
+pub const INTERVAL: Key<Duration> = Key::new("interval", "How often a checkpoint is begun.").or("10 s");
+pub const MIN_PAUSE: Key<Duration> =
+    Key::new("min-pause", "The least time between the end of a checkpoint and the beginning of the next.").or("0 s");
+pub const TIMEOUT: Key<Duration> = Key::new("timeout", "A checkpoint that takes longer is given up.").or("10 min");
+pub const TOLERABLE_FAILURES: Key<u64> =
+    Key::new("tolerable-failures", "How many checkpoints in a row may be given up before that fails the job.").or("0");
+pub const RETAINED: Key<u64> = Key::new("retained", "How many of the newest checkpoints are kept.").or("1");
+
+pub const STATE_MEMORY: Key<ByteSize> =
+    Key::new("memory", "What the keyed state of the whole job may take of memory; without it there is no limit.");
+
 pub fn job() -> Vec<OptionSpec> {
     vec![NAME.spec(), COMPONENT.spec(), PARALLELISM.spec(), BATCH_ROWS.spec(), MAX_PARALLELISM.spec(), EXCHANGE.spec()]
+}
+
+pub fn checkpoints() -> Vec<OptionSpec> {
+    vec![LOCATION.spec(), INTERVAL.spec(), MIN_PAUSE.spec(), TIMEOUT.spec(), TOLERABLE_FAILURES.spec(), RETAINED.spec()]
+}
+
+pub fn state() -> Vec<OptionSpec> {
+    vec![STATE_MEMORY.spec()]
 }
 
 pub fn limits() -> Vec<OptionSpec> {
@@ -37,7 +61,8 @@ pub fn limits() -> Vec<OptionSpec> {
 /// The manifest's own keys, as Markdown.
 pub fn documentation() -> String {
     let mut text = String::from("# The manifest, `tidemill.toml`\n\n");
-    for (section, specs) in [("job", job()), ("limits", limits())] {
+    let sections = [("job", job()), ("checkpoints", checkpoints()), ("state", state()), ("limits", limits())];
+    for (section, specs) in sections {
         let _ = write!(text, "`[{section}]`\n\n{}\n", tidemill_connector_kit::options::documentation(&specs));
     }
     text.push_str(

@@ -23,7 +23,7 @@ pub const FILE_NAME: &str = "tidemill.toml";
 const MAX_SLOTS: u64 = 1_024;
 /// A batch of more rows leaves every cache; the row indices of the contract are 32 bits.
 const MAX_BATCH_ROWS: u64 = 1 << 20;
-const SECTIONS: [&str; 6] = ["job", "params", "sources", "sinks", "dead-letter", "limits"];
+const SECTIONS: [&str; 8] = ["job", "params", "sources", "sinks", "dead-letter", "checkpoints", "state", "limits"];
 
 /// A manifest.
 #[derive(Debug)]
@@ -38,6 +38,9 @@ pub struct Manifest {
     pub sources: BTreeMap<String, Binding>,
     pub sinks: BTreeMap<String, Binding>,
     pub dead_letter: Option<Binding>,
+    /// None: no checkpoints are taken.
+    pub checkpoints: Option<Checkpoints>,
+    pub state: State,
     pub limits: Limits,
     source: Source,
 }
@@ -52,6 +55,24 @@ pub struct Job {
     pub batch_rows: usize,
     pub max_parallelism: MaxParallelism,
     pub exchange_bytes: usize,
+}
+
+/// `[checkpoints]`.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    /// A folder (resolved), or the URL of a bucket.
+    pub location: String,
+    pub interval: Duration,
+    pub min_pause: Duration,
+    pub timeout: Duration,
+    pub tolerable_failures: u32,
+    pub retained: usize,
+}
+
+/// `[state]`.
+#[derive(Debug)]
+pub struct State {
+    pub memory_bytes: Option<usize>,
 }
 
 /// `[limits]`.
@@ -194,10 +215,24 @@ impl Reader<'_> {
         let (params, limits) = (self.params(take("params"))?, self.limits(take("limits"))?);
         let (sources, sinks) = (self.bindings("sources", take("sources"))?, self.bindings("sinks", take("sinks"))?);
         let job = self.job(take("job"))?;
+        let state = self.state(take("state"))?;
+        let checkpoints = sections.remove("checkpoints").map(|section| self.checkpoints(section)).transpose()?;
         let dead_letter = sections.remove("dead-letter");
         let dead_letter = dead_letter.map(|section| self.binding("dead-letter", section)).transpose()?;
         let (path, folder) = (path.to_owned(), self.folder.to_owned());
-        Ok(Manifest { path, folder, job, params, sources, sinks, dead_letter, limits, source: self.source.clone() })
+        Ok(Manifest {
+            path,
+            folder,
+            job,
+            params,
+            sources,
+            sinks,
+            dead_letter,
+            checkpoints,
+            state,
+            limits,
+            source: self.source.clone(),
+        })
     }
 
     fn section(&self, name: &str, entry: Entry) -> Result<Section, Error> {
@@ -260,6 +295,42 @@ impl Reader<'_> {
         };
         let name = job.map(str::to_owned).or_else(folder_name).unwrap_or_else(|| "job".to_owned());
         self.folder.join("target/tidemill").join(format!("{}.wasm", name.replace(['/', '\\'], "-")))
+    }
+
+    fn checkpoints(&self, section: Section) -> Result<Checkpoints, Error> {
+        let place = section.place.clone();
+        let at = |error: Error| place.as_ref().map_or(error.clone(), |place| self.source.wrap(place, &error));
+        let (options, places) = self.options("[checkpoints]", &keys::checkpoints(), section).map_err(at)?;
+        let wrong = |name: &str, message: &str| {
+            let error = format!("[checkpoints]: '{name}' {message}");
+            places.get(name).map_or_else(|| Error::invalid(&error), |place| self.source.error(place, &error))
+        };
+        let interval = options.need(&keys::INTERVAL)?;
+        if interval.as_millis() == 0 {
+            return Err(wrong("interval", "is below a millisecond").mend("Leave it out for the default."));
+        }
+        let retained = options.need(&keys::RETAINED)?;
+        if retained == 0 {
+            return Err(wrong("retained", "is 0, but the newest checkpoint is always kept").mend("Choose 1 or more."));
+        }
+        let location = options.need(&keys::LOCATION)?;
+        Ok(Checkpoints {
+            location: if location.contains("://") {
+                location
+            } else {
+                self.folder.join(location).display().to_string()
+            },
+            interval,
+            min_pause: options.need(&keys::MIN_PAUSE)?,
+            timeout: options.need(&keys::TIMEOUT)?,
+            tolerable_failures: u32::try_from(options.need(&keys::TOLERABLE_FAILURES)?).unwrap_or(u32::MAX),
+            retained: usize::try_from(retained).unwrap_or(usize::MAX),
+        })
+    }
+
+    fn state(&self, section: Section) -> Result<State, Error> {
+        let (options, _) = self.options("[state]", &keys::state(), section)?;
+        Ok(State { memory_bytes: options.get(&keys::STATE_MEMORY)?.map(|bytes| bytes.as_usize()) })
     }
 
     fn limits(&self, section: Section) -> Result<Limits, Error> {

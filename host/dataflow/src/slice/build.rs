@@ -25,10 +25,11 @@ use crate::exchange::partition::{HashPartitioner, Partitioner};
 use crate::exchange::queue::queue;
 use crate::job::{JobSpec, TaskStatus};
 use crate::letters::{self, Letters};
-use crate::operators::{self, Begin, Build};
+use crate::operators::{self, Build};
 use crate::physical::{Edge, PhysicalPlan};
 use crate::record::RecordText;
-use crate::splits::{Enumeration, Mailbox};
+use crate::restore::{DEAD_LETTERS_UID, Start};
+use crate::splits::{Enumeration, Mailbox, News};
 
 /// Who commits what a sink wrote.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,9 +56,11 @@ pub struct Assembly {
 
 impl Assembly {
     /// Makes everything; a waker per slot of the plan.
-    pub fn new(spec: &JobSpec, plan: &PhysicalPlan, wakers: &[Waker]) -> Result<Self> {
+    pub fn new(spec: &JobSpec, plan: &PhysicalPlan, wakers: &[Waker], start: &Start) -> Result<Self> {
+        start.check(plan.graph())?;
         let mut assembler = Assembler {
             spec,
+            start,
             plan,
             wakers,
             stop: Arc::default(),
@@ -172,6 +175,7 @@ fn keyed_by_nullable(plan: &PhysicalPlan, node: NodeId) -> Result<bool> {
 }
 
 struct Assembler<'a> {
+    start: &'a Start,
     spec: &'a JobSpec,
     plan: &'a PhysicalPlan,
     wakers: &'a [Waker],
@@ -191,8 +195,10 @@ impl Assembler<'_> {
             }
             cells.push(self.cell(id, node, slot, &waker)?);
         }
-        let letters = self.letters(slot, waker)?;
+        let letters_task = Arc::new(self.letters_task(slot));
+        let letters = self.letters(&letters_task, waker)?;
         Ok(Slice {
+            letters_task,
             inboxes: cells.iter().map(|_| Inbox::default()).collect(),
             cells,
             origins,
@@ -200,7 +206,7 @@ impl Assembler<'_> {
             letters,
             clock: self.spec.clock.clone(),
             stop: self.stop.clone(),
-            prepared: Vec::new(),
+            events: Vec::new(),
             finished: false,
         })
     }
@@ -223,7 +229,8 @@ impl Assembler<'_> {
         let work = self.work(id, node, &subtask, &metrics, waker).map_err(|e| e.at(&subtask, "opening"))?;
         let routes = self.wiring.routes.remove(&(id, slot)).unwrap_or_default();
         let inputs = self.wiring.inputs.remove(&(id, slot)).unwrap_or_default();
-        Ok(Cell::new(subtask, metrics, work, routes, inputs))
+        let begins = (self.start.passed(), self.start.watermark(&node.uid));
+        Ok(Cell::new(subtask, metrics, work, routes, inputs, begins))
     }
 
     fn work(
@@ -247,6 +254,9 @@ impl Assembler<'_> {
                     metrics: metrics.clone(),
                 })?;
                 let mailbox = Arc::new(Mailbox::new(waker.clone()));
+                if let Some(splits) = self.start.splits(&node.uid, subtask.index, subtask.parallelism) {
+                    mailbox.send(News::Restored(splits, self.start.watermark(&node.uid)));
+                }
                 self.mailboxes.entry(id).or_default().push(mailbox.clone());
                 let event_time = event_time.as_ref().map(EventTimeReader::new);
                 let text = RecordText::new(schema);
@@ -259,8 +269,8 @@ impl Assembler<'_> {
                     clock: spec.clock.clone(),
                     waker: waker.clone(),
                     metrics: metrics.clone(),
-                    attempt: 0,
-                    restored: Vec::new(),
+                    attempt: self.start.attempt,
+                    restored: self.start.sink(&node.uid, subtask.index, subtask.parallelism),
                 })?;
                 Ok(Work::Sink(SinkCell { writer, target: CommitTarget::Sink(binding.clone()) }))
             }
@@ -268,7 +278,7 @@ impl Assembler<'_> {
                 reader: EventTimeReader::new(event_time),
                 text: RecordText::new(graph.schema(id, Port(0))?),
                 clock: spec.clock.clone(),
-                watermark: RisingWatermark::default(),
+                watermark: RisingWatermark::from(self.start.watermark(&node.uid)),
                 last_row: spec.clock.now(),
                 idle: false,
             })),
@@ -282,41 +292,49 @@ impl Assembler<'_> {
                     metrics: metrics.clone(),
                 };
                 let backend = spec.state.as_ref();
-                let begin = Begin::fresh(spec.settings.max_parallelism);
+                let groups = spec.settings.max_parallelism;
+                let begin = self.start.operator(&node.uid, subtask.index, subtask.parallelism, groups);
                 operators::build(Build { graph, id, context, backend, begin, user }).map(Work::Operator)
             }
         }
     }
 
-    fn letters(&self, slot: u32, waker: Waker) -> Result<Letters> {
-        let Some(sink) = &self.spec.dead_letters else { return Ok(Letters::new(None)) };
-        let subtask = SubtaskId {
+    fn letters_task(&self, slot: u32) -> SubtaskId {
+        SubtaskId {
             job: self.spec.name.clone(),
             // After all nodes of the plan: it has a name of its own in what sinks derive from it.
             node: NodeId(self.plan.graph().nodes().len() as u32),
             operator: "dead letters".to_owned(),
             index: SubtaskIndex(slot),
             parallelism: self.plan.slots(),
-        };
-        let metrics = Arc::default();
+        }
+    }
+
+    fn letters(&self, task: &Arc<SubtaskId>, waker: Waker) -> Result<Letters> {
+        let passed = self.start.passed();
+        let Some(sink) = &self.spec.dead_letters else { return Ok(Letters::new(None, passed)) };
+        let restored = self.start.sink(DEAD_LETTERS_UID, task.index, task.parallelism);
         let context = SinkContext {
-            subtask,
+            subtask: SubtaskId::clone(task),
             schema: letters::schema(),
             clock: self.spec.clock.clone(),
             waker,
-            metrics,
-            attempt: 0,
-            restored: Vec::new(),
+            metrics: Arc::default(),
+            attempt: self.start.attempt,
+            restored,
         };
-        Ok(Letters::new(Some(sink.writer(context)?)))
+        Ok(Letters::new(Some(sink.writer(context)?), passed))
     }
 
     fn enumerations(&mut self) -> Result<Vec<Enumeration>> {
         let mut enumerations = Vec::new();
         for (id, node) in self.plan.graph().iter() {
             if let NodeKind::Source { binding, .. } = &node.kind {
-                let enumerator = source(self.spec, binding)?.enumerator(self.plan.parallelism(id))?;
-                enumerations.push(Enumeration::new(enumerator, self.mailboxes.remove(&id).unwrap_or_default()));
+                let mut enumerator = source(self.spec, binding)?.enumerator(self.plan.parallelism(id))?;
+                if let Some(found) = self.start.enumerator(&node.uid) {
+                    enumerator.restore(found)?;
+                }
+                enumerations.push(Enumeration::new(id, enumerator, self.mailboxes.remove(&id).unwrap_or_default()));
             }
         }
         Ok(enumerations)

@@ -13,14 +13,15 @@ use tidemill_core::operator::{Operator, Output, Progress};
 use tidemill_core::time::{Clock, RisingWatermark, Timestamp, Watermark, WatermarkMerge};
 use tidemill_core::{Batch, Error, Result};
 
+use super::Prepared;
 use super::route::{Emitter, Routes};
 use super::sink::SinkCell;
-use super::source::{SourceCell, SourceStep, set_malformed_aside};
-use super::{Prepared, Slice};
-use crate::element::{Element, Inbox};
+use super::source::{SourceCell, SourceSnapshot, SourceStep, set_malformed_aside};
+use crate::element::{Barrier, Element, Inbox};
 use crate::event_time::EventTimeReader;
 use crate::letters::Letters;
 use crate::record::RecordText;
+use crate::snapshot::TaskSnapshot;
 
 /// What a cell does with its elements.
 pub enum Work {
@@ -46,6 +47,17 @@ pub enum CellStep {
     Waits(Timestamp),
 }
 
+/// What taking an element came to.
+pub enum Taken {
+    Done,
+    /// It was a barrier which other channels still owe: nothing more of this channel until they have brought it.
+    Aligning,
+    /// It passed the barrier.
+    Passed(TaskSnapshot),
+    /// All channels ended. A sink gives what it wrote since the last barrier.
+    Ended(Option<Prepared>),
+}
+
 enum State {
     Running,
     /// In the middle of a call. After it, the watermark is handed on.
@@ -64,24 +76,31 @@ pub struct Cell {
     channels: Channels,
     state: State,
     timer: Option<Timestamp>,
+    watermark: Watermark,
+    /// The checkpoint whose barrier it passed last.
+    passed: Epoch,
 }
 
 impl Cell {
+    /// `passed` and `watermark`: the checkpoint from which it goes on, and its watermark in it.
     pub fn new(
         subtask: Arc<SubtaskId>,
         metrics: Arc<TaskMetrics>,
         work: Work,
         routes: Routes,
         inputs: Vec<InputIndex>,
+        (passed, watermark): (Epoch, Watermark),
     ) -> Self {
         let mut cell = Self {
             subtask,
             metrics,
             work,
             routes,
-            channels: Channels::new(inputs),
+            channels: Channels::new(inputs, watermark),
             state: State::Running,
             timer: None,
+            watermark,
+            passed,
         };
         cell.look_for_timer();
         cell
@@ -99,6 +118,15 @@ impl Cell {
         self.routes.is_full(inboxes)
     }
 
+    pub fn subtask(&self) -> &Arc<SubtaskId> {
+        &self.subtask
+    }
+
+    /// The checkpoint whose barrier it passed last.
+    pub fn passed(&self) -> Epoch {
+        self.passed
+    }
+
     /// When it wants `on_timer`.
     pub fn timer(&self) -> Option<Timestamp> {
         self.timer.filter(|_| matches!(self.state, State::Running))
@@ -112,7 +140,8 @@ impl Cell {
         }
     }
 
-    pub fn committed(&mut self, epoch: Epoch) -> Result<()> {
+    pub fn committed(&mut self) -> Result<()> {
+        let epoch = Epoch(self.passed.0 + 1);
         match &mut self.work {
             Work::Source(source) => source.committed(epoch).map_err(|e| e.at(&self.subtask, "acknowledging")),
             _ => Ok(()),
@@ -127,10 +156,10 @@ impl Cell {
         inboxes: &mut [Inbox],
         letters: &mut Letters,
     ) -> Result<SourceStep> {
-        let Self { work: Work::Source(source), routes, subtask, metrics, state, .. } = self else {
+        let Self { work: Work::Source(source), routes, subtask, metrics, state, passed, .. } = self else {
             return Ok(SourceStep::Pending(None));
         };
-        let mut out = Emitter { routes, inboxes, letters, subtask, metrics, emitted: false };
+        let mut out = Emitter { routes, inboxes, letters, subtask, metrics, passed: *passed, emitted: false };
         let step = source.poll(stopping, clock, &mut out).map_err(|e| e.at(subtask, "reading"))?;
         if matches!(step, SourceStep::Ended) {
             *state = State::Ended;
@@ -138,14 +167,55 @@ impl Cell {
         Ok(step)
     }
 
-    /// Takes an element of a channel. A sink that ended gives what it prepared.
+    /// Sources: reads the news; a barrier among them is passed at once, also where nothing else could be emitted.
+    pub fn news(
+        &mut self,
+        clock: &dyn Clock,
+        inboxes: &mut [Inbox],
+        letters: &mut Letters,
+    ) -> Result<Option<TaskSnapshot>> {
+        let Work::Source(source) = &mut self.work else { return Ok(None) };
+        let barrier = source.read_news(clock).map_err(|e| e.at(&self.subtask, "reading"))?;
+        barrier.map(|barrier| self.pass(barrier, inboxes, letters)).transpose()
+    }
+
+    /// Passes a barrier: hands it on, and freezes what it keeps.
+    fn pass(&mut self, barrier: Barrier, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<TaskSnapshot> {
+        self.control(&Element::Barrier(barrier), inboxes, letters)?;
+        self.passed = barrier.epoch;
+        let snapshot = self.freeze(barrier).map_err(|e| e.at(&self.subtask, "taking a checkpoint"))?;
+        if barrier.stops && matches!(self.work, Work::Source(_)) {
+            self.control(&Element::End, inboxes, letters)?;
+            self.state = State::Ended;
+        }
+        Ok(snapshot)
+    }
+
+    fn freeze(&mut self, barrier: Barrier) -> Result<TaskSnapshot> {
+        let mut snapshot = TaskSnapshot::new(self.subtask.clone(), barrier.epoch, self.watermark);
+        match &mut self.work {
+            Work::Source(source) => {
+                let SourceSnapshot { splits, watermark } = source.snapshot(barrier.epoch)?;
+                (snapshot.splits, snapshot.watermark) = (splits, watermark);
+            }
+            Work::Operator(operator) => snapshot.keyed = operator.snapshot(barrier.kind)?,
+            Work::Assign(assign) => snapshot.watermark = assign.watermark.get(),
+            Work::Sink(sink) => {
+                snapshot.prepared = Some(sink.prepare(barrier.epoch)?);
+                snapshot.sink = sink.snapshot()?;
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// Takes an element of a channel.
     pub fn take(
         &mut self,
         channel: u32,
         element: Element,
         inboxes: &mut [Inbox],
         letters: &mut Letters,
-    ) -> Result<Option<Prepared>> {
+    ) -> Result<Taken> {
         let change = self.channels.note(channel as usize, &element);
         if let Some(idle) = change.idle {
             self.idle(idle, inboxes, letters)?;
@@ -157,13 +227,21 @@ impl Cell {
                 self.metrics.batches_in.add(1);
                 self.batch(input, batch, inboxes, letters)?;
             }
-            Element::End if change.ended => return self.end(inboxes, letters),
+            Element::End if change.ended => return self.end(inboxes, letters).map(Taken::Ended),
+            Element::Barrier(_) | Element::End => {
+                if let Some(barrier) = self.channels.aligned() {
+                    return self.pass(barrier, inboxes, letters).map(Taken::Passed);
+                }
+                if matches!(element, Element::Barrier(_)) {
+                    return Ok(Taken::Aligning);
+                }
+            }
             _ => {}
         }
         if let Some(watermark) = change.watermark {
             self.watermark(watermark, inboxes, letters)?;
         }
-        Ok(None)
+        Ok(Taken::Done)
     }
 
     pub fn resume(&mut self, clock: &dyn Clock, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<CellStep> {
@@ -190,8 +268,8 @@ impl Cell {
             }
             Work::Sink(sink) => sink.write(&batch).map_err(|e| e.at(&self.subtask, "writing")),
             Work::Assign(assign) => {
-                let (subtask, metrics, routes) = (&self.subtask, &*self.metrics, &mut self.routes);
-                let mut out = Emitter { routes, inboxes, letters, subtask, metrics, emitted: false };
+                let (subtask, metrics, routes, passed) = (&self.subtask, &*self.metrics, &mut self.routes, self.passed);
+                let mut out = Emitter { routes, inboxes, letters, subtask, metrics, passed, emitted: false };
                 assign.batch(batch, &mut out).map_err(|e| e.at(subtask, "reading event time"))?;
                 self.look_for_timer();
                 Ok(())
@@ -201,6 +279,7 @@ impl Cell {
     }
 
     fn watermark(&mut self, watermark: Watermark, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<()> {
+        self.watermark = watermark;
         match &mut self.work {
             Work::Operator(_) => {
                 // It stands while the operator works it off: that is what people want to see of a long firing.
@@ -234,7 +313,8 @@ impl Cell {
         self.state = State::Ended;
         match &mut self.work {
             Work::Sink(sink) => {
-                return sink.prepare(Slice::FINAL_EPOCH).map(Some).map_err(|e| e.at(&self.subtask, "preparing"));
+                let epoch = Epoch(self.passed.0 + 1);
+                return sink.prepare(epoch).map(Some).map_err(|e| e.at(&self.subtask, "preparing"));
             }
             Work::Operator(operator) => operator.close().map_err(|e| e.at(&self.subtask, "closing"))?,
             Work::Source(_) | Work::Assign(_) => {}
@@ -244,8 +324,8 @@ impl Cell {
     }
 
     fn control(&mut self, element: &Element, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<()> {
-        let (subtask, metrics, routes) = (&self.subtask, &*self.metrics, &mut self.routes);
-        Emitter { routes, inboxes, letters, subtask, metrics, emitted: false }.control(element)
+        let (subtask, metrics, routes, passed) = (&self.subtask, &*self.metrics, &mut self.routes, self.passed);
+        Emitter { routes, inboxes, letters, subtask, metrics, passed, emitted: false }.control(element)
     }
 
     /// Calls the operator; when it is done, `watermark` is handed on.
@@ -257,10 +337,10 @@ impl Cell {
         letters: &mut Letters,
         call: impl FnOnce(&mut dyn Operator, &mut dyn Output) -> Result<Progress>,
     ) -> Result<()> {
-        let Self { work: Work::Operator(operator), routes, subtask, metrics, state, timer, .. } = self else {
+        let Self { work: Work::Operator(operator), routes, subtask, metrics, state, timer, passed, .. } = self else {
             return Ok(());
         };
-        let mut out = Emitter { routes, inboxes, letters, subtask, metrics, emitted: false };
+        let mut out = Emitter { routes, inboxes, letters, subtask, metrics, passed: *passed, emitted: false };
         let progress = call(operator.as_mut(), &mut out).map_err(|e| e.at(subtask, phase))?;
         *timer = operator.next_timer();
         *state = match progress {
@@ -307,6 +387,9 @@ struct Channels {
     merge: WatermarkMerge,
     ended: usize,
     all_idle: bool,
+    /// The barrier that some channels have brought, and which.
+    aligning: Option<(Barrier, Vec<bool>)>,
+    at_end: Vec<bool>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -325,14 +408,28 @@ struct Change {
 }
 
 impl Channels {
-    fn new(inputs: Vec<InputIndex>) -> Self {
+    /// `watermark`: what all of them together had reached before.
+    fn new(inputs: Vec<InputIndex>, watermark: Watermark) -> Self {
         Self {
             status: vec![Status::Active; inputs.len()],
-            merge: WatermarkMerge::new(inputs.len()),
+            merge: WatermarkMerge::from(inputs.len(), watermark),
+            aligning: None,
+            at_end: vec![false; inputs.len()],
             inputs,
             ended: 0,
             all_idle: false,
         }
+    }
+
+    /// The barrier that all channels have brought that did not end; from then on it is over.
+    fn aligned(&mut self) -> Option<Barrier> {
+        let (barrier, arrived) = self.aligning.as_ref()?;
+        let barrier = *barrier;
+        if !arrived.iter().zip(&self.at_end).all(|(arrived, ended)| *arrived || *ended) {
+            return None;
+        }
+        self.aligning = None;
+        Some(barrier)
     }
 
     fn input(&self, channel: usize) -> Result<InputIndex> {
@@ -349,8 +446,15 @@ impl Channels {
                 self.set(channel, Status::Active);
                 self.merge.raise(channel, *watermark)
             }
+            Element::Barrier(barrier) => {
+                let channels = self.status.len();
+                let (_, arrived) = self.aligning.get_or_insert_with(|| (*barrier, vec![false; channels]));
+                arrived.get_mut(channel).into_iter().for_each(|arrived| *arrived = true);
+                return Change::default();
+            }
             Element::End => {
                 self.ended += 1;
+                self.at_end.get_mut(channel).into_iter().for_each(|ended| *ended = true);
                 return Change { ended: self.ended == self.status.len(), ..Change::default() };
             }
         };
@@ -381,7 +485,7 @@ mod tests {
 
     #[test]
     fn the_minimum_passes_and_the_end_only_when_all_are_there() {
-        let mut channels = Channels::new(vec![InputIndex(0), InputIndex(1)]);
+        let mut channels = Channels::new(vec![InputIndex(0), InputIndex(1)], Watermark::MIN);
         assert_eq!(watermark(&mut channels, 0, 10), None);
         assert_eq!(watermark(&mut channels, 1, 5), Some(Watermark(5)));
         assert_eq!(channels.note(0, &Element::Watermark(Watermark::MAX)).watermark, None);
@@ -396,7 +500,7 @@ mod tests {
 
     #[test]
     fn idleness_is_handed_on_when_all_are_idle_and_ends_with_a_row() {
-        let mut channels = Channels::new(vec![InputIndex(0), InputIndex(0)]);
+        let mut channels = Channels::new(vec![InputIndex(0), InputIndex(0)], Watermark::MIN);
         watermark(&mut channels, 0, 10);
         watermark(&mut channels, 1, 30);
         let change = channels.note(0, &Element::Idle(true));

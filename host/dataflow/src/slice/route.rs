@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidemill_core::ids::{Port, SubtaskId};
+use tidemill_core::ids::{Epoch, Port, SubtaskId};
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::operator::{DeadLetter, Output};
 use tidemill_core::time::Watermark;
@@ -35,7 +35,7 @@ impl Target {
 
     fn is_full(&self, inboxes: &[Inbox]) -> bool {
         match self {
-            Self::Local { cell, .. } => inboxes.get(*cell).is_some_and(Inbox::is_full),
+            Self::Local { cell, channel } => inboxes.get(*cell).is_some_and(|inbox| inbox.is_full(*channel)),
             Self::Remote(queue) => queue.is_full(),
         }
     }
@@ -95,11 +95,18 @@ pub struct Emitter<'a> {
     pub letters: &'a mut Letters,
     pub subtask: &'a Arc<SubtaskId>,
     pub metrics: &'a TaskMetrics,
+    /// The checkpoint whose barrier the cell has passed last.
+    pub passed: Epoch,
     /// Whether anything was emitted.
     pub emitted: bool,
 }
 
 impl Emitter<'_> {
+    /// The checkpoint to which belongs what the cell does now.
+    pub fn next_epoch(&self) -> Epoch {
+        Epoch(self.passed.0 + 1)
+    }
+
     /// Says something to all receivers of all ports.
     pub fn control(&mut self, element: &Element) -> Result<()> {
         let targets = self.routes.0.iter().flatten().flat_map(|route| &route.targets);
@@ -133,11 +140,11 @@ impl Output for Emitter<'_> {
     }
 
     fn is_full(&self) -> bool {
-        self.routes.is_full(self.inboxes) || self.letters.is_full()
+        self.routes.is_full(self.inboxes) || self.letters.is_full(self.passed)
     }
 
     fn dead_letter(&mut self, letter: DeadLetter) -> Result<()> {
         self.metrics.records_dead_lettered.add(1);
-        self.letters.add(self.subtask, letter)
+        self.letters.add(self.subtask, self.passed, letter)
     }
 }

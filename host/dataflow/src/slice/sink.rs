@@ -21,6 +21,11 @@ impl SinkCell {
         self.writer.write(batch)
     }
 
+    /// What a writer of a later attempt must know.
+    pub fn snapshot(&mut self) -> Result<Option<Vec<u8>>> {
+        self.writer.snapshot()
+    }
+
     pub fn prepare(&mut self, epoch: Epoch) -> Result<Prepared> {
         Ok(Prepared { target: self.target.clone(), committables: self.writer.prepare(epoch)? })
     }

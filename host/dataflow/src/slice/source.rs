@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use tidemill_core::connector::{ReaderPoll, SourceReader, SplitId};
+use tidemill_core::connector::{ReaderPoll, SourceReader, Split, SplitId};
 use tidemill_core::ids::{Epoch, Port};
 use tidemill_core::operator::{DeadLetter, Output};
 use tidemill_core::time::{Clock, Timestamp, Watermark};
 use tidemill_core::{Batch, Result};
 
 use super::route::Emitter;
-use crate::element::Element;
+use crate::element::{Barrier, Element};
 use crate::event_time::{EventTimeReader, SplitWatermarks};
 use crate::record::RecordText;
 use crate::splits::{Mailbox, News};
@@ -22,6 +22,14 @@ pub enum SourceStep {
     Pending(Option<Timestamp>),
     /// The end was sent on.
     Ended,
+}
+
+/// What a source froze at a barrier.
+pub struct SourceSnapshot {
+    /// What is left to read, each split with its watermark.
+    pub splits: Vec<(Split, Watermark)>,
+    /// Of the source.
+    pub watermark: Watermark,
 }
 
 pub struct SourceCell {
@@ -59,11 +67,45 @@ impl SourceCell {
         }
     }
 
+    /// Reads the news up to the next barrier, if there is one.
+    pub fn read_news(&mut self, clock: &dyn Clock) -> Result<Option<Barrier>> {
+        while let Some(news) = self.mailbox.take() {
+            match news {
+                News::Splits(splits) => {
+                    self.informed = true;
+                    let now = clock.now();
+                    splits.iter().for_each(|split| self.splits.add(split.id.clone(), now));
+                    if !splits.is_empty() {
+                        self.reader.add_splits(splits)?;
+                    }
+                }
+                News::Restored(splits, watermark) => {
+                    let ids = splits.iter().map(|(split, watermark)| (split.id.clone(), *watermark));
+                    self.splits.restore(ids, watermark, clock.now());
+                    self.reader.add_splits(splits.into_iter().map(|(split, _)| split).collect())?;
+                }
+                News::NoMore => self.reader.no_more_splits(),
+                News::Completed(epoch) => self.reader.checkpoint_completed(epoch)?,
+                News::Barrier(barrier) => return Ok(Some(barrier)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where it stands after what was emitted.
+    pub fn snapshot(&mut self, epoch: Epoch) -> Result<SourceSnapshot> {
+        let splits = self.reader.snapshot(epoch)?.into_iter();
+        let splits = splits.map(|split| {
+            let watermark = self.splits.watermark_of(&split.id);
+            (split, watermark)
+        });
+        Ok(SourceSnapshot { splits: splits.collect(), watermark: self.splits.watermark() })
+    }
+
     pub fn poll(&mut self, stopping: bool, clock: &dyn Clock, out: &mut Emitter<'_>) -> Result<SourceStep> {
-        self.read_news(clock)?;
         if stopping {
             self.acknowledges = !self.stop_loses_state;
-            self.reader.snapshot()?;
+            self.reader.snapshot(out.next_epoch())?;
             out.control(&Element::End)?;
             return Ok(SourceStep::Ended);
         }
@@ -89,7 +131,7 @@ impl SourceCell {
                 Ok(SourceStep::Pending(until.into_iter().chain(next_idle).min()))
             }
             ReaderPoll::Finished => {
-                self.reader.snapshot()?;
+                self.reader.snapshot(out.next_epoch())?;
                 out.watermark(Watermark::MAX)?;
                 out.control(&Element::End)?;
                 Ok(SourceStep::Ended)
@@ -99,23 +141,6 @@ impl SourceCell {
 
     pub fn committed(&mut self, epoch: Epoch) -> Result<()> {
         if self.acknowledges { self.reader.checkpoint_completed(epoch) } else { Ok(()) }
-    }
-
-    fn read_news(&mut self, clock: &dyn Clock) -> Result<()> {
-        while let Some(news) = self.mailbox.take() {
-            match news {
-                News::Splits(splits) => {
-                    self.informed = true;
-                    let now = clock.now();
-                    splits.iter().for_each(|split| self.splits.add(split.id.clone(), now));
-                    if !splits.is_empty() {
-                        self.reader.add_splits(splits)?;
-                    }
-                }
-                News::NoMore => self.reader.no_more_splits(),
-            }
-        }
-        Ok(())
     }
 
     fn rows(&mut self, split: &SplitId, batch: Batch, clock: &dyn Clock, out: &mut Emitter<'_>) -> Result<()> {

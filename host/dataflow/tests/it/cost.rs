@@ -82,7 +82,7 @@ impl SourceReader for RepeatReader {
         })
     }
 
-    fn snapshot(&mut self) -> Result<Vec<Split>> {
+    fn snapshot(&mut self, _epoch: Epoch) -> Result<Vec<Split>> {
         Ok(vec![])
     }
 }

@@ -174,7 +174,7 @@ impl SourceReader for MemoryReader {
         Ok(if self.queue.is_empty() && !self.more { ReaderPoll::Finished } else { ReaderPoll::Pending(until) })
     }
 
-    fn snapshot(&mut self) -> Result<Vec<Split>> {
+    fn snapshot(&mut self, _epoch: Epoch) -> Result<Vec<Split>> {
         Ok(Vec::new())
     }
 

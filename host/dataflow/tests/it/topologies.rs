@@ -162,7 +162,7 @@ fn a_stop_drains_what_was_read_and_commits_it() {
     let mut stepper = tidemill_dataflow::Stepper::new(job.spec.clone(), 1).unwrap();
     stepper.step_until_idle().unwrap();
     assert!(!stepper.finished(), "it is unbounded");
-    stepper.stop();
+    stepper.stop().unwrap();
     stepper.step_until_idle().unwrap();
     assert!(stepper.finished() && stepper.report().ending == Ending::Stopped);
     assert_eq!(job.out.sorted(), numbers(1_000));

@@ -1,0 +1,382 @@
+//! What a running job needs beside its slots: finding splits, taking checkpoints, committing what sinks prepared.
+//!
+//! Whoever drives the job (`driver`: a thread of its own; `stepper`: the test) calls [`Coordinator::tick`] when
+//! something is due, and hands over what tasks say. Calls may block on the store and on connectors, so they are made
+//! off the slots. When to take a checkpoint, and what to do about one, is decided in `tidemill_checkpoint::protocol`;
+//! here it is carried out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use tidemill_checkpoint::manifest::{Manifest, ManifestKind};
+use tidemill_checkpoint::protocol::{self, Decision, Fact, Participant, Purpose, Settings};
+use tidemill_checkpoint::{Checkpoint, Claim, Owner, Store, savepoint};
+use tidemill_core::connector::{Committable, SinkCommitter};
+use tidemill_core::ids::{Epoch, NodeId};
+use tidemill_core::snapshot::{SnapshotFiles, SnapshotKind, StateHandle};
+use tidemill_core::time::{Clock, Timestamp};
+use tidemill_core::{Error, ErrorKind, Result};
+
+use crate::collect::{Collector, Noted, TaskId, Unwritten};
+use crate::commit::commit;
+use crate::element::Barrier;
+use crate::slice::{CommitTarget, Prepared};
+use crate::snapshot::TaskEvent;
+use crate::splits::Enumeration;
+
+/// What is needed to take checkpoints.
+pub struct Checkpoints {
+    /// Where they are kept.
+    pub store: Store,
+    /// The attempt at the job that owns the store's log.
+    pub owner: Owner,
+    /// When one is taken.
+    pub settings: Settings,
+    /// How many are kept.
+    pub retained: usize,
+}
+
+/// Who is told about a savepoint: where it is, or why there is none.
+pub type SavepointAnswer = Sender<Result<String>>;
+
+/// A job of which a savepoint is wanted.
+pub struct SavepointRequest {
+    /// The folder (or the URL) that is to be the savepoint.
+    pub location: String,
+    /// Told when it is there.
+    pub answer: SavepointAnswer,
+}
+
+/// Figures of the checkpoints so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckpointFigures {
+    /// How many are complete.
+    pub completed: u64,
+    /// How many were given up, and why the latest was.
+    pub failed: u64,
+    /// Why the latest one was given up.
+    pub failure: Option<String>,
+    /// The number of the newest complete one.
+    pub newest: Option<u64>,
+    /// From its trigger to its commit, in milliseconds.
+    pub duration_ms: u64,
+    /// What its files have together in bytes, and how many of these were written for it.
+    pub bytes: u64,
+    /// How many of these bytes were written for it.
+    pub new_bytes: u64,
+}
+
+/// See the module.
+pub struct Coordinator {
+    clock: Arc<dyn Clock>,
+    enumerations: Vec<Enumeration>,
+    committers: BTreeMap<CommitTarget, Box<dyn SinkCommitter>>,
+    collector: Collector,
+    /// `None`: the job runs without checkpoints.
+    checkpoints: Option<Checkpointing>,
+}
+
+struct Checkpointing {
+    protocol: protocol::Coordinator,
+    store: Store,
+    owner: Owner,
+    retained: usize,
+    /// What was asked for and not answered yet.
+    savepoints: Vec<SavepointRequest>,
+    /// The number and manifest of the checkpoint that is claimed and not committed yet.
+    claimed: Option<(u64, Manifest)>,
+    triggered: Timestamp,
+    figures: CheckpointFigures,
+    /// How the job ended, once it did.
+    finished: Option<ManifestKind>,
+}
+
+impl Coordinator {
+    /// Of a job whose slots are about to run.
+    pub fn new(
+        clock: Arc<dyn Clock>,
+        enumerations: Vec<Enumeration>,
+        committers: BTreeMap<CommitTarget, Box<dyn SinkCommitter>>,
+        collector: Collector,
+        checkpoints: Option<Checkpoints>,
+    ) -> Self {
+        let checkpoints = checkpoints.map(|Checkpoints { store, owner, settings, retained }| {
+            let first_epoch = owner.restored().map_or(0, |restored| restored.manifest.epoch) + 1;
+            let now = clock.now();
+            Checkpointing {
+                protocol: protocol::Coordinator::new(settings, collector.tasks() as u32, first_epoch, unsigned(now)),
+                store,
+                owner,
+                retained,
+                savepoints: Vec::new(),
+                claimed: None,
+                triggered: now,
+                figures: CheckpointFigures::default(),
+                finished: None,
+            }
+        });
+        Self { clock, enumerations, committers, collector, checkpoints }
+    }
+
+    /// Before anything runs: commits what was prepared for the checkpoint from which the job goes on, unless that is
+    /// known to be committed.
+    pub fn recover(&mut self) -> Result<()> {
+        let Some(Checkpointing { owner, .. }) = &mut self.checkpoints else { return Ok(()) };
+        let Some((number, restored)) = owner.uncommitted().zip(owner.restored()) else { return Ok(()) };
+        commit(&mut self.committers, prepared_in(&restored.manifest))?;
+        owner.mark_committed(number)
+    }
+
+    /// Does what is due; when something is due next.
+    pub fn tick(&mut self) -> Result<Option<Timestamp>> {
+        for enumeration in &mut self.enumerations {
+            let now = self.clock.now();
+            if enumeration.due().is_some_and(|due| due <= now) {
+                enumeration.discover(now)?;
+            }
+        }
+        self.decide(Fact::Tick)?;
+        let splits = self.enumerations.iter().filter_map(Enumeration::due).min();
+        let checkpoint = self.checkpoints.as_ref().and_then(|c| c.protocol.wake_at_ms()).map(signed);
+        Ok(splits.into_iter().chain(checkpoint).min())
+    }
+
+    /// Takes note of what a task says. What it froze has to be written, and then handed to [`Coordinator::written`].
+    pub fn note(&mut self, event: TaskEvent) -> Result<Option<Unwritten>> {
+        match self.collector.note(event)? {
+            Noted::Write(unwritten) => return Ok(Some(unwritten)),
+            Noted::Acknowledged(task, epoch) => {
+                self.decide(Fact::Acknowledged { by: participant(task), epoch: epoch.0 })?;
+            }
+            Noted::Ended(task) => self.decide(Fact::Ended(participant(task)))?,
+            Noted::Nothing => {}
+        }
+        Ok(None)
+    }
+
+    /// Where the state of a checkpoint is written.
+    pub fn files(&self, epoch: Epoch) -> Result<Arc<dyn SnapshotFiles>> {
+        let owner = self.checkpoints.as_ref().map(|checkpoints| &checkpoints.owner);
+        owner.map(|owner| owner.files(epoch)).ok_or_else(|| Error::internal("a job without checkpoints takes one"))
+    }
+
+    /// What a task froze is written, or could not be.
+    pub fn written(&mut self, task: TaskId, epoch: Epoch, outcome: Result<StateHandle>) -> Result<()> {
+        let (by, number) = (participant(task), epoch.0);
+        let (fact, handle) = match outcome {
+            Ok(handle) => (Fact::Acknowledged { by, epoch: number }, Some(handle)),
+            Err(error) => (Fact::Declined { by, epoch: number, reason: error.to_string() }, None),
+        };
+        let ended = self.collector.written(task, epoch, handle);
+        self.decide(fact)?;
+        if ended { self.decide(Fact::Ended(by)) } else { Ok(()) }
+    }
+
+    /// Whether the job takes checkpoints.
+    pub fn takes_checkpoints(&self) -> bool {
+        self.checkpoints.is_some()
+    }
+
+    /// Ends the job with a checkpoint, which is also the savepoint that is asked for, if one is.
+    pub fn stop(&mut self, savepoint: Option<SavepointRequest>) -> Result<()> {
+        let wanted = savepoint.is_some();
+        if let Some(checkpoints) = &mut self.checkpoints {
+            checkpoints.savepoints.extend(savepoint);
+        }
+        self.decide(Fact::StopRequested { savepoint: wanted })
+    }
+
+    /// Takes a savepoint while the job goes on.
+    pub fn savepoint(&mut self, request: SavepointRequest) -> Result<()> {
+        match &mut self.checkpoints {
+            Some(checkpoints) => checkpoints.savepoints.push(request),
+            None => {
+                let error = Error::invalid("the job runs without checkpoints, so it can't take a savepoint")
+                    .mend("Give tidemill.toml a [checkpoints] section with a location.");
+                // Who does not wait for the answer does not need it.
+                _ = request.answer.send(Err(error));
+            }
+        }
+        self.decide(Fact::SavepointRequested)
+    }
+
+    /// Figures of the checkpoints, if the job takes any.
+    pub fn figures(&self) -> Option<&CheckpointFigures> {
+        self.checkpoints.as_ref().map(|checkpoints| &checkpoints.figures)
+    }
+
+    /// Whether the last checkpoint is complete, if there are any.
+    pub fn is_finished(&self) -> bool {
+        self.checkpoints.as_ref().is_none_or(|checkpoints| checkpoints.finished.is_some())
+    }
+
+    /// Every task has ended, and everything that they said was noted: commits what is left. Whether the job was stopped
+    /// before its input ended.
+    pub fn finish(&mut self) -> Result<bool> {
+        match &self.checkpoints {
+            None => {
+                self.collector.begin(Epoch(u64::MAX - 1), HashMap::new());
+                let prepared = self.collector.claimed();
+                commit(&mut self.committers, prepared)?;
+                Ok(false)
+            }
+            Some(Checkpointing { finished: Some(kind), .. }) => Ok(*kind == ManifestKind::Stopped),
+            Some(_) => Err(Error::internal("all tasks ended, and the last checkpoint is not complete")),
+        }
+    }
+
+    /// Carries out what a fact leads to.
+    fn decide(&mut self, fact: Fact) -> Result<()> {
+        let mut facts = vec![fact];
+        while let Some(fact) = facts.pop() {
+            let now = self.clock.now();
+            let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
+            for decision in checkpoints.protocol.handle(unsigned(now), fact) {
+                facts.extend(self.carry_out(decision, now)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what was decided; what came of it.
+    fn carry_out(&mut self, decision: Decision, now: Timestamp) -> Result<Option<Fact>> {
+        match decision {
+            Decision::Trigger { epoch, purpose } => self.trigger(epoch, purpose, now).map(|()| None),
+            Decision::Claim { epoch, kind } => self.claim(epoch, kind, now).map(Some),
+            Decision::Commit { epoch } => Ok(Some(match self.commit() {
+                Ok(()) => Fact::Committed { epoch },
+                Err(error) => Fact::CommitFailed { epoch, reason: error.to_string() },
+            })),
+            Decision::Completed { epoch, purpose } => self.completed(epoch, purpose, now).map(|()| None),
+            Decision::Abort { epoch, purpose, reason } => self.aborted(epoch, purpose, reason).map(|()| None),
+            Decision::FailJob { reason } => Err(Error::new(ErrorKind::Retry, reason)),
+            Decision::Fenced { by } => Err(fenced(by)),
+            Decision::Finished { kind } => {
+                if let Some(checkpoints) = &mut self.checkpoints {
+                    checkpoints.finished = Some(kind);
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn trigger(&mut self, epoch: u64, purpose: Purpose, now: Timestamp) -> Result<()> {
+        let (kind, stops) = match purpose {
+            Purpose::Periodic => (SnapshotKind::Incremental, false),
+            Purpose::Savepoint => (SnapshotKind::Portable, false),
+            Purpose::Stop { savepoint: false } => (SnapshotKind::Incremental, true),
+            Purpose::Stop { savepoint: true } => (SnapshotKind::Portable, true),
+        };
+        let barrier = Barrier { epoch: Epoch(epoch), kind, stops };
+        let found = self.enumerations.iter().map(|e| Ok((e.node(), e.checkpoint(barrier)?)));
+        let found = found.collect::<Result<HashMap<NodeId, Vec<u8>>>>()?;
+        self.collector.begin(barrier.epoch, found);
+        if let Some(checkpoints) = &mut self.checkpoints {
+            checkpoints.triggered = now;
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, epoch: u64, kind: ManifestKind, now: Timestamp) -> Result<Fact> {
+        let Some(checkpoints) = &mut self.checkpoints else { return Err(Error::internal("a claim without a store")) };
+        if kind == ManifestKind::Finished {
+            self.collector.begin(Epoch(epoch), HashMap::new());
+            checkpoints.triggered = now;
+        }
+        let manifest = self.collector.manifest(kind, checkpoints.owner.generation(), now.0);
+        Ok(match checkpoints.owner.claim(manifest.clone()) {
+            Ok(Claim::Won(number)) => {
+                checkpoints.claimed = Some((number, manifest));
+                Fact::ClaimWon { epoch }
+            }
+            Ok(Claim::Fenced { by }) => Fact::Fenced { by },
+            Ok(Claim::InDoubt(error)) => Fact::ClaimInDoubt { epoch, reason: error.to_string() },
+            Err(error) => Fact::ClaimFailed { epoch, reason: error.to_string() },
+        })
+    }
+
+    /// Commits what was prepared for the claimed checkpoint, and marks it.
+    fn commit(&mut self) -> Result<()> {
+        commit(&mut self.committers, self.collector.claimed())?;
+        let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
+        match checkpoints.owner.uncommitted() {
+            Some(number) => checkpoints.owner.mark_committed(number),
+            None => Ok(()),
+        }
+    }
+
+    fn completed(&mut self, epoch: u64, purpose: Option<Purpose>, now: Timestamp) -> Result<()> {
+        self.enumerations.iter().for_each(|enumeration| enumeration.completed(Epoch(epoch)));
+        let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
+        let Some((number, manifest)) = checkpoints.claimed.take() else { return Ok(()) };
+        let figures = &mut checkpoints.figures;
+        figures.completed += 1;
+        figures.newest = Some(number);
+        figures.duration_ms = unsigned(Timestamp(now.0.saturating_sub(checkpoints.triggered.0)));
+        figures.bytes = manifest.files().map(|file| file.bytes).sum();
+        if matches!(purpose, Some(Purpose::Savepoint | Purpose::Stop { savepoint: true })) {
+            let checkpoint = Checkpoint { number, manifest, committed: true };
+            for SavepointRequest { location, answer } in checkpoints.savepoints.drain(..) {
+                let written = savepoint::write(&location, &checkpoints.store, &checkpoint).map(|()| location);
+                _ = answer.send(written);
+            }
+        }
+        // What can't be deleted now is deleted after the next one.
+        if let Err(error) = checkpoints.owner.collect_garbage(checkpoints.retained) {
+            tracing::warn!("old checkpoints were not deleted: {error}");
+        }
+        Ok(())
+    }
+
+    fn aborted(&mut self, epoch: u64, purpose: Purpose, reason: String) -> Result<()> {
+        let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
+        tracing::warn!("checkpoint {epoch} was given up: {reason}");
+        let message = match purpose {
+            Purpose::Periodic => None,
+            Purpose::Savepoint => Some("the savepoint was given up"),
+            Purpose::Stop { .. } => Some("the job could not be stopped with a checkpoint"),
+        };
+        if let Some(message) = message {
+            let error = Error::new(ErrorKind::Retry, format!("{message}: {reason}"));
+            for request in checkpoints.savepoints.drain(..) {
+                _ = request.answer.send(Err(error.clone()));
+            }
+            if matches!(purpose, Purpose::Stop { .. }) {
+                // Its sources have ended already.
+                return Err(error);
+            }
+        }
+        checkpoints.figures.failed += 1;
+        checkpoints.figures.failure = Some(reason);
+        Ok(())
+    }
+}
+
+fn fenced(by: Option<u64>) -> Error {
+    let other = by.map_or_else(String::new, |generation| format!(" (attempt {generation})"));
+    Error::invalid(format!("another process runs this job{other}; this one has stopped and committed nothing more"))
+        .mend("Run a job in one process at a time, or give the second one another name or location of checkpoints.")
+}
+
+/// What a manifest says was prepared.
+fn prepared_in(manifest: &Manifest) -> Vec<Prepared> {
+    let prepared = manifest.committables.iter().map(|of| Prepared {
+        target: of.sink.clone().map_or(CommitTarget::DeadLetters, CommitTarget::Sink),
+        committables: of.committables.iter().map(|bytes| Committable(bytes.0.clone())).collect(),
+    });
+    prepared.collect()
+}
+
+fn participant(task: TaskId) -> Participant {
+    Participant(task.0 as u32)
+}
+
+/// The protocol counts from 1970 on.
+fn unsigned(time: Timestamp) -> u64 {
+    u64::try_from(time.0).unwrap_or(0)
+}
+
+fn signed(ms: u64) -> Timestamp {
+    Timestamp(i64::try_from(ms).unwrap_or(i64::MAX))
+}
