@@ -1,5 +1,24 @@
-//! Checkpoints: what one is, when one is taken, and where it is kept.
+//! Checkpoints: what one is, when one is taken, where it is kept, and when it is deleted.
 //!
+//! Decisions are pure and stand apart from I/O: `protocol`, `restart`, `log` and `garbage` read no clock and no store.
 //! In reading order:
 
 pub mod manifest;
+pub mod protocol;
+pub mod restart;
+
+pub mod checksum;
+pub mod log;
+pub mod sealed;
+
+pub mod blobs;
+mod files;
+pub mod garbage;
+mod journal;
+pub mod owner;
+pub mod savepoint;
+pub mod store;
+
+pub use log::{Origin, Start};
+pub use owner::{Claim, Collected, Owner, Restored};
+pub use store::{Begun, Checkpoint, Store};

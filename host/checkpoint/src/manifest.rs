@@ -2,10 +2,12 @@
 //!
 //! Invariant: whatever a manifest names was written before the manifest.
 
+use std::collections::BTreeSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use tidemill_core::snapshot::StateHandle;
+use tidemill_core::snapshot::{FileRef, StateHandle};
 
 /// The version of manifests that are written.
 pub const MANIFEST_VERSION: u32 = 1;
@@ -20,7 +22,7 @@ pub struct Manifest {
     pub job: String,
     /// What it was taken for.
     pub kind: ManifestKind,
-    /// Number of the checkpoint, growing over all attempts at the job.
+    /// Which barrier it was taken at, growing within an attempt at the job.
     pub epoch: u64,
     /// Which attempt at the job took it.
     pub generation: u64,
@@ -34,8 +36,38 @@ pub struct Manifest {
     pub committables: Vec<TargetCommittables>,
 }
 
+impl Manifest {
+    /// The files it names.
+    pub fn files(&self) -> impl Iterator<Item = &FileRef> {
+        self.states().flat_map(|state| &state.files)
+    }
+
+    /// The files it names, to name others instead.
+    pub fn files_mut(&mut self) -> impl Iterator<Item = &mut FileRef> {
+        let subtasks = self.operators.iter_mut().flat_map(|operator| &mut operator.subtasks);
+        subtasks.filter_map(|subtask| subtask.state.as_mut()).flat_map(|state| &mut state.files)
+    }
+
+    /// Bytes of the files it names, each counted once.
+    pub fn bytes(&self) -> u64 {
+        self.files().collect::<BTreeSet<_>>().into_iter().map(|file| file.bytes).sum()
+    }
+
+    fn states(&self) -> impl Iterator<Item = &StateHandle> {
+        let subtasks = self.operators.iter().flat_map(|operator| &operator.subtasks);
+        subtasks.filter_map(|subtask| subtask.state.as_ref())
+    }
+}
+
+impl ManifestKind {
+    /// Whether the job ended with it.
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Stopped | Self::Finished)
+    }
+}
+
 /// What a checkpoint was taken for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ManifestKind {
     /// To go on from after a failure.

@@ -1,0 +1,250 @@
+//! An attempt at a job that owns it until another begins: claims checkpoints, and deletes what is not needed any more.
+//!
+//! Invariants: what an owner claimed is claimed for good, and once it is fenced it claims nothing more. A checkpoint is
+//! not claimed before the one before it is committed: recovery looks at the newest one only.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tidemill_core::error::{Error, ErrorKind, Result};
+use tidemill_core::ids::Epoch;
+use tidemill_core::snapshot::SnapshotFiles;
+
+use crate::files::Files;
+use crate::garbage::{Inventory, Written, garbage};
+use crate::journal::{Append, Journal};
+use crate::log::{Entry, Event, Origin, Stored};
+use crate::manifest::Manifest;
+
+/// The folder of snapshots, below the job's.
+pub(crate) const FILES: &str = "files";
+
+/// What an attempt goes on from.
+#[derive(Clone)]
+pub struct Restored {
+    /// Which checkpoint or savepoint it is.
+    pub origin: Origin,
+    /// What it keeps.
+    pub manifest: Manifest,
+    /// Whether what its sinks prepared is known to be committed. If not, it has to be committed (again) and marked
+    /// before anything runs.
+    pub committed: bool,
+    /// Where its files are read.
+    pub files: Arc<dyn SnapshotFiles>,
+}
+
+/// An attempt at a job. One at a time owns it: whoever began last.
+pub struct Owner {
+    journal: Arc<Journal>,
+    generation: u64,
+    restored: Option<Restored>,
+    /// Its own last entry.
+    last: Stored,
+    /// Files that the next manifest may name again: those of the newest checkpoint.
+    kept: BTreeSet<String>,
+    /// When the newest checkpoint was written.
+    newest: Option<Written>,
+    /// The checkpoint that has to be committed before another is claimed.
+    uncommitted: Option<u64>,
+    standing: Standing,
+}
+
+enum Standing {
+    Owns,
+    /// By a generation, if it is known which.
+    Fenced(Option<u64>),
+    /// A claim may have been won or not.
+    InDoubt(Error),
+}
+
+/// The answer of a claim.
+#[derive(Debug)]
+#[must_use]
+pub enum Claim {
+    /// The checkpoint is complete, with this number: commit what the sinks prepared, and mark it.
+    Won(u64),
+    /// Another attempt owns the job, of this generation if that is known. Stop at once; commit nothing.
+    Fenced {
+        /// The other's generation.
+        by: Option<u64>,
+    },
+    /// Whether the checkpoint is complete is not known, because the store does not answer. Stop, commit nothing and
+    /// begin again: the log will tell.
+    InDoubt(Error),
+}
+
+/// What garbage collection deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Log entries.
+    pub entries: usize,
+    /// Files.
+    pub files: usize,
+}
+
+impl Owner {
+    /// After its `begin` was won. `last` is that entry.
+    pub(crate) fn new(journal: Arc<Journal>, last: Stored, restored: Option<Restored>) -> Self {
+        let own = restored.as_ref().and_then(|restored| match restored.origin {
+            Origin::Checkpoint(number) => Some((number, restored)),
+            Origin::Savepoint(_) => None,
+        });
+        Self {
+            generation: last.entry.generation,
+            kept: own.map(|(_, restored)| paths(&restored.manifest)).unwrap_or_default(),
+            newest: own.map(|(_, restored)| Written::from(&restored.manifest)),
+            uncommitted: own.filter(|(_, restored)| !restored.committed).map(|(number, _)| number),
+            standing: Standing::Owns,
+            journal,
+            restored,
+            last,
+        }
+    }
+
+    /// Which attempt it is.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What it goes on from.
+    pub fn restored(&self) -> Option<&Restored> {
+        self.restored.as_ref()
+    }
+
+    /// The checkpoint that has to be committed (and marked) before the next one is claimed.
+    pub fn uncommitted(&self) -> Option<u64> {
+        self.uncommitted
+    }
+
+    /// Where the snapshots of an epoch are written.
+    pub fn files(&self, epoch: Epoch) -> Arc<dyn SnapshotFiles> {
+        let written = Written { generation: self.generation, epoch: epoch.0 };
+        let nonces = Arc::clone(&self.journal.nonces);
+        let names = move |hint: &str| Ok(format!("{FILES}/{}", written.file_name(hint, &nonces())));
+        Arc::new(Files { blobs: Arc::clone(&self.journal.blobs), names: Box::new(names) })
+    }
+
+    /// Makes a checkpoint complete, after everything it names was written. An error: it is not complete and will not
+    /// be, but the attempt may go on.
+    pub fn claim(&mut self, manifest: Manifest) -> Result<Claim> {
+        if let Some(answer) = self.may_not_claim() {
+            return Ok(answer);
+        }
+        self.check(&manifest)?;
+        let (kept, newest, uncommitted) =
+            (paths(&manifest), Written::from(&manifest), !manifest.committables.is_empty());
+        let claim = self.append(Event::Checkpoint(manifest))?;
+        if let Claim::Won(number) = claim {
+            self.kept = kept;
+            self.newest = Some(newest);
+            self.uncommitted = uncommitted.then_some(number);
+        }
+        Ok(claim)
+    }
+
+    /// Gives the job up: started again, it starts anew.
+    pub fn cancel(&mut self, now_ms: i64) -> Result<Claim> {
+        if let Some(answer) = self.may_not_claim() {
+            return Ok(answer);
+        }
+        self.check_committed()?;
+        let from = self.last.entry.head();
+        self.append(Event::Cancelled { from, at_ms: now_ms })
+    }
+
+    /// Notes that everything that the sinks prepared for a checkpoint is committed.
+    pub fn mark_committed(&mut self, number: u64) -> Result<()> {
+        self.journal.mark_committed(number)?;
+        if self.uncommitted == Some(number) {
+            self.uncommitted = None;
+        }
+        Ok(())
+    }
+
+    /// Deletes what none of the newest `retained` checkpoints needs (at least one is retained). An error leaves
+    /// everything that is needed; the next call goes on.
+    pub fn collect_garbage(&self, retained: usize) -> Result<Collected> {
+        let journal = &*self.journal;
+        let log = journal.numbers()?;
+        let number = self.last.entry.number;
+        let owns = matches!(self.standing, Standing::Owns) && log.last() == Some(&number);
+        if !owns || self.uncommitted.is_some() {
+            return Ok(Collected::default());
+        }
+        // The files first: those of a checkpoint that is claimed meanwhile are not in the list.
+        let files = journal.blobs.list(FILES)?.into_iter().map(|listed| listed.name).collect();
+        let inventory = Inventory { log, committed: journal.marked()?, files };
+        let retained = journal.lineage(number, retained.max(1), false)?;
+        let garbage = garbage(&inventory, &retained, FILES);
+        garbage.log.iter().try_for_each(|number| journal.delete(*number))?;
+        garbage.committed.iter().try_for_each(|number| journal.unmark(*number))?;
+        garbage.files.iter().try_for_each(|name| journal.blobs.delete(&format!("{FILES}/{name}")))?;
+        Ok(Collected { entries: garbage.log.len(), files: garbage.files.len() })
+    }
+
+    fn may_not_claim(&self) -> Option<Claim> {
+        match &self.standing {
+            Standing::Owns => None,
+            Standing::Fenced(by) => Some(Claim::Fenced { by: *by }),
+            Standing::InDoubt(error) => Some(Claim::InDoubt(error.clone())),
+        }
+    }
+
+    fn append(&mut self, event: Event) -> Result<Claim> {
+        let number = self.last.entry.number + 1;
+        let entry = Entry {
+            number,
+            generation: self.generation,
+            previous: Some(self.last.checksum.clone()),
+            nonce: (self.journal.nonces)(),
+            event,
+        };
+        let claim = match self.journal.append(&entry) {
+            Append::Won(stored) => {
+                self.last = stored;
+                return Ok(Claim::Won(number));
+            }
+            Append::Failed(error) => return Err(error),
+            Append::Lost(other) => Standing::Fenced(Some(other.entry.generation)),
+            Append::Passed => Standing::Fenced(None),
+            Append::InDoubt(error) => Standing::InDoubt(error),
+        };
+        self.standing = claim;
+        self.may_not_claim().ok_or_else(|| Error::internal("a lost claim left the job owned"))
+    }
+
+    /// What a manifest must be, checked where it is written.
+    fn check(&self, manifest: &Manifest) -> Result<()> {
+        let wrong = |what: String| Err(Error::internal(format!("job '{}': a checkpoint {what}", self.journal.job)));
+        self.check_committed()?;
+        let written = Written::from(manifest);
+        if manifest.job != self.journal.job || manifest.generation != self.generation {
+            return wrong(format!("of job '{}', generation {}, is claimed", manifest.job, manifest.generation));
+        }
+        if self.newest.is_some_and(|newest| written <= newest) {
+            return wrong(format!("of epoch {} is claimed after one of a later epoch", manifest.epoch));
+        }
+        for file in manifest.files() {
+            let name = file.path.strip_prefix(FILES).and_then(|path| path.strip_prefix('/'));
+            let Some(at) = name.and_then(Written::of_file) else {
+                return wrong(format!("names '{}', which is not a file of the job", file.path));
+            };
+            // What the newest checkpoint does not keep and what is older than it may be deleted at any time.
+            let may_be_garbage = self.newest.is_some_and(|newest| at < newest) && !self.kept.contains(&file.path);
+            if may_be_garbage || at > written {
+                return wrong(format!("names '{}', which the one before it did not keep", file.path));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_committed(&self) -> Result<()> {
+        let Some(number) = self.uncommitted else { return Ok(()) };
+        let message = format!("job '{}': checkpoint {number} is not committed yet", self.journal.job);
+        Err(Error::new(ErrorKind::Internal, message))
+    }
+}
+
+fn paths(manifest: &Manifest) -> BTreeSet<String> {
+    manifest.files().map(|file| file.path.clone()).collect()
+}

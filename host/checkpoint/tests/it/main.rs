@@ -1,0 +1,5 @@
+//! The store of checkpoints against real folders, several owners, lost answers and damage.
+
+mod support;
+
+mod store;

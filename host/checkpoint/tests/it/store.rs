@@ -1,0 +1,59 @@
+//! One job's life in its store: attempts, claims, fencing, ends.
+
+use tidemill_checkpoint::manifest::ManifestKind;
+use tidemill_checkpoint::{Begun, Claim, Start, Store};
+
+use crate::support::*;
+
+#[test]
+fn an_attempt_goes_on_from_the_newest_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap(), JOB).unwrap();
+    let mut first = begin(&store);
+    assert_eq!((first.generation(), from(&first)), (1, None));
+    let (number, kept) = checkpoint(&mut first, 1, &[]);
+    assert_eq!(number, 2);
+    let (number, newer) = checkpoint(&mut first, 2, &[kept]);
+
+    let store = Store::open(folder.path().to_str().unwrap(), JOB).unwrap();
+    let second = begin(&store);
+    assert_eq!((second.generation(), from(&second)), (2, Some(number)));
+    let restored = second.restored().unwrap();
+    assert!(restored.committed);
+    assert_eq!(restored.files.read(&newer).unwrap(), b"epoch 2");
+    assert_eq!(restored.manifest.files().count(), 2);
+    store.verify(number).unwrap();
+}
+
+#[test]
+fn whoever_began_last_owns_the_job() {
+    let (_, store) = in_memory();
+    let mut old = begin(&store);
+    let (number, _) = checkpoint(&mut old, 1, &[]);
+    let mut new = begin(&store);
+    let claim = old.claim(manifest(&old, 2, Vec::new())).unwrap();
+    assert!(matches!(claim, Claim::Fenced { by: Some(2) }), "{claim:?}");
+    // And for good.
+    assert!(matches!(old.claim(manifest(&old, 3, Vec::new())).unwrap(), Claim::Fenced { .. }));
+    assert_eq!(checkpoint(&mut new, 2, &[]).0, number + 2);
+}
+
+#[test]
+fn a_job_that_ended_starts_anew_once_its_output_is_committed() {
+    let (_, store) = in_memory();
+    let mut owner = begin(&store);
+    let mut last = manifest(&owner, 1, Vec::new());
+    last.kind = ManifestKind::Finished;
+    let number = won(owner.claim(last).unwrap());
+    for _ in 0..2 {
+        match store.begin(&Start::Recover, 0).unwrap() {
+            Begun::Commit(checkpoint) => assert_eq!((checkpoint.number, checkpoint.committed), (number, false)),
+            Begun::Run(_) => panic!("it would run again, and its output would be there twice"),
+        }
+    }
+    store.mark_committed(number).unwrap();
+    assert_eq!(from(&run(store.begin(&Start::GoOn, 0).unwrap())), Some(number));
+    // That attempt took no checkpoint; the next one goes on from the same.
+    assert_eq!(from(&begin(&store)), Some(number));
+    assert_eq!(from(&run(store.begin(&Start::Anew, 0).unwrap())), None);
+}
