@@ -54,6 +54,10 @@ impl ColumnCodec {
         &self.data_type
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A column without slots.
     pub(crate) fn new_column(&self) -> ValueColumn {
         new_column(&self.data_type)
@@ -129,16 +133,21 @@ impl ColumnCodec {
     }
 
     fn decode(&self, values: &[Box<[u8]>], present: &[bool], slots: &[Slot]) -> Result<ArrayRef> {
+        self.decode_all(slots.iter().map(|&slot| {
+            let there = slot != NO_SLOT && present[slot as usize];
+            there.then(|| values[slot as usize].as_ref())
+        }))
+    }
+
+    /// An array of these encoded values.
+    pub(crate) fn decode_all<'a>(&self, values: impl Iterator<Item = Option<&'a [u8]>>) -> Result<ArrayRef> {
         let Some(converter) = &self.rows else {
             return Err(Error::internal(format!("state '{}' has no encoding", self.name)));
         };
         let missing = || new_null_array(&self.data_type, 1);
         let null = converter.convert_columns(&[missing()])?;
         let parser = converter.parser();
-        let rows = slots.iter().map(|&slot| {
-            let there = slot != NO_SLOT && present[slot as usize];
-            if there { parser.parse(&values[slot as usize]) } else { null.row(0) }
-        });
+        let rows = values.map(|value| value.map_or_else(|| null.row(0), |bytes| parser.parse(bytes)));
         let mut arrays = converter.convert_rows(rows)?;
         arrays.pop().ok_or_else(|| Error::internal(format!("state '{}' decodes to nothing", self.name)))
     }
@@ -167,6 +176,38 @@ pub(crate) fn grow(column: &mut ValueColumn, slots: usize) {
         ValueColumn::UInt(values) => values.resize(slots, 0),
         ValueColumn::Float(values) => values.resize(slots, 0.0),
         ValueColumn::Encoded(values) => values.resize(slots, Box::default()),
+    }
+}
+
+/// Bytes that encoded values own.
+pub(crate) fn owned_bytes(column: &ValueColumn) -> usize {
+    match column {
+        ValueColumn::Encoded(values) => values.iter().map(|v| v.len()).sum(),
+        _ => 0,
+    }
+}
+
+/// Makes room for more slots.
+pub(crate) fn reserve(column: &mut ValueColumn, slots: usize) {
+    match column {
+        ValueColumn::Int(values) => values.reserve(slots),
+        ValueColumn::UInt(values) => values.reserve(slots),
+        ValueColumn::Float(values) => values.reserve(slots),
+        ValueColumn::Encoded(values) => values.reserve(slots),
+    }
+}
+
+/// Copies the values at these slots to the end of another column of the same kind.
+pub(crate) fn copy(from: &ValueColumn, slots: &[Slot], to: &mut ValueColumn) {
+    fn all<T: Clone>(from: &[T], slots: &[Slot], to: &mut Vec<T>) {
+        to.extend(slots.iter().map(|&slot| from[slot as usize].clone()));
+    }
+    match (from, to) {
+        (ValueColumn::Int(from), ValueColumn::Int(to)) => all(from, slots, to),
+        (ValueColumn::UInt(from), ValueColumn::UInt(to)) => all(from, slots, to),
+        (ValueColumn::Float(from), ValueColumn::Float(to)) => all(from, slots, to),
+        (ValueColumn::Encoded(from), ValueColumn::Encoded(to)) => all(from, slots, to),
+        _ => {}
     }
 }
 

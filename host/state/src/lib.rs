@@ -4,6 +4,8 @@
 //! In reading order:
 
 mod column;
+mod format;
 mod memory;
+pub mod testing;
 
-pub use memory::MemoryBackend;
+pub use memory::{MemoryBackend, SnapshotLimits};

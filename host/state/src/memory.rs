@@ -3,11 +3,16 @@
 //! A namespace of a table is a `Space` of its own, so that dropping one costs nothing per entry; the memory of the few
 //! that were dropped last is used again by the next ones, as panes and windows follow each other with similar sizes.
 
+mod chain;
+mod evolve;
+pub(crate) mod frozen;
 mod log;
+pub(crate) mod parts;
+mod restore;
 mod space;
+mod table;
 mod timers;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,13 +24,13 @@ use tidemill_core::state::{KeyedState, LogId, NO_SLOT, Namespace, Slot, StateBac
 use tidemill_core::user::TimeDomain;
 use tidemill_core::{Batch, Error, ErrorKind, Result};
 
+pub use self::chain::SnapshotLimits;
+use self::chain::{Chain, MemorySnapshot};
+use self::frozen::{About, FrozenState};
 use self::log::Log;
 use self::space::Space;
+use self::table::Table;
 use self::timers::Timers;
-use crate::column::ColumnCodec;
-
-/// So many dropped spaces of a table are kept for reuse: a pane that ends and one that begins, and some slack.
-const SPARE_SPACES: usize = 2;
 
 /// Keeps the state of all operators of a job in memory.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +38,7 @@ pub struct MemoryBackend {
     /// Bytes that all states together may hold.
     limit: Option<usize>,
     used: Arc<AtomicUsize>,
+    snapshots: SnapshotLimits,
 }
 
 impl MemoryBackend {
@@ -43,7 +49,12 @@ impl MemoryBackend {
 
     /// All states that are opened here may hold this many bytes together. It is looked at after each batch.
     pub fn with_limit(bytes: usize) -> Self {
-        Self { limit: Some(bytes), used: Arc::default() }
+        Self { limit: Some(bytes), ..Self::default() }
+    }
+
+    /// The same with other limits of the files that snapshots are written to.
+    pub fn snapshots(self, snapshots: SnapshotLimits) -> Self {
+        Self { snapshots, ..self }
     }
 
     /// Bytes that the states held at their latest commits.
@@ -54,21 +65,38 @@ impl MemoryBackend {
 
 impl StateBackend for MemoryBackend {
     fn open(&self, spec: StateSpec) -> Result<Box<dyn KeyedState>> {
-        Ok(Box::new(MemoryState {
+        let about = Arc::new(About {
+            operator: spec.operator,
             codec: spec.codec,
+            key_groups: spec.key_groups,
+            max_parallelism: spec.max_parallelism,
+        });
+        let restored = spec.restored.as_ref().map(|from| restore::restore(&about, from)).transpose()?;
+        let fixed = about.codec.is_fixed();
+        let mut state = MemoryState {
+            about,
             tables: Vec::new(),
             logs: Vec::new(),
-            event_timers: Timers::default(),
-            processing_timers: Timers::default(),
+            event_timers: Timers::new(fixed),
+            processing_timers: Timers::new(fixed),
             backend: self.clone(),
             reported: 0,
-        }))
+            chain: Arc::new(Chain::new(self.snapshots, Vec::new())),
+            frozen: 0,
+            restored: None,
+        };
+        if let Some(mut restored) = restored {
+            std::mem::swap(&mut state.event_timers, &mut restored.parts.event_timers);
+            std::mem::swap(&mut state.processing_timers, &mut restored.parts.processing_timers);
+            state.restored = Some(restored);
+        }
+        Ok(Box::new(state))
     }
 }
 
 #[derive(Debug)]
 struct MemoryState {
-    codec: KeyCodec,
+    about: Arc<About>,
     tables: Vec<Table>,
     logs: Vec<Log>,
     event_timers: Timers,
@@ -76,50 +104,11 @@ struct MemoryState {
     backend: MemoryBackend,
     /// What of the backend's `used` is this state's.
     reported: usize,
-}
-
-#[derive(Debug)]
-struct Table {
-    name: String,
-    columns: Vec<ColumnCodec>,
-    spaces: BTreeMap<Namespace, Space>,
-    spare: Vec<Space>,
-}
-
-impl Table {
-    /// The space of a namespace, made where there is none.
-    fn space(&mut self, namespace: Namespace, fixed: bool) -> &mut Space {
-        let (spare, columns) = (&mut self.spare, &self.columns);
-        let space = || spare.pop().unwrap_or_else(|| Space::new(fixed, columns));
-        self.spaces.entry(namespace).or_insert_with(space)
-    }
-
-    fn existing(&mut self, namespace: Namespace) -> Result<&mut Space> {
-        let name = &self.name;
-        let absent = || Error::internal(format!("slots of a namespace that table '{name}' does not have"));
-        self.spaces.get_mut(&namespace).ok_or_else(absent)
-    }
-
-    fn column(&self, value: usize) -> Result<&ColumnCodec> {
-        let absent = || Error::internal(format!("value {value} of table '{}'", self.name));
-        self.columns.get(value).ok_or_else(absent)
-    }
-
-    fn drop_space(&mut self, namespace: Namespace) {
-        if let Some(mut space) = self.spaces.remove(&namespace)
-            && self.spare.len() < SPARE_SPACES
-        {
-            space.clear();
-            self.spare.push(space);
-        }
-    }
-
-    /// A namespace without entries is none; the global one comes back at once, so it stays.
-    fn drop_if_empty(&mut self, namespace: Namespace) {
-        if namespace != Namespace::GLOBAL && self.spaces.get(&namespace).is_some_and(|s| s.len() == 0) {
-            self.drop_space(namespace);
-        }
-    }
+    chain: Arc<Chain>,
+    /// Number of snapshots taken.
+    frozen: u64,
+    /// What was restored and is not declared yet, until everything is.
+    restored: Option<restore::Restored>,
 }
 
 impl MemoryState {
@@ -138,6 +127,13 @@ impl MemoryState {
         }
     }
 
+    fn forget_snapshots(&mut self) {
+        self.tables.iter_mut().for_each(Table::forget_snapshots);
+        self.logs.iter_mut().for_each(Log::forget_snapshots);
+        self.event_timers.forget_snapshots();
+        self.processing_timers.forget_snapshots();
+    }
+
     fn check_name(&self, name: &str) -> Result<()> {
         let mut names = self.tables.iter().map(|t| t.name.as_str()).chain(self.logs.iter().map(Log::name));
         if names.any(|other| other == name) {
@@ -149,18 +145,22 @@ impl MemoryState {
 
 impl KeyedState for MemoryState {
     fn codec(&self) -> &KeyCodec {
-        &self.codec
+        &self.about.codec
     }
 
     fn table(&mut self, name: &str, values: Vec<ValueSpec>) -> Result<TableId> {
         self.check_name(name)?;
-        let columns = values.iter().map(ColumnCodec::new).collect::<Result<_>>()?;
-        self.tables.push(Table { name: name.to_owned(), columns, spaces: BTreeMap::new(), spare: Vec::new() });
+        let declared = Table::new(name, &values)?;
+        let table = match &mut self.restored {
+            Some(restored) => restored.table(declared)?,
+            None => declared,
+        };
+        self.tables.push(table);
         Ok(TableId(self.tables.len() - 1))
     }
 
     fn resolve(&mut self, table: TableId, namespace: Namespace, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()> {
-        let fixed = self.codec.is_fixed();
+        let fixed = self.about.codec.is_fixed();
         self.at(table)?.space(namespace, fixed).resolve(keys, None, slots)
     }
 
@@ -175,7 +175,7 @@ impl KeyedState for MemoryState {
         if rows.iter().any(|&row| row as usize >= keys.len()) {
             return Err(Error::internal("a row index outside the keys of its batch"));
         }
-        let fixed = self.codec.is_fixed();
+        let fixed = self.about.codec.is_fixed();
         self.at(table)?.space(namespace, fixed).resolve(keys, Some(rows), slots)
     }
 
@@ -191,7 +191,7 @@ impl KeyedState for MemoryState {
     }
 
     fn values(&mut self, table: TableId, namespace: Namespace) -> Result<&mut Values> {
-        let fixed = self.codec.is_fixed();
+        let fixed = self.about.codec.is_fixed();
         Ok(&mut self.at(table)?.space(namespace, fixed).values)
     }
 
@@ -222,6 +222,7 @@ impl KeyedState for MemoryState {
         let (to, present) = resident.ok_or_else(absent)?;
         let grown = column.write(to, present, slots, values)?;
         space.grew(grown);
+        space.written(slots);
         Ok(())
     }
 
@@ -245,13 +246,13 @@ impl KeyedState for MemoryState {
             .tables
             .get_mut(table.0)
             .ok_or_else(|| Error::internal(format!("table {} is not declared", table.0)))?;
-        table.existing(namespace)?.keys(&self.codec, slots)
+        table.existing(namespace)?.keys(&self.about.codec, slots)
     }
 
     fn key_columns(&mut self, table: TableId, namespace: Namespace, slots: &[Slot]) -> Result<Vec<ArrayRef>> {
         match self.keys(table, namespace, slots)?.data {
-            KeyData::Fixed(values) => self.codec.decode_fixed(&values),
-            KeyData::Rows(rows) => self.codec.decode_rows(rows.iter()),
+            KeyData::Fixed(values) => self.about.codec.decode_fixed(&values),
+            KeyData::Rows(rows) => self.about.codec.decode_rows(rows.iter()),
         }
     }
 
@@ -285,7 +286,12 @@ impl KeyedState for MemoryState {
 
     fn log(&mut self, name: &str, columns: Vec<DataType>) -> Result<LogId> {
         self.check_name(name)?;
-        self.logs.push(Log::new(name, columns));
+        let declared = Log::new(name, columns);
+        let log = match &mut self.restored {
+            Some(restored) => restored.log(declared)?,
+            None => declared,
+        };
+        self.logs.push(log);
         Ok(LogId(self.logs.len() - 1))
     }
 
@@ -319,7 +325,7 @@ impl KeyedState for MemoryState {
             TimeDomain::Event => &self.event_timers,
             TimeDomain::Processing => &self.processing_timers,
         };
-        timers.due(&self.codec, up_to, limit)
+        timers.due(&self.about.codec, up_to, limit)
     }
 
     fn next_timer(&self, domain: TimeDomain) -> Option<i64> {
@@ -347,11 +353,30 @@ impl KeyedState for MemoryState {
     }
 
     fn declared(&mut self) -> Result<()> {
+        let Some(restored) = self.restored.take() else { return Ok(()) };
+        if let Some(files) = restored.finish()? {
+            self.chain = Arc::new(Chain::new(self.backend.snapshots, files));
+            self.tables.iter_mut().for_each(Table::settle);
+            self.logs.iter_mut().for_each(Log::settle);
+            self.event_timers.settle();
+            self.processing_timers.settle();
+        }
         Ok(())
     }
 
-    fn snapshot(&mut self, _kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>> {
-        Err(Error::internal("snapshots of state in memory are not taken yet"))
+    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>> {
+        let whole = self.chain.take_whole();
+        if whole {
+            self.forget_snapshots();
+        }
+        let fixed = self.about.codec.is_fixed();
+        let mut parts = Vec::with_capacity(self.tables.len() + self.logs.len() + 2);
+        parts.extend(self.tables.iter_mut().map(|table| parts::freeze_table(table, fixed)));
+        parts.extend(self.logs.iter_mut().map(|log| parts::freeze_log(log, fixed)));
+        parts.extend(parts::freeze_timers(&mut self.event_timers, &mut self.processing_timers, fixed));
+        self.frozen += 1;
+        let frozen = FrozenState { about: Arc::clone(&self.about), whole, parts };
+        Ok(Box::new(MemorySnapshot { chain: Arc::clone(&self.chain), number: self.frozen, kind, frozen: Some(frozen) }))
     }
 
     fn entries(&self) -> u64 {

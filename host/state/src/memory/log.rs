@@ -3,38 +3,75 @@
 //! Invariant: `bytes` is what the logged rows keep alive; text and bytes are in buffers of their own, so that a row of
 //! a log does not hold the batch that it came in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::DataType;
-use tidemill_core::keys::{KeyData, Keys};
+use tidemill_core::keys::{KeyCodec, KeyData, Keys};
 use tidemill_core::state::Namespace;
 use tidemill_core::{Batch, Error, Result};
 
+use super::frozen::FrozenPart;
+
 #[derive(Debug)]
-pub(super) struct Log {
+pub(crate) struct Log {
     name: String,
     columns: Vec<DataType>,
     spaces: BTreeMap<Namespace, Rows>,
     bytes: usize,
     rows: u64,
+    /// Namespaces that earlier snapshots have and that were dropped since the latest.
+    dropped: BTreeSet<Namespace>,
 }
 
 #[derive(Debug, Default)]
 struct Rows {
     pieces: Vec<(Batch, Keys)>,
+    /// So many pieces are in earlier snapshots.
+    frozen: usize,
     bytes: usize,
     rows: u64,
 }
 
 impl Log {
     pub(super) fn new(name: &str, columns: Vec<DataType>) -> Self {
-        Self { name: name.to_owned(), columns, spaces: BTreeMap::new(), bytes: 0, rows: 0 }
+        Self { name: name.to_owned(), columns, spaces: BTreeMap::new(), bytes: 0, rows: 0, dropped: BTreeSet::new() }
     }
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn columns(&self) -> &[DataType] {
+        &self.columns
+    }
+
+    /// The next snapshot is the first.
+    pub(super) fn forget_snapshots(&mut self) {
+        self.dropped.clear();
+        self.spaces.values_mut().for_each(|space| space.frozen = 0);
+    }
+
+    /// Snapshots have everything as it is.
+    pub(super) fn settle(&mut self) {
+        self.dropped.clear();
+        self.spaces.values_mut().for_each(|space| space.frozen = space.pieces.len());
+    }
+
+    /// What changed since the latest snapshot.
+    pub(super) fn freeze(&mut self, fixed: bool) -> FrozenPart {
+        let mut part = FrozenPart::new(fixed);
+        part.dropped = std::mem::take(&mut self.dropped).into_iter().map(|namespace| namespace.0).collect();
+        for (namespace, space) in &mut self.spaces {
+            for (rows, keys) in space.pieces.iter().skip(space.frozen) {
+                part.put.runs.push((namespace.0, keys.len()));
+                (0..keys.len()).for_each(|row| part.put.keys.push(keys, row));
+                part.rows.push(rows.clone());
+            }
+            space.frozen = space.pieces.len();
+        }
+        part
     }
 
     pub(super) fn append(&mut self, namespace: Namespace, rows: Batch, keys: Keys) -> Result<()> {
@@ -65,7 +102,29 @@ impl Log {
         if let Some(space) = self.spaces.remove(&namespace) {
             self.bytes -= space.bytes;
             self.rows -= space.rows;
+            if space.frozen > 0 {
+                self.dropped.insert(namespace);
+            }
         }
+    }
+
+    /// Removes rows whose key's hash is one of some.
+    pub(super) fn drop_some_rows(
+        &mut self,
+        namespace: Namespace,
+        codec: &KeyCodec,
+        gone: impl Fn(u64) -> bool,
+    ) -> Result<()> {
+        let Some(space) = self.spaces.remove(&namespace) else { return Ok(()) };
+        self.bytes -= space.bytes;
+        self.rows -= space.rows;
+        for (batch, keys) in space.pieces {
+            let kept = (0u32..).zip(&keys.hashes).filter(|(_, hash)| !gone(**hash)).map(|(row, _)| row);
+            let kept: Vec<u32> = kept.collect();
+            let keys = codec.take(&keys, &kept)?;
+            self.append(namespace, batch.take(&kept.into())?, keys)?;
+        }
+        Ok(())
     }
 
     pub(super) fn namespaces(&self) -> Vec<Namespace> {

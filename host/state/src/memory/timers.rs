@@ -13,6 +13,9 @@ use hashbrown::HashTable;
 use tidemill_core::keys::{KeyCodec, KeyData, Keys, hash_fixed, hash_row};
 use tidemill_core::{Error, Result};
 
+use super::frozen::{FrozenPart, KeyBytes, TableChunk};
+use super::space::KEPT_REMOVALS;
+
 /// A bucket with fewer gaps than this is left as it is.
 const KEPT_GAPS: u32 = 32;
 
@@ -37,10 +40,14 @@ struct Bucket {
     live: u32,
     /// Before this position there are gaps only.
     first: usize,
+    /// Timers before this position are in earlier snapshots.
+    stored: usize,
+    /// It is listed as one with timers that no snapshot has.
+    fresh: bool,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Timers {
+#[derive(Debug)]
+pub(crate) struct Timers {
     index: HashTable<Entry>,
     by_time: BTreeMap<i64, u32>,
     buckets: Vec<Bucket>,
@@ -49,9 +56,34 @@ pub(super) struct Timers {
     latest: Option<(i64, u32)>,
     /// Bytes that the buckets hold.
     bucket_bytes: usize,
+    /// Buckets with timers that no snapshot has. Some may have been dropped meanwhile.
+    fresh: Vec<u32>,
+    /// Timers that earlier snapshots have and that were deleted since the latest: times and keys.
+    removed: Vec<(i64, usize)>,
+    removed_keys: KeyBytes,
+    /// The next snapshot has all timers, and `fresh` and `removed` mean nothing.
+    whole: bool,
+    /// Earlier snapshots may have timers.
+    stored: bool,
 }
 
 impl Timers {
+    pub(super) fn new(fixed: bool) -> Self {
+        Self {
+            index: HashTable::new(),
+            by_time: BTreeMap::new(),
+            buckets: Vec::new(),
+            free: Vec::new(),
+            latest: None,
+            bucket_bytes: 0,
+            fresh: Vec::new(),
+            removed: Vec::new(),
+            removed_keys: KeyBytes::new(fixed),
+            whole: true,
+            stored: false,
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.index.len()
     }
@@ -70,8 +102,15 @@ impl Timers {
             let before = bucket.memory_bytes();
             let position = bucket.hashes.len() as u32;
             bucket.push(keys, row, hash);
+            if !self.whole && !std::mem::replace(&mut bucket.fresh, true) {
+                self.fresh.push(number);
+            }
             self.bucket_bytes += bucket.memory_bytes() - before;
             self.index.insert_unique(hash, Entry { hash, bucket: number, position }, |e| e.hash);
+        }
+        // Buckets that are gone stay listed: without snapshots, the list would grow for ever.
+        if self.fresh.len() > 2 * self.by_time.len() + KEPT_REMOVALS {
+            self.become_whole();
         }
         Ok(())
     }
@@ -89,6 +128,10 @@ impl Timers {
             let bucket = &mut self.buckets[entry.bucket as usize];
             bucket.gaps[entry.position as usize] = true;
             bucket.live -= 1;
+            if !self.whole && (entry.position as usize) < bucket.stored {
+                self.removed.push((time, 1));
+                self.removed_keys.push(keys, row);
+            }
             while bucket.gaps.get(bucket.first) == Some(&true) {
                 bucket.first += 1;
             }
@@ -98,7 +141,55 @@ impl Timers {
                 self.close_gaps(entry.bucket);
             }
         }
+        if self.removed.len() > self.index.len() + KEPT_REMOVALS {
+            self.become_whole();
+        }
         Ok(())
+    }
+
+    /// The next snapshot is the first.
+    pub(super) fn forget_snapshots(&mut self) {
+        self.become_whole();
+        self.stored = false;
+    }
+
+    /// Snapshots have everything as it is.
+    pub(super) fn settle(&mut self) {
+        self.become_whole();
+        for bucket in &mut self.buckets {
+            (bucket.stored, bucket.fresh) = (bucket.hashes.len(), false);
+        }
+        (self.whole, self.stored) = (false, true);
+    }
+
+    /// What changed since the latest snapshot.
+    pub(super) fn freeze(&mut self, fixed: bool) -> FrozenPart {
+        let mut part = FrozenPart::new(fixed);
+        if self.whole {
+            part.dropped.extend(self.stored.then_some(0));
+            for (&time, &number) in &self.by_time {
+                self.buckets[number as usize].freeze(0, time, &mut part.put);
+            }
+            self.settle();
+            return part;
+        }
+        part.removed.runs = std::mem::take(&mut self.removed);
+        part.removed.keys.append(&mut self.removed_keys);
+        for number in std::mem::take(&mut self.fresh) {
+            let bucket = &mut self.buckets[number as usize];
+            if std::mem::take(&mut bucket.fresh) {
+                bucket.freeze(bucket.stored, bucket.time, &mut part.put);
+                bucket.stored = bucket.hashes.len();
+            }
+        }
+        part
+    }
+
+    fn become_whole(&mut self) {
+        self.whole = true;
+        self.fresh.clear();
+        self.removed.clear();
+        self.removed_keys.clear();
     }
 
     /// The first `limit` timers at `up_to` or before.
@@ -137,7 +228,13 @@ impl Timers {
     pub(super) fn memory_bytes(&self) -> usize {
         // A B-tree of pairs is about two thirds full.
         let order = self.by_time.len() * 18;
-        self.index.allocation_size() + order + self.buckets.capacity() * size_of::<Bucket>() + self.bucket_bytes
+        let removed = self.removed.capacity() * 16 + self.removed_keys.memory_bytes();
+        self.index.allocation_size()
+            + order
+            + self.buckets.capacity() * size_of::<Bucket>()
+            + self.bucket_bytes
+            + self.fresh.capacity() * 4
+            + removed
     }
 
     /// The bucket of a time, made where there is none.
@@ -164,14 +261,16 @@ impl Timers {
         self.latest = self.latest.filter(|(_, latest)| *latest != number);
         self.free.push(number);
         if self.by_time.is_empty() && self.buckets.len() > 1 << 16 {
-            *self = Self::default();
+            let stored = self.stored;
+            *self = Self::new(matches!(self.removed_keys, KeyBytes::Fixed(_)));
+            self.stored = stored;
         }
     }
 
     fn close_gaps(&mut self, number: u32) {
         let bucket = &mut self.buckets[number as usize];
         let old = std::mem::take(bucket);
-        bucket.time = old.time;
+        (bucket.time, bucket.fresh) = (old.time, old.fresh);
         for position in 0..old.hashes.len() {
             if old.gaps[position] {
                 continue;
@@ -182,6 +281,9 @@ impl Timers {
                 entry.position = to;
             }
             bucket.copy(&old, position);
+            if position < old.stored {
+                bucket.stored = bucket.hashes.len();
+            }
         }
         self.bucket_bytes = self.bucket_bytes + bucket.memory_bytes() - old.memory_bytes();
     }
@@ -210,6 +312,20 @@ impl Bucket {
         } else {
             self.bytes.extend_from_slice(from.row(position));
             self.ends.push(self.bytes.len());
+        }
+    }
+
+    /// Copies the timers from a position on.
+    fn freeze(&self, from: usize, time: i64, to: &mut TableChunk) {
+        let before = to.keys.len();
+        for position in (from..self.hashes.len()).filter(|&p| !self.gaps[p]) {
+            match self.fixed.get(position) {
+                Some(&key) => to.keys.push_fixed(key),
+                None => to.keys.push_row(self.row(position)),
+            }
+        }
+        if to.keys.len() > before {
+            to.runs.push((time, to.keys.len() - before));
         }
     }
 

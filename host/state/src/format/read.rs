@@ -1,0 +1,108 @@
+//! From a file to rows.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::buffer::Buffer;
+use arrow::datatypes::{Schema, SchemaRef};
+use arrow_ipc::reader::StreamDecoder;
+use tidemill_core::{Error, Result};
+
+use super::{Block, Change, Footer, MAGIC, Part, Place};
+
+/// A file that was read, and whose footer makes sense.
+pub(crate) struct PortableFile {
+    bytes: Buffer,
+    pub(crate) footer: Footer,
+    path: String,
+}
+
+impl PortableFile {
+    /// `path` is for messages.
+    pub(crate) fn parse(path: &str, content: Vec<u8>) -> Result<Self> {
+        let mut file = Self {
+            bytes: Buffer::from_vec(content),
+            footer: Footer {
+                operator: String::new(),
+                max_parallelism: 0,
+                key_groups: tidemill_core::snapshot::KeyGroupRange { first: 0, last: 0 },
+                keys: 0,
+                base: true,
+                savepoint: false,
+                parts: Vec::new(),
+            },
+            path: path.to_owned(),
+        };
+        file.footer = parse_footer(&file.bytes).map_err(|what| file.wrong(what))?;
+        Ok(file)
+    }
+
+    /// The columns of a part's entries.
+    pub(crate) fn schema(&self, part: &Part) -> Result<SchemaRef> {
+        let mut decoder = StreamDecoder::new();
+        let mut bytes = self.at(part.schema)?;
+        decoder.decode(&mut bytes).map_err(|e| self.wrong(format!("has a schema that can't be read: {e}")))?;
+        decoder.schema().ok_or_else(|| self.wrong("has a part without a schema"))
+    }
+
+    /// The rows of a block of a part that has this schema.
+    pub(crate) fn rows(&self, schema: &Schema, block: &Block) -> Result<Vec<RecordBatch>> {
+        let keys: Vec<usize> = (0..1 + self.footer.keys).collect();
+        let expected = match block.change {
+            Change::Put => Arc::new(schema.clone()),
+            Change::Removed => Arc::new(schema.project(&keys).map_err(|e| self.wrong(e.to_string()))?),
+        };
+        let mut decoder = StreamDecoder::new();
+        let mut bytes = self.at(block.place)?;
+        let (mut batches, mut rows) = (Vec::new(), 0);
+        while !bytes.is_empty() {
+            let decoded = decoder.decode(&mut bytes);
+            let Some(batch) = decoded.map_err(|e| self.wrong(format!("has a block that can't be read: {e}")))? else {
+                break;
+            };
+            if batch.schema_ref().fields() != expected.fields() {
+                return Err(self.wrong("has a block of other columns than its part's"));
+            }
+            rows += batch.num_rows() as u64;
+            batches.push(batch);
+        }
+        if rows != block.rows {
+            return Err(self.wrong(format!("has a block of {rows} rows that announces {}", block.rows)));
+        }
+        Ok(batches)
+    }
+
+    /// An error about this file.
+    pub(crate) fn wrong(&self, what: impl AsRef<str>) -> Error {
+        let whose = match self.footer.operator.as_str() {
+            "" => String::new(),
+            operator => format!(" (state of operator '{operator}')"),
+        };
+        Error::invalid(format!("the snapshot file '{}'{whose} {}", self.path, what.as_ref()))
+            .mend("Restore from another checkpoint, or with the version of Tidemill that wrote this one.")
+    }
+
+    fn at(&self, place: Place) -> Result<Buffer> {
+        let (offset, bytes) = (usize::try_from(place.offset), usize::try_from(place.bytes));
+        match (offset, bytes) {
+            (Ok(offset), Ok(bytes)) if offset.checked_add(bytes).is_some_and(|end| end <= self.bytes.len()) => {
+                Ok(self.bytes.slice_with_length(offset, bytes))
+            }
+            _ => Err(self.wrong("points beyond its end")),
+        }
+    }
+}
+
+fn parse_footer(bytes: &[u8]) -> Result<Footer, String> {
+    let not_one = || "is not a snapshot in the portable format, version 1".to_owned();
+    let inner = bytes.strip_prefix(MAGIC).and_then(|b| b.strip_suffix(MAGIC)).ok_or_else(not_one)?;
+    let (inner, length) = inner.split_last_chunk::<8>().ok_or_else(not_one)?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    let start = inner.len().checked_sub(length).ok_or("announces a footer that is longer than itself")?;
+    let footer = inner.get(start..).unwrap_or_default();
+    let footer: Footer = serde_json::from_slice(footer).map_err(|e| format!("has a footer that can't be read: {e}"))?;
+    if footer.key_groups.first > footer.key_groups.last || footer.key_groups.last >= footer.max_parallelism {
+        return Err(format!("has {} of {}", footer.key_groups, footer.max_parallelism));
+    }
+    Ok(footer)
+}

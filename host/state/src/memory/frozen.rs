@@ -1,0 +1,268 @@
+//! Frozen state: copies of what changed, in columns, as cheap to make as copies can be. Everything else (decoding keys,
+//! sorting by key group, encoding) is done from these off the slot.
+#![allow(clippy::indexing_slicing, reason = "ends are pushed by this file alone, slots come from the space they index")]
+
+use std::sync::Arc;
+
+use arrow::array::ArrayRef;
+use tidemill_core::ids::MaxParallelism;
+use tidemill_core::keys::{KeyCodec, KeyData, Keys, hash_fixed, hash_row};
+use tidemill_core::snapshot::KeyGroupRange;
+use tidemill_core::state::{Slot, ValueColumn, ValueSpec, Values};
+use tidemill_core::{Batch, Error, Result};
+
+use crate::column::{self, ColumnCodec};
+use crate::format::PartKind;
+
+/// Keys, back to back.
+#[derive(Debug)]
+pub(crate) enum KeyBytes {
+    Fixed(Vec<u64>),
+    Rows(Bytes),
+}
+
+/// Byte strings, back to back.
+#[derive(Debug, Default)]
+pub(crate) struct Bytes {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Bytes {
+    pub(crate) fn push(&mut self, one: &[u8]) {
+        self.bytes.extend_from_slice(one);
+        self.ends.push(self.bytes.len());
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])
+    }
+
+    pub(crate) fn get(&self, index: usize) -> &[u8] {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        &self.bytes[start..self.ends[index]]
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn append(&mut self, other: &mut Self) {
+        let before = self.bytes.len();
+        self.bytes.append(&mut other.bytes);
+        self.ends.extend(other.ends.drain(..).map(|end| end + before));
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.bytes.capacity() + self.ends.capacity() * 8
+    }
+}
+
+impl KeyBytes {
+    pub(crate) fn new(fixed: bool) -> Self {
+        if fixed { Self::Fixed(Vec::new()) } else { Self::Rows(Bytes::default()) }
+    }
+
+    pub(crate) fn push_fixed(&mut self, key: u64) {
+        if let Self::Fixed(keys) = self {
+            keys.push(key);
+        }
+    }
+
+    pub(crate) fn push_row(&mut self, key: &[u8]) {
+        if let Self::Rows(keys) = self {
+            keys.push(key);
+        }
+    }
+
+    /// One of these keys.
+    pub(crate) fn push(&mut self, keys: &Keys, row: usize) {
+        match &keys.data {
+            KeyData::Fixed(values) => self.push_fixed(values[row]),
+            KeyData::Rows(rows) => self.push_row(rows.row(row).as_ref()),
+        }
+    }
+
+    pub(crate) fn append(&mut self, other: &mut Self) {
+        match (self, other) {
+            (Self::Fixed(keys), Self::Fixed(others)) => keys.append(others),
+            (Self::Rows(keys), Self::Rows(others)) => keys.append(others),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Fixed(keys) => keys.len(),
+            Self::Rows(keys) => keys.len(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn clear(&mut self) {
+        let fixed = matches!(self, Self::Fixed(_));
+        *self = Self::new(fixed);
+    }
+
+    /// The key columns of some of them.
+    pub(crate) fn decode(&self, codec: &KeyCodec, rows: &[u32]) -> Result<Vec<ArrayRef>> {
+        match self {
+            Self::Fixed(keys) => codec.decode_fixed(&rows.iter().map(|&row| keys[row as usize]).collect::<Vec<_>>()),
+            Self::Rows(keys) => {
+                let parser = codec.parser().ok_or_else(|| disagree("keys and their codec"))?;
+                codec.decode_rows(rows.iter().map(|&row| parser.parse(keys.get(row as usize))))
+            }
+        }
+    }
+
+    pub(crate) fn hashes(&self) -> Vec<u64> {
+        match self {
+            Self::Fixed(keys) => keys.iter().map(|&key| hash_fixed(key)).collect(),
+            Self::Rows(keys) => keys.iter().map(hash_row).collect(),
+        }
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Fixed(keys) => keys.capacity() * 8,
+            Self::Rows(keys) => keys.memory_bytes(),
+        }
+    }
+}
+
+/// Values of one column, in the order of their keys.
+#[derive(Debug)]
+pub(crate) enum FrozenColumn {
+    Plain(ValueColumn),
+    Encoded(Bytes),
+}
+
+/// Keys, each in a namespace or at a time, with their values.
+#[derive(Debug)]
+pub(crate) struct TableChunk {
+    /// Namespaces (of timers: times) and how many of the keys are in each.
+    pub(crate) runs: Vec<(i64, usize)>,
+    pub(crate) keys: KeyBytes,
+    pub(crate) columns: Vec<(FrozenColumn, Vec<bool>)>,
+}
+
+impl TableChunk {
+    pub(crate) fn new(fixed: bool) -> Self {
+        Self { runs: Vec::new(), keys: KeyBytes::new(fixed), columns: Vec::new() }
+    }
+
+    fn bytes(&self) -> usize {
+        let columns = self.columns.iter().map(|(column, present)| match column {
+            FrozenColumn::Plain(_) => present.len() * 9,
+            FrozenColumn::Encoded(bytes) => bytes.memory_bytes() + present.len(),
+        });
+        self.keys.memory_bytes() + self.keys.len() * 8 + columns.sum::<usize>()
+    }
+
+    /// Copies the values at these slots.
+    pub(crate) fn push_values(&mut self, values: &Values, slots: &[Slot]) {
+        if self.columns.is_empty() {
+            self.columns = values.columns.iter().map(|like| (FrozenColumn::like(like), Vec::new())).collect();
+        }
+        let resident = values.columns.iter().zip(&values.present);
+        for ((to, there), (from, present)) in self.columns.iter_mut().zip(resident) {
+            there.extend(slots.iter().map(|&slot| present[slot as usize]));
+            match (to, from) {
+                (FrozenColumn::Encoded(to), ValueColumn::Encoded(from)) => {
+                    slots.iter().for_each(|&slot| to.push(&from[slot as usize]));
+                }
+                (FrozenColumn::Plain(to), from) => column::copy(from, slots, to),
+                (FrozenColumn::Encoded(_), _) => {}
+            }
+        }
+    }
+}
+
+impl FrozenColumn {
+    /// The values of some rows, null where there is none.
+    pub(crate) fn read(&self, codec: &ColumnCodec, present: &[bool], rows: &[u32]) -> Result<ArrayRef> {
+        match self {
+            Self::Plain(column) => codec.read(column, present, rows),
+            Self::Encoded(bytes) => {
+                codec.decode_all(rows.iter().map(|&row| present[row as usize].then(|| bytes.get(row as usize))))
+            }
+        }
+    }
+
+    fn like(column: &ValueColumn) -> Self {
+        match column {
+            ValueColumn::Int(_) => Self::Plain(ValueColumn::Int(Vec::new())),
+            ValueColumn::UInt(_) => Self::Plain(ValueColumn::UInt(Vec::new())),
+            ValueColumn::Float(_) => Self::Plain(ValueColumn::Float(Vec::new())),
+            ValueColumn::Encoded(_) => Self::Encoded(Bytes::default()),
+        }
+    }
+}
+
+/// The changes of one table, log or time domain, in the order in which they are applied.
+#[derive(Debug)]
+pub(crate) struct FrozenPart {
+    /// Namespaces of which nothing of before is left.
+    pub(crate) dropped: Vec<i64>,
+    pub(crate) removed: TableChunk,
+    pub(crate) put: TableChunk,
+    /// Of a log: rows, with the keys and namespaces of `put` in this order.
+    pub(crate) rows: Vec<Batch>,
+}
+
+impl FrozenPart {
+    pub(crate) fn new(fixed: bool) -> Self {
+        let (removed, put) = (TableChunk::new(fixed), TableChunk::new(fixed));
+        Self { dropped: Vec::new(), removed, put, rows: Vec::new() }
+    }
+}
+
+/// Whose state it is.
+#[derive(Debug)]
+pub(crate) struct About {
+    pub(crate) operator: String,
+    pub(crate) codec: KeyCodec,
+    pub(crate) key_groups: KeyGroupRange,
+    pub(crate) max_parallelism: MaxParallelism,
+}
+
+impl About {
+    /// Fewer of its keys.
+    pub(crate) fn of(&self, key_groups: KeyGroupRange) -> Result<Self> {
+        let codec = KeyCodec::new(self.codec.types(), !self.codec.is_fixed())?;
+        Ok(Self { operator: self.operator.clone(), codec, key_groups, max_parallelism: self.max_parallelism })
+    }
+}
+
+/// What a part is.
+#[derive(Clone, Debug)]
+pub(crate) struct PartAbout {
+    pub(crate) kind: PartKind,
+    pub(crate) name: String,
+    pub(crate) values: Vec<ValueSpec>,
+}
+
+/// A snapshot's changes, or all that there is.
+#[derive(Debug)]
+pub(crate) struct FrozenState {
+    pub(crate) about: Arc<About>,
+    /// It needs no earlier snapshot.
+    pub(crate) whole: bool,
+    pub(crate) parts: Vec<(PartAbout, FrozenPart)>,
+}
+
+impl FrozenState {
+    /// About so many bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.parts.iter().map(|(_, part)| part.put.bytes() + part.removed.bytes()).sum::<usize>()
+            + self.parts.iter().flat_map(|(_, part)| &part.rows).map(Batch::bytes).sum::<usize>()
+    }
+}
+
+pub(crate) fn disagree(what: &str) -> Error {
+    Error::internal(format!("frozen state in which the {what} disagree"))
+}

@@ -1,0 +1,382 @@
+//! Tables, logs and timers by name, without a job: what a chain of snapshot files comes to.
+//!
+//! A restored state takes its parts out of here when it is declared; merging a chain into a new base and reading one
+//! without its job begin here too.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
+use arrow::datatypes::{Int64Type, Schema};
+use tidemill_core::ids::MaxParallelism;
+use tidemill_core::keys::{KeyCodec, Keys};
+use tidemill_core::snapshot::KeyGroupRange;
+use tidemill_core::state::{NO_SLOT, Namespace, Slot, ValueSpec};
+use tidemill_core::{Batch, Error, Result};
+
+use super::frozen::{About, FrozenPart, FrozenState, PartAbout};
+use super::log::Log;
+use super::table::Table;
+use super::timers::Timers;
+use crate::format::{Block, Change, Part, PartKind, PortableFile, codec_of, values_of};
+
+/// Which keys are wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) key_groups: KeyGroupRange,
+    /// By which they are counted.
+    pub(crate) max_parallelism: MaxParallelism,
+}
+
+impl Wanted {
+    /// Whether a range of key groups, counted by another maximum perhaps, may have some of them.
+    pub(crate) fn overlaps(&self, range: KeyGroupRange, of: u16) -> bool {
+        of != self.max_parallelism.get() || self.key_groups.overlaps(range)
+    }
+
+    /// Whether it has no others.
+    fn covers(&self, range: KeyGroupRange, of: u16) -> bool {
+        let inside = self.key_groups.first <= range.first && range.last <= self.key_groups.last;
+        of == self.max_parallelism.get() && inside
+    }
+
+    /// About which share of a range's keys they are.
+    pub(crate) fn share(&self, range: KeyGroupRange, of: u16) -> f64 {
+        if of != self.max_parallelism.get() {
+            return 0.0;
+        }
+        let first = range.first.max(self.key_groups.first);
+        let common = (range.last.min(self.key_groups.last) + 1).saturating_sub(first);
+        f64::from(common) / (f64::from(range.last - range.first) + 1.0)
+    }
+
+    /// Whether all of them are in a range.
+    fn within(&self, range: KeyGroupRange, of: u16) -> bool {
+        let inside = range.first <= self.key_groups.first && self.key_groups.last <= range.last;
+        of == self.max_parallelism.get() && inside
+    }
+
+    fn has(&self, hash: u64) -> bool {
+        self.key_groups.contains(self.max_parallelism.key_group(hash))
+    }
+}
+
+/// Everything of one operator.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) about: Arc<About>,
+    pub(crate) tables: BTreeMap<String, Table>,
+    pub(crate) logs: BTreeMap<String, Log>,
+    pub(crate) event_timers: Timers,
+    pub(crate) processing_timers: Timers,
+}
+
+/// A file among the files of a state.
+pub(crate) struct Placed<'a> {
+    pub(crate) file: &'a PortableFile,
+    /// All files of the state are so many times as large as this one: to make room once.
+    pub(crate) growth: f64,
+}
+
+impl Parts {
+    pub(crate) fn new(about: Arc<About>) -> Self {
+        let fixed = about.codec.is_fixed();
+        let (event_timers, processing_timers) = (Timers::new(fixed), Timers::new(fixed));
+        Self { about, tables: BTreeMap::new(), logs: BTreeMap::new(), event_timers, processing_timers }
+    }
+
+    /// Applies the changes that a file has, after those of the files before it.
+    pub(crate) fn apply(&mut self, placed: &Placed<'_>) -> Result<()> {
+        let wanted = Wanted { key_groups: self.about.key_groups, max_parallelism: self.about.max_parallelism };
+        let footer = &placed.file.footer;
+        let of_file = MaxParallelism::new(footer.max_parallelism)
+            .map(|max_parallelism| Wanted { key_groups: footer.key_groups, max_parallelism });
+        // What a file says of a namespace, it says of its own key groups.
+        let among = of_file.filter(|_| !wanted.within(footer.key_groups, footer.max_parallelism));
+        for part in &footer.parts {
+            let schema = placed.file.schema(part)?;
+            self.check(placed.file, part, &schema)?;
+            self.drop_namespaces(part, among)?;
+            let mut growth = placed.growth;
+            for block in &part.blocks {
+                if !wanted.overlaps(block.key_groups, footer.max_parallelism) {
+                    continue;
+                }
+                let all = wanted.covers(block.key_groups, footer.max_parallelism);
+                for batch in placed.file.rows(&schema, block)? {
+                    let rows = Rows::new(&self.about.codec, &batch, (!all).then_some(wanted))?;
+                    // Makes room once, at the first block of a part, for all that follow.
+                    let room = (block.rows as f64 * std::mem::replace(&mut growth, 0.0)) as usize;
+                    let room = room * part.blocks.len();
+                    self.apply_rows(part, block, rows, room).map_err(|e| placed.file.wrong(e.message()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All as a snapshot that needs no other.
+    pub(crate) fn freeze(&mut self) -> FrozenState {
+        let fixed = self.about.codec.is_fixed();
+        let mut parts = Vec::new();
+        parts.extend(self.tables.values_mut().map(|table| freeze_table(table, fixed)));
+        parts.extend(self.logs.values_mut().map(|log| freeze_log(log, fixed)));
+        parts.extend(freeze_timers(&mut self.event_timers, &mut self.processing_timers, fixed));
+        FrozenState { about: Arc::clone(&self.about), whole: true, parts }
+    }
+
+    /// A file's part is of the codec's keys, and of the shape of those before it. Makes it where it is the first.
+    fn check(&mut self, file: &PortableFile, part: &Part, schema: &Schema) -> Result<()> {
+        let codec = codec_of(file.footer.keys, schema).map_err(|e| file.wrong(e.message()))?;
+        let here = &self.about.codec;
+        if codec.types() != here.types() || codec.is_fixed() != here.is_fixed() {
+            return Err(self.other_key(&codec));
+        }
+        let values = values_of(part.kind, file.footer.keys, schema);
+        let before = match part.kind {
+            PartKind::Table => {
+                let absent = !self.tables.contains_key(&part.name);
+                if absent {
+                    self.tables.insert(part.name.clone(), Table::new(&part.name, &values)?);
+                }
+                self.tables.get(&part.name).map(Table::values)
+            }
+            PartKind::Log => {
+                let types = values.iter().map(|v| v.data_type.clone()).collect();
+                let log = self.logs.entry(part.name.clone()).or_insert_with(|| Log::new(&part.name, types));
+                Some(log_values(log))
+            }
+            PartKind::EventTimers | PartKind::ProcessingTimers => Some(Vec::new()),
+        };
+        if before.as_ref().is_none_or(|before| !same_values(before, &values)) {
+            return Err(file.wrong(format!("has other values in '{}' than a file before it", part.name)));
+        }
+        Ok(())
+    }
+
+    fn other_key(&self, stored: &KeyCodec) -> Error {
+        let told = |codec: &KeyCodec| {
+            let types: Vec<_> = codec.types().iter().map(ToString::to_string).collect();
+            let nullable = if codec.is_fixed() || codec.types().len() != 1 { "" } else { ", perhaps null" };
+            format!("({}{nullable})", types.join(", "))
+        };
+        Error::invalid(format!(
+            "the key of operator '{}' is {} now; its restored state is kept by {}",
+            self.about.operator,
+            told(&self.about.codec),
+            told(stored)
+        ))
+        .mend("Keep the key's columns and types, or give the operator another uid, and so begin without its state.")
+    }
+
+    fn drop_namespaces(&mut self, part: &Part, among: Option<Wanted>) -> Result<()> {
+        let codec = &self.about.codec;
+        for &namespace in &part.dropped {
+            let namespace = Namespace(namespace);
+            match (part.kind, among) {
+                (PartKind::Table, _) => {
+                    if let Some(table) = self.tables.get_mut(&part.name) {
+                        drop_entries(table, namespace, codec, among)?;
+                    }
+                }
+                (PartKind::Log, None) => {
+                    if let Some(log) = self.logs.get_mut(&part.name) {
+                        log.drop_rows(namespace);
+                    }
+                }
+                (PartKind::Log, Some(among)) => {
+                    if let Some(log) = self.logs.get_mut(&part.name) {
+                        log.drop_some_rows(namespace, codec, |hash| among.has(hash))?;
+                    }
+                }
+                (PartKind::EventTimers, _) => drop_timers(&mut self.event_timers, codec, among)?,
+                (PartKind::ProcessingTimers, _) => drop_timers(&mut self.processing_timers, codec, among)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_rows(&mut self, part: &Part, block: &Block, rows: Rows, room: usize) -> Result<()> {
+        if rows.keys.is_empty() {
+            return Ok(());
+        }
+        let fixed = self.about.codec.is_fixed();
+        match part.kind {
+            PartKind::Table => {
+                let table = self.tables.get_mut(&part.name).ok_or_else(|| absent(&part.name))?;
+                rows.runs(&self.about.codec, |namespace, keys, values| match block.change {
+                    Change::Put => put_entries(table, Namespace(namespace), fixed, &keys, values, room),
+                    Change::Removed => remove_entries(table, Namespace(namespace), &keys),
+                })
+            }
+            PartKind::Log => {
+                let log = self.logs.get_mut(&part.name).ok_or_else(|| absent(&part.name))?;
+                rows.runs(&self.about.codec, |namespace, keys, values| append_rows(log, namespace, keys, values))
+            }
+            PartKind::EventTimers => change_timers(&mut self.event_timers, block.change, &rows),
+            PartKind::ProcessingTimers => change_timers(&mut self.processing_timers, block.change, &rows),
+        }
+    }
+}
+
+pub(super) fn freeze_table(table: &mut Table, fixed: bool) -> (PartAbout, FrozenPart) {
+    let about = PartAbout { kind: PartKind::Table, name: table.name.clone(), values: table.values() };
+    (about, table.freeze(fixed))
+}
+
+pub(super) fn freeze_log(log: &mut Log, fixed: bool) -> (PartAbout, FrozenPart) {
+    let about = PartAbout { kind: PartKind::Log, name: log.name().to_owned(), values: log_values(log) };
+    (about, log.freeze(fixed))
+}
+
+pub(super) fn freeze_timers(event: &mut Timers, processing: &mut Timers, fixed: bool) -> [(PartAbout, FrozenPart); 2] {
+    [(PartKind::EventTimers, event), (PartKind::ProcessingTimers, processing)]
+        .map(|(kind, timers)| (PartAbout { kind, name: String::new(), values: Vec::new() }, timers.freeze(fixed)))
+}
+
+/// A log's columns have no names.
+pub(super) fn log_values(log: &Log) -> Vec<ValueSpec> {
+    let columns = log.columns().iter().enumerate();
+    columns.map(|(i, t)| ValueSpec { name: format!("column{i}"), data_type: t.clone() }).collect()
+}
+
+pub(super) fn same_values(one: &[ValueSpec], other: &[ValueSpec]) -> bool {
+    let pairs = || one.iter().zip(other);
+    one.len() == other.len() && pairs().all(|(a, b)| a.name == b.name && a.data_type == b.data_type)
+}
+
+/// Rows of a block, their keys encoded.
+struct Rows {
+    leads: Int64Array,
+    keys: Keys,
+    values: Vec<ArrayRef>,
+}
+
+impl Rows {
+    fn new(codec: &KeyCodec, batch: &RecordBatch, only: Option<Wanted>) -> Result<Self> {
+        let mut columns = batch.columns().iter().cloned();
+        let leads = columns.next().ok_or_else(|| Error::invalid("has a block without columns"))?;
+        let keys: Vec<ArrayRef> = columns.by_ref().take(codec.types().len()).collect();
+        let mut values: Vec<ArrayRef> = columns.collect();
+        if codec.is_fixed() && keys.iter().any(|k| k.null_count() > 0) || leads.null_count() > 0 {
+            return Err(Error::invalid("has a null where there can't be one"));
+        }
+        let mut keys = codec.encode(batch.num_rows(), &keys)?;
+        let mut leads = leads;
+        if let Some(wanted) = only {
+            let rows = (0u32..).zip(&keys.hashes).filter(|(_, hash)| wanted.has(**hash)).map(|(row, _)| row);
+            let rows: Vec<u32> = rows.collect();
+            keys = codec.take(&keys, &rows)?;
+            let rows = UInt32Array::from(rows);
+            leads = arrow::compute::take(&leads, &rows, None)?;
+            values = values.iter().map(|v| arrow::compute::take(v, &rows, None)).collect::<Result<_, _>>()?;
+        }
+        let leads = leads.as_primitive_opt::<Int64Type>().ok_or_else(|| Error::invalid("has no namespaces"))?.clone();
+        Ok(Self { leads, keys, values })
+    }
+
+    /// Pieces of one namespace.
+    fn runs(self, codec: &KeyCodec, mut each: impl FnMut(i64, Keys, &[ArrayRef]) -> Result<()>) -> Result<()> {
+        let leads = self.leads.values();
+        let mut runs: Vec<(i64, u32, u32)> = Vec::new();
+        for (row, &lead) in (0u32..).zip(leads) {
+            match runs.last_mut() {
+                Some((last, _, n)) if *last == lead => *n += 1,
+                _ => runs.push((lead, row, 1)),
+            }
+        }
+        if let [(lead, ..)] = runs.as_slice() {
+            return each(*lead, self.keys, &self.values);
+        }
+        for (lead, start, n) in runs {
+            let rows: Vec<u32> = (start..start + n).collect();
+            let values: Vec<ArrayRef> = self.values.iter().map(|v| v.slice(start as usize, n as usize)).collect();
+            each(lead, codec.take(&self.keys, &rows)?, &values)?;
+        }
+        Ok(())
+    }
+}
+
+fn put_entries(
+    table: &mut Table,
+    namespace: Namespace,
+    fixed: bool,
+    keys: &Keys,
+    values: &[ArrayRef],
+    room: usize,
+) -> Result<()> {
+    let name = table.name.clone();
+    table.space(namespace, fixed);
+    let space = table.spaces.get_mut(&namespace).ok_or_else(|| absent(&name))?;
+    if space.len() == 0 && room > keys.len() && namespace == Namespace::GLOBAL {
+        space.reserve(room);
+    }
+    let mut slots = Vec::new();
+    space.resolve(keys, None, &mut slots)?;
+    let mut grown = 0;
+    let resident = space.values.columns.iter_mut().zip(&mut space.values.present);
+    for ((codec, array), (column, present)) in table.columns.iter().zip(values).zip(resident) {
+        grown += codec.write(column, present, &slots, array)?;
+    }
+    space.grew(grown);
+    Ok(())
+}
+
+fn remove_entries(table: &mut Table, namespace: Namespace, keys: &Keys) -> Result<()> {
+    if let Some(space) = table.spaces.get_mut(&namespace) {
+        let mut slots = Vec::new();
+        space.find(keys, &mut slots)?;
+        slots.retain(|&slot| slot != NO_SLOT);
+        space.remove(&slots);
+        table.drop_if_empty(namespace);
+    }
+    Ok(())
+}
+
+/// Those of some key groups, or all.
+fn drop_entries(table: &mut Table, namespace: Namespace, codec: &KeyCodec, among: Option<Wanted>) -> Result<()> {
+    let Some(among) = among else {
+        table.drop_space(namespace);
+        return Ok(());
+    };
+    if let Some(space) = table.spaces.get_mut(&namespace) {
+        let mut slots = Vec::new();
+        space.scan(None, usize::MAX, &mut slots);
+        let hashes = space.keys(codec, &slots)?.hashes;
+        let gone: Vec<Slot> = slots.into_iter().zip(hashes).filter(|(_, h)| among.has(*h)).map(|(s, _)| s).collect();
+        space.remove(&gone);
+        table.drop_if_empty(namespace);
+    }
+    Ok(())
+}
+
+fn append_rows(log: &mut Log, namespace: i64, keys: Keys, values: &[ArrayRef]) -> Result<()> {
+    let (times, columns) = values.split_first().ok_or_else(|| Error::invalid("has log rows without timestamps"))?;
+    let times = times.as_primitive_opt::<Int64Type>().ok_or_else(|| Error::invalid("has other timestamps"))?;
+    let timestamps = match times.null_count() {
+        0 => Some(times.values().clone()),
+        n if n == times.len() => None,
+        _ => return Err(Error::invalid("has log rows of which only some have timestamps")),
+    };
+    log.append(Namespace(namespace), Batch::new(keys.len(), columns.to_vec(), timestamps)?, keys)
+}
+
+fn change_timers(timers: &mut Timers, change: Change, rows: &Rows) -> Result<()> {
+    let of: Vec<u32> = (0..rows.keys.len() as u32).collect();
+    match change {
+        Change::Put => timers.set(&rows.keys, &of, rows.leads.values()),
+        Change::Removed => timers.delete(&rows.keys, &of, rows.leads.values()),
+    }
+}
+
+fn drop_timers(timers: &mut Timers, codec: &KeyCodec, among: Option<Wanted>) -> Result<()> {
+    let (keys, times) = timers.due(codec, i64::MAX, usize::MAX)?;
+    let gone = (0u32..).zip(keys.hashes.iter().zip(&times));
+    let gone = gone.filter(|(_, (hash, _))| among.is_none_or(|among| among.has(**hash)));
+    let (of, times): (Vec<u32>, Vec<i64>) = gone.map(|(row, (_, time))| (row, *time)).unzip();
+    timers.delete(&keys, &of, &times)
+}
+
+fn absent(name: &str) -> Error {
+    Error::internal(format!("'{name}' is not among the restored parts"))
+}

@@ -1,0 +1,117 @@
+//! What a state begins with: the parts of earlier snapshots, and whether their chain goes on.
+
+use std::sync::Arc;
+
+use tidemill_core::snapshot::{RestoredState, StateHandle};
+use tidemill_core::{Error, Result};
+
+use super::chain::ChainFile;
+use super::evolve;
+use super::frozen::About;
+use super::log::Log;
+use super::parts::{Parts, Placed, Wanted, log_values, same_values};
+use super::table::Table;
+use crate::format::PortableFile;
+
+#[derive(Debug)]
+pub(super) struct Restored {
+    pub(super) parts: Parts,
+    /// The files that the next snapshot continues. None after a rescale, a savepoint or a change of what is declared:
+    /// the next snapshot is the first of a chain.
+    chain: Option<Vec<ChainFile>>,
+    allow_non_restored: bool,
+}
+
+/// Reads what of the snapshots is wanted.
+pub(super) fn restore(about: &Arc<About>, from: &RestoredState) -> Result<Restored> {
+    let wanted = Wanted { key_groups: about.key_groups, max_parallelism: about.max_parallelism };
+    let mut parts = Parts::new(Arc::clone(about));
+    let mut chain = Vec::new();
+    for handle in &from.handles {
+        if handle.format != StateHandle::PORTABLE {
+            return Err(Error::invalid(format!(
+                "the state of operator '{}' is kept in the format '{}', which state in memory can't read",
+                about.operator, handle.format
+            ))
+            .mend("Restore with the backend that wrote it, or from a savepoint."));
+        }
+        if wanted.overlaps(handle.key_groups, from.max_parallelism.get()) {
+            chain.extend(apply(&mut parts, wanted, from, handle)?);
+        }
+    }
+    let same_keys = |handle: &StateHandle| handle.key_groups == about.key_groups;
+    let goes_on = from.max_parallelism == about.max_parallelism
+        && matches!(from.handles.as_slice(), [one] if same_keys(one))
+        && chain.iter().all(|(_, savepoint)| !savepoint);
+    let chain = goes_on.then(|| chain.into_iter().map(|(file, _)| file).collect());
+    Ok(Restored { parts, chain, allow_non_restored: from.allow_non_restored })
+}
+
+/// Applies the files of a handle; answers them, and whether each is a savepoint's.
+fn apply(
+    parts: &mut Parts,
+    wanted: Wanted,
+    from: &RestoredState,
+    handle: &StateHandle,
+) -> Result<Vec<(ChainFile, bool)>> {
+    let operator = parts.about.operator.clone();
+    let all: u64 = handle.files.iter().map(|file| file.bytes).sum();
+    let mut applied = Vec::with_capacity(handle.files.len());
+    for (i, file) in handle.files.iter().enumerate() {
+        let content =
+            from.files.read(&file.clone()).map_err(|e| e.prefixed(&format!("restoring operator '{operator}'")))?;
+        let read = PortableFile::parse(&file.path, content)?;
+        if read.footer.max_parallelism != from.max_parallelism.get() {
+            return Err(read.wrong(format!(
+                "counts {} key groups instead of {}",
+                read.footer.max_parallelism,
+                from.max_parallelism.get()
+            )));
+        }
+        let share = wanted.share(handle.key_groups, from.max_parallelism.get());
+        let growth = if i == 0 { share * all as f64 / file.bytes.max(1) as f64 } else { 0.0 };
+        parts.apply(&Placed { file: &read, growth })?;
+        let (key_groups, base) = (read.footer.key_groups, read.footer.base);
+        applied.push((ChainFile { file: file.clone(), key_groups, base }, read.footer.savepoint));
+    }
+    Ok(applied)
+}
+
+impl Restored {
+    /// The restored table of this name, with the values that are declared now; or the declared one, empty.
+    pub(super) fn table(&mut self, declared: Table) -> Result<Table> {
+        let Some(stored) = self.parts.tables.remove(&declared.name) else { return Ok(declared) };
+        if same_values(&stored.values(), &declared.values()) {
+            return Ok(stored);
+        }
+        self.chain = None;
+        evolve::table(&self.parts.about.operator, stored, declared)
+    }
+
+    /// As `table`, for a log.
+    pub(super) fn log(&mut self, declared: Log) -> Result<Log> {
+        let Some(stored) = self.parts.logs.remove(declared.name()) else { return Ok(declared) };
+        if same_values(&log_values(&stored), &log_values(&declared)) {
+            return Ok(stored);
+        }
+        Err(evolve::other_log(&self.parts.about.operator, &stored, &declared))
+    }
+
+    /// Everything is declared. Answers the chain that goes on.
+    pub(super) fn finish(mut self) -> Result<Option<Vec<ChainFile>>> {
+        let tables = self.parts.tables.values().map(|t| format!("table '{}'", t.name));
+        let left: Vec<String> = tables.chain(self.parts.logs.values().map(|l| format!("log '{}'", l.name()))).collect();
+        if !left.is_empty() {
+            self.chain = None;
+            if !self.allow_non_restored {
+                return Err(Error::invalid(format!(
+                    "the restored state of operator '{}' has what the operator does not declare (any more): {}",
+                    self.parts.about.operator,
+                    left.join(", ")
+                ))
+                .mend("Declare it again, or drop it by restoring with --allow-non-restored."));
+            }
+        }
+        Ok(self.chain)
+    }
+}
