@@ -4,7 +4,8 @@
 //! and syncs it, and names hidden and final name in a committable; `commit` renames. Invariant: under a final name there
 //! is only ever a whole file of a complete checkpoint, and a final name is never given twice.
 //!
-//! What an attempt wrote and never prepared stays behind hidden after a hard crash; readers ignore it.
+//! What an attempt wrote and nobody committed stays behind hidden after a hard crash; readers ignore it, and the next
+//! attempt at the job deletes it.
 
 mod writer;
 
@@ -16,8 +17,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tidemill_connector_kit::format::EncodeFormat;
 use tidemill_connector_kit::{ByteSize, Key, OptionSpec, Setup};
-use tidemill_core::connector::{Committable, Guarantee, Sink, SinkCommitter, SinkContext, SinkWriter};
+use tidemill_core::connector::{Attempt, Committable, Guarantee, Sink, SinkCommitter, SinkContext, SinkWriter};
 use tidemill_core::error::{Error, Result};
+use tidemill_core::ids::SubtaskId;
+use tidemill_core::keys::hash_row;
 
 use crate::find::io_error;
 
@@ -48,25 +51,23 @@ pub(crate) fn sink(setup: Setup) -> Result<Arc<dyn Sink>> {
     let format = EncodeFormat::from_options(options)?;
     format.encoder(&setup.schema).map_err(|e| options.place(e))?;
     fs::create_dir_all(&folder).map_err(|e| options.place(io_error("making the folder", &folder, &e)))?;
-    let parts = part_files(&folder).map_err(|e| options.place(e))?;
-    match (options.need(&EXISTING)?.as_str(), parts.first()) {
-        ("fail", Some(part)) => {
-            return Err(options
-                .error(&PATH, format!("there are part files already, such as '{}'", part.display()))
-                .mend(
-                    "name another folder, or say what to do about them: existing = \"keep\" or existing = \"delete\"",
-                ));
-        }
-        ("delete", Some(_)) => {
-            for part in parts {
-                fs::remove_file(&part).map_err(|e| options.place(io_error("deleting", &part, &e)))?;
-            }
-        }
-        _ => {}
-    }
+    let existing = match options.need(&EXISTING)?.as_str() {
+        "delete" => Existing::Delete,
+        "keep" => Existing::Keep,
+        _ => Existing::Fail,
+    };
     let roll_bytes = options.need(&ROLL_BYTES)?.0.max(1);
     let buffer_bytes = options.need(&BUFFER_BYTES)?.as_usize();
-    Ok(Arc::new(FilesSink { folder, format, roll_bytes, buffer_bytes }))
+    let owner = options.owner().to_owned();
+    Ok(Arc::new(FilesSink { folder, format, existing, roll_bytes, buffer_bytes, owner }))
+}
+
+/// What is done about part files of an earlier run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Existing {
+    Fail,
+    Keep,
+    Delete,
 }
 
 fn part_files(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -85,8 +86,55 @@ fn part_files(folder: &Path) -> Result<Vec<PathBuf>> {
 struct FilesSink {
     folder: PathBuf,
     format: EncodeFormat,
+    existing: Existing,
     roll_bytes: u64,
     buffer_bytes: usize,
+    owner: String,
+}
+
+impl FilesSink {
+    /// Deals with the part files of another run.
+    fn start_anew(&self) -> Result<()> {
+        let parts = part_files(&self.folder)?;
+        match (self.existing, parts.first()) {
+            (Existing::Fail, Some(part)) => {
+                let message = format!("'path': there are part files already, such as '{}'", part.display());
+                Err(Error::invalid(message).mend(
+                    "name another folder, or say what to do about them: existing = \"keep\" or existing = \"delete\"",
+                ))
+            }
+            (Existing::Delete, _) => parts.iter().try_for_each(|part| delete(part)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes what earlier attempts at this job wrote and never committed.
+    fn clean_up(&self, attempt: &Attempt<'_>) -> Result<()> {
+        let failed = |e: io::Error| io_error("listing", &self.folder, &e);
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let earlier = hidden_by(attempt.job, &entry.file_name().to_string_lossy());
+            if earlier.is_some_and(|number| number < attempt.number) {
+                delete(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How the hidden files of a job's attempt begin. Jobs that share a folder leave each other's alone.
+fn hidden_prefix(job: &str, attempt: u64) -> String {
+    format!(".{PREFIX}{:016x}-{attempt}-", hash_row(job.as_bytes()))
+}
+
+/// Which attempt at this job wrote a hidden file, if one did.
+fn hidden_by(job: &str, name: &str) -> Option<u64> {
+    let rest = name.strip_prefix(&format!(".{PREFIX}{:016x}-", hash_row(job.as_bytes())))?;
+    rest.split_once('-')?.0.parse().ok()
+}
+
+fn delete(path: &Path) -> Result<()> {
+    fs::remove_file(path).map_err(|e| io_error("deleting", path, &e))
 }
 
 impl Sink for FilesSink {
@@ -94,10 +142,17 @@ impl Sink for FilesSink {
         Guarantee::ExactlyOnce
     }
 
+    fn begin(&self, attempt: &Attempt<'_>) -> Result<()> {
+        let begun = if attempt.goes_on { Ok(()) } else { self.start_anew() };
+        begun.and_then(|()| self.clean_up(attempt)).map_err(|e| e.prefixed(&self.owner))
+    }
+
     fn writer(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        let SubtaskId { job, node, index, .. } = &context.subtask;
         let settings = writer::Settings {
             folder: self.folder.clone(),
-            subtask: context.subtask.index.0,
+            hidden_prefix: format!("{}{}-{}-", hidden_prefix(job, context.attempt), node.0, index.0),
+            subtask: index.0,
             extension: self.format.extension(),
             roll_bytes: self.roll_bytes,
             buffer_bytes: self.buffer_bytes,

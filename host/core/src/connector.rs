@@ -183,11 +183,29 @@ pub trait Sink: Send + Sync {
     /// What it can promise with these options.
     fn guarantee(&self) -> Guarantee;
 
+    /// An attempt at the job begins: once, before its writers are made, and after everything was committed that belongs to
+    /// the checkpoint from which it goes on. The place to deal with the output of another run, and with what earlier
+    /// attempts at this job left behind.
+    fn begin(&self, _attempt: &Attempt<'_>) -> Result<()> {
+        Ok(())
+    }
+
     /// A writer for one subtask.
     fn writer(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>>;
 
     /// The one committer of the job.
     fn committer(&self) -> Result<Box<dyn SinkCommitter>>;
+}
+
+/// An attempt at running a job.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    /// The job.
+    pub job: &'a str,
+    /// Grows with each attempt; 0 for a job without checkpoints.
+    pub number: u64,
+    /// Whether it goes on with what the attempts before wrote.
+    pub goes_on: bool,
 }
 
 /// What a writer is given.

@@ -5,14 +5,14 @@
 //! off the slots. When to take a checkpoint, and what to do about one, is decided in `tidemill_checkpoint::protocol`;
 //! here it is carried out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use tidemill_checkpoint::manifest::{Manifest, ManifestKind};
 use tidemill_checkpoint::protocol::{self, Decision, Fact, Participant, Purpose, Settings};
 use tidemill_checkpoint::{Checkpoint, Claim, Owner, Store, savepoint};
-use tidemill_core::connector::{Committable, SinkCommitter};
+use tidemill_core::connector::Committable;
 use tidemill_core::ids::{Epoch, NodeId};
 use tidemill_core::snapshot::{SnapshotFiles, SnapshotKind, StateHandle};
 use tidemill_core::time::{Clock, Timestamp};
@@ -21,7 +21,8 @@ use tidemill_core::{Error, ErrorKind, Result};
 use crate::collect::{Collector, Noted, TaskId, Unwritten};
 use crate::commit::commit;
 use crate::element::Barrier;
-use crate::slice::{CommitTarget, Prepared};
+use crate::job::JobSpec;
+use crate::slice::{CommitTarget, Committers, Prepared, committers};
 use crate::snapshot::TaskEvent;
 use crate::splits::Enumeration;
 
@@ -71,7 +72,7 @@ pub struct CheckpointFigures {
 pub struct Coordinator {
     clock: Arc<dyn Clock>,
     enumerations: Vec<Enumeration>,
-    committers: BTreeMap<CommitTarget, Box<dyn SinkCommitter>>,
+    committers: Committers,
     collector: Collector,
     /// `None`: the job runs without checkpoints.
     checkpoints: Option<Checkpointing>,
@@ -97,7 +98,7 @@ impl Coordinator {
     pub fn new(
         clock: Arc<dyn Clock>,
         enumerations: Vec<Enumeration>,
-        committers: BTreeMap<CommitTarget, Box<dyn SinkCommitter>>,
+        committers: Committers,
         collector: Collector,
         checkpoints: Option<Checkpoints>,
     ) -> Self {
@@ -117,15 +118,6 @@ impl Coordinator {
             }
         });
         Self { clock, enumerations, committers, collector, checkpoints }
-    }
-
-    /// Before anything runs: commits what was prepared for the checkpoint from which the job goes on, unless that is
-    /// known to be committed.
-    pub fn recover(&mut self) -> Result<()> {
-        let Some(Checkpointing { owner, .. }) = &mut self.checkpoints else { return Ok(()) };
-        let Some((number, restored)) = owner.uncommitted().zip(owner.restored()) else { return Ok(()) };
-        commit(&mut self.committers, prepared_in(&restored.manifest))?;
-        owner.mark_committed(number)
     }
 
     /// Does what is due; when something is due next.
@@ -351,6 +343,21 @@ impl Coordinator {
         checkpoints.figures.failure = Some(reason);
         Ok(())
     }
+}
+
+/// Before anything runs: commits what was prepared for the checkpoint from which the job goes on, unless that is known to
+/// be committed.
+pub fn recover(committers: &mut Committers, checkpoints: Option<&mut Checkpoints>) -> Result<()> {
+    let Some(Checkpoints { owner, .. }) = checkpoints else { return Ok(()) };
+    let Some((number, restored)) = owner.uncommitted().zip(owner.restored()) else { return Ok(()) };
+    commit(committers, prepared_in(&restored.manifest))?;
+    owner.mark_committed(number)
+}
+
+/// A job that ended before, but perhaps without committing its last checkpoint: commits it.
+pub fn commit_ended(spec: &JobSpec, store: &Store, checkpoint: &Checkpoint) -> Result<()> {
+    commit(&mut committers(spec)?, prepared_in(&checkpoint.manifest))?;
+    store.mark_committed(checkpoint.number)
 }
 
 fn fenced(by: Option<u64>) -> Error {

@@ -24,11 +24,11 @@ use tidemill_core::{Error, ErrorKind, Result};
 use self::job::JobThread;
 use self::slot::{Slot, SlotThread};
 use crate::collect::{Collector, TaskId};
-use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest};
+use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest, recover};
 use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
 use crate::physical::PhysicalPlan;
 use crate::restore::{RestoredJob, Start};
-use crate::slice::{Assembly, Slice, StopSignal};
+use crate::slice::{Assembly, Slice, StopSignal, begin_sinks, committers};
 use crate::snapshot::TaskEvent;
 
 /// No sleep is longer: a wake-up that a connector forgot costs this, not the job.
@@ -43,16 +43,19 @@ pub fn run(spec: JobSpec) -> Result<JobHandle> {
 
 /// As `run`, with checkpoints: goes on from what their owner restored, if it did. `allow_non_restored`: state that the
 /// job does not have (any more) is dropped instead of refused.
-pub fn run_with(spec: JobSpec, checkpoints: Option<Checkpoints>, allow_non_restored: bool) -> Result<JobHandle> {
+pub fn run_with(spec: JobSpec, mut checkpoints: Option<Checkpoints>, allow_non_restored: bool) -> Result<JobHandle> {
     let start = Start::of(checkpoints.as_ref().map(|c| &c.owner), allow_non_restored);
     let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
+    start.check(plan.graph())?;
+    let mut committers = committers(&spec)?;
+    recover(&mut committers, checkpoints.as_mut())?;
+    begin_sinks(&spec, &start)?;
     let sleepers: Vec<Arc<Sleeper>> = (0..plan.slots()).map(|_| Arc::default()).collect();
     let wakers: Vec<Waker> = sleepers.iter().map(|s| waker(s.clone())).collect();
-    let Assembly { slices, enumerations, committers, tasks, stop } = Assembly::new(&spec, &plan, &wakers, &start)?;
+    let Assembly { slices, enumerations, tasks, stop } = Assembly::new(&spec, &plan, &wakers, &start)?;
     let letters = slices.iter().map(Slice::letters_task).collect();
     let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
-    let mut coordinator = Coordinator::new(spec.clock.clone(), enumerations, committers, collector, checkpoints);
-    coordinator.recover()?;
+    let coordinator = Coordinator::new(spec.clock.clone(), enumerations, committers, collector, checkpoints);
     let (events, inbox) = mpsc::channel();
     let figures = coordinator.figures().cloned().map(|figures| Arc::new(Mutex::new(figures)));
     let control = JobControl {

@@ -33,7 +33,7 @@ pub mod coordinate;
 pub mod driver;
 pub mod stepper;
 
-pub use coordinate::{CheckpointFigures, Checkpoints, SavepointRequest};
+pub use coordinate::{CheckpointFigures, Checkpoints, SavepointRequest, commit_ended};
 pub use driver::{JobControl, JobHandle, run, run_with};
 pub use job::{Ending, JobReport, JobSettings, JobSpec, TaskStatus};
 pub use stepper::Stepper;

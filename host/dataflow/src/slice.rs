@@ -25,7 +25,7 @@ use tidemill_core::connector::Committable;
 use tidemill_core::ids::{Epoch, SubtaskId};
 use tidemill_core::time::{Clock, Timestamp, Watermark};
 
-pub use build::{Assembly, CommitTarget};
+pub use build::{Assembly, CommitTarget, Committers, begin_sinks, committers};
 
 use crate::element::{Element, Inbox};
 use crate::exchange::queue::QueueReceiver;

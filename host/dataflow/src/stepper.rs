@@ -9,11 +9,11 @@ use tidemill_core::keys::hash_fixed;
 use tidemill_core::time::Timestamp;
 
 use crate::collect::{Collector, Unwritten};
-use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest};
+use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest, recover};
 use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
 use crate::physical::PhysicalPlan;
 use crate::restore::Start;
-use crate::slice::{Assembly, Slice, Step};
+use crate::slice::{Assembly, Slice, Step, begin_sinks, committers};
 
 /// A job that is stepped by hand.
 pub struct Stepper {
@@ -36,16 +36,19 @@ impl Stepper {
     }
 
     /// As `new`, with checkpoints; goes on from what their owner restored.
-    pub fn with_checkpoints(spec: JobSpec, seed: u64, checkpoints: Option<Checkpoints>) -> Result<Self> {
+    pub fn with_checkpoints(spec: JobSpec, seed: u64, mut checkpoints: Option<Checkpoints>) -> Result<Self> {
         let start = Start::of(checkpoints.as_ref().map(|c| &c.owner), false);
         let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
+        start.check(plan.graph())?;
+        let mut committers = committers(&spec)?;
+        recover(&mut committers, checkpoints.as_mut())?;
+        begin_sinks(&spec, &start)?;
         let wakers: Vec<Waker> = (0..plan.slots()).map(|_| Waker::new(|| ())).collect();
-        let Assembly { slices, enumerations, committers, tasks, stop } = Assembly::new(&spec, &plan, &wakers, &start)?;
+        let Assembly { slices, enumerations, tasks, stop } = Assembly::new(&spec, &plan, &wakers, &start)?;
         let letters = slices.iter().map(Slice::letters_task).collect();
         let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
         let clock = spec.clock.clone();
-        let mut coordinator = Coordinator::new(clock, enumerations, committers, collector, checkpoints);
-        coordinator.recover()?;
+        let coordinator = Coordinator::new(clock, enumerations, committers, collector, checkpoints);
         Ok(Self { spec, slices, coordinator, tasks, stop, random: seed, history: 0, finished: false, stopped: false })
     }
 

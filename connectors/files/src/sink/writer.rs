@@ -26,6 +26,8 @@ const MAX_HIDDEN: u64 = 1_000_000;
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) folder: PathBuf,
+    /// How its hidden names begin; no other attempt, node or subtask has the same.
+    pub(super) hidden_prefix: String,
     pub(super) subtask: u32,
     pub(super) extension: &'static str,
     pub(super) roll_bytes: u64,
@@ -168,7 +170,7 @@ impl PartFiles {
     /// A new hidden file. `create_new` sees to it that no other attempt has it.
     fn create(&mut self) -> Result<Open> {
         loop {
-            let name = format!(".{PREFIX}{}-{}.unfinished", self.settings.subtask, self.hidden);
+            let name = format!("{}{}.unfinished", self.settings.hidden_prefix, self.hidden);
             self.hidden += 1;
             let path = self.settings.folder.join(&name);
             match File::create_new(&path) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use tidemill_core::connector::{Sink, SinkCommitter, SinkContext, Source, SourceContext, Waker};
+use tidemill_core::connector::{Attempt, Sink, SinkCommitter, SinkContext, Source, SourceContext, Waker};
 use tidemill_core::graph::runs_user_code;
 use tidemill_core::ids::{InputIndex, NodeId, Port, SubtaskId, SubtaskIndex};
 use tidemill_core::keys::KeyCodec;
@@ -40,14 +40,15 @@ pub enum CommitTarget {
     DeadLetters,
 }
 
+/// Who commits, by what.
+pub type Committers = BTreeMap<CommitTarget, Box<dyn SinkCommitter>>;
+
 /// A job that is made and not yet running.
 pub struct Assembly {
     /// One per slot.
     pub slices: Vec<Slice>,
     /// One per source node.
     pub enumerations: Vec<Enumeration>,
-    /// One per sink.
-    pub committers: BTreeMap<CommitTarget, Box<dyn SinkCommitter>>,
     /// Every subtask, by node and index.
     pub tasks: Vec<TaskStatus>,
     /// Stops the sources.
@@ -57,7 +58,6 @@ pub struct Assembly {
 impl Assembly {
     /// Makes everything; a waker per slot of the plan.
     pub fn new(spec: &JobSpec, plan: &PhysicalPlan, wakers: &[Waker], start: &Start) -> Result<Self> {
-        start.check(plan.graph())?;
         let mut assembler = Assembler {
             spec,
             start,
@@ -70,10 +70,9 @@ impl Assembly {
         };
         let slices = (0..plan.slots()).map(|slot| assembler.slice(slot)).collect::<Result<Vec<_>>>()?;
         let enumerations = assembler.enumerations()?;
-        let committers = assembler.committers()?;
         let mut tasks = assembler.tasks;
         tasks.sort_by_key(|task| (task.subtask.node, task.subtask.index));
-        Ok(Self { slices, enumerations, committers, tasks, stop: assembler.stop })
+        Ok(Self { slices, enumerations, tasks, stop: assembler.stop })
     }
 }
 
@@ -339,19 +338,26 @@ impl Assembler<'_> {
         }
         Ok(enumerations)
     }
+}
 
-    fn committers(&self) -> Result<BTreeMap<CommitTarget, Box<dyn SinkCommitter>>> {
-        let mut committers = BTreeMap::new();
-        for node in self.plan.graph().nodes() {
-            if let NodeKind::Sink { binding } = &node.kind {
-                committers.insert(CommitTarget::Sink(binding.clone()), sink(self.spec, binding)?.committer()?);
-            }
+/// The committers of a job's sinks.
+pub fn committers(spec: &JobSpec) -> Result<Committers> {
+    let mut committers = BTreeMap::new();
+    for node in spec.graph.nodes() {
+        if let NodeKind::Sink { binding } = &node.kind {
+            committers.insert(CommitTarget::Sink(binding.clone()), sink(spec, binding)?.committer()?);
         }
-        if let Some(sink) = &self.spec.dead_letters {
-            committers.insert(CommitTarget::DeadLetters, sink.committer()?);
-        }
-        Ok(committers)
     }
+    if let Some(sink) = &spec.dead_letters {
+        committers.insert(CommitTarget::DeadLetters, sink.committer()?);
+    }
+    Ok(committers)
+}
+
+/// Tells the sinks that an attempt at the job begins.
+pub fn begin_sinks(spec: &JobSpec, start: &Start) -> Result<()> {
+    let attempt = Attempt { job: &spec.name, number: start.attempt, goes_on: start.from.is_some() };
+    spec.sinks.values().chain(&spec.dead_letters).try_for_each(|sink| sink.begin(&attempt))
 }
 
 fn source<'a>(spec: &'a JobSpec, binding: &str) -> Result<&'a Arc<dyn Source>> {
