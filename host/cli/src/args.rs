@@ -32,6 +32,10 @@ pub enum Command {
     Test(TestArgs),
     /// Run a job in this process
     Run(RunArgs),
+    /// Take a savepoint of a running job, which goes on
+    Savepoint(SavepointArgs),
+    /// Stop a running job cleanly, with a checkpoint if it takes any
+    Stop(StopArgs),
     /// Show what a component is: its plan, its imports, its sizes
     Inspect(InspectArgs),
     /// Show the connectors and their options
@@ -87,9 +91,44 @@ pub struct RunArgs {
     /// Build first
     #[arg(long, conflicts_with = "component")]
     pub build: bool,
+    /// Go on from a savepoint (its folder or URL), from `latest` (however the last run ended), or from a checkpoint by
+    /// its number. Without it, a run that was interrupted is gone on with, and else the job starts anew
+    #[arg(long, value_name = "SAVEPOINT")]
+    pub from: Option<String>,
+    /// Start with nothing, even if the last run was interrupted
+    #[arg(long, conflicts_with = "from")]
+    pub fresh: bool,
+    /// Drop state of operators that the job does not have any more, instead of refusing it
+    #[arg(long)]
+    pub allow_non_restored: bool,
     /// How progress and the final summary are written, on stderr
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     pub format: Format,
+}
+
+#[derive(Args, Debug)]
+pub struct SavepointArgs {
+    /// Where: a folder that is not there yet, or a URL such as s3://bucket/prefix
+    pub location: String,
+    #[command(flatten)]
+    pub running: RunningArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct StopArgs {
+    /// Stop with a savepoint here: a folder that is not there yet, or a URL
+    #[arg(long, value_name = "LOCATION")]
+    pub savepoint: Option<String>,
+    #[command(flatten)]
+    pub running: RunningArgs,
+}
+
+/// A job that runs on this machine.
+#[derive(Args, Debug)]
+pub struct RunningArgs {
+    /// The project whose job runs: its folder or its manifest
+    #[arg(long, default_value = ".", value_name = "PROJECT")]
+    pub project: PathBuf,
 }
 
 #[derive(Args, Debug)]

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod connectors;
+pub mod control;
 pub mod inspect;
 pub mod new;
 pub mod run;

@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod control;
 mod failure;
 mod manifest;
 mod process;
@@ -48,6 +49,8 @@ fn dispatch(command: Command, screen: &Screen) -> Outcome {
         Command::Build(args) => commands::build::run(&args),
         Command::Test(args) => commands::test::run(&args),
         Command::Run(args) => commands::run::run(&args, screen),
+        Command::Savepoint(args) => commands::control::savepoint(&args),
+        Command::Stop(args) => commands::control::stop(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Connectors(args) => commands::connectors::run(&args),
         Command::Completions { shell } => {

@@ -2,6 +2,7 @@
 
 mod bind;
 mod summary;
+mod supervise;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,13 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::time::SystemClock;
-use tidemill_dataflow::{Ending, JobSettings, JobSpec, TaskStatus};
+use tidemill_dataflow::{Ending, JobHandle, JobSettings, JobSpec, TaskStatus};
 use tidemill_state::MemoryBackend;
 use tidemill_wasm::WasmCode;
 
 use super::{build, manifest, registry_on};
 use crate::args::{Format, RunArgs};
-use crate::failure::{Failure, INTERRUPTED, Outcome};
+use crate::failure::{INTERRUPTED, Outcome};
 use crate::manifest::Manifest;
 use crate::progress::{Display, Figures};
 use crate::screen::Screen;
@@ -46,7 +47,7 @@ pub fn run(args: &RunArgs, screen: &Screen) -> Outcome {
     if args.format == Format::Auto || args.format == Format::Plain {
         announce(&manifest, &spec, loaded, from_cache);
     }
-    watch(spec, args.format, screen)
+    supervise::run(&spec, &manifest, args, screen)
 }
 
 fn spec(
@@ -55,13 +56,14 @@ fn spec(
     job: sandbox::Job,
 ) -> Result<JobSpec, tidemill_core::Error> {
     let settings = &manifest.job;
+    let state = manifest.state.memory_bytes.map_or_else(MemoryBackend::new, MemoryBackend::with_limit);
     Ok(JobSpec {
         name: settings.name.clone().unwrap_or_else(|| job.graph.name().to_owned()),
         sources: bind::sources(manifest, registry, &job.graph)?,
         sinks: bind::sinks(manifest, registry, &job.graph)?,
         dead_letters: bind::dead_letters(manifest, registry)?,
         user_code: Arc::new(WasmCode::new(job.component, manifest.params.clone())),
-        state: Arc::new(MemoryBackend::default()),
+        state: Arc::new(state),
         clock: Arc::new(SystemClock),
         settings: JobSettings {
             parallelism: settings.parallelism,
@@ -84,20 +86,23 @@ fn announce(manifest: &Manifest, spec: &JobSpec, loaded: Duration, from_cache: b
     build::say("running", &format!("{} on {slots} ({path} {how} in {})", spec.name, units::duration(loaded)));
 }
 
-/// Runs the job to its end, showing its figures.
-fn watch(spec: JobSpec, format: Format, screen: &Screen) -> Outcome {
-    let interrupts = interrupts()?;
-    let sources: Vec<Option<u64>> = spec.sources.values().map(|s| s.total()).collect();
-    let total = sources.into_iter().sum::<Option<u64>>();
-    let handle = tidemill_dataflow::run(spec)?;
+/// Watches the job to its end, showing its figures. How it ended.
+fn watch(
+    handle: JobHandle,
+    total: Option<u64>,
+    interrupts: &AtomicU32,
+    format: Format,
+    screen: &Screen,
+) -> Result<Ending, tidemill_core::Error> {
     let begin = Instant::now();
     let mut display = Display::new(format, screen, begin);
-    let mut seen = 0;
+    let mut seen = interrupts.load(Ordering::SeqCst);
     while !handle.is_finished() {
         let count = interrupts.load(Ordering::SeqCst);
         if count > seen {
             seen = count;
             match count {
+                // With a checkpoint, which may fail, so that the job goes on and can be stopped again.
                 1 => {
                     build::say("stopping", "the job finishes what it has read; Ctrl-C again cancels it");
                     handle.stop();
@@ -114,10 +119,7 @@ fn watch(spec: JobSpec, format: Format, screen: &Screen) -> Outcome {
     if format == Format::Auto || format == Format::Plain {
         summary::print(&tasks, begin.elapsed());
     }
-    match ended.map_err(Failure::job)?.ending {
-        Ending::Cancelled => Err(Failure::said(INTERRUPTED)),
-        Ending::Finished | Ending::Stopped => Ok(()),
-    }
+    Ok(ended?.ending)
 }
 
 /// The figures of now, over all operators.

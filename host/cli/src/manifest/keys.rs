@@ -39,6 +39,29 @@ pub const TOLERABLE_FAILURES: Key<u64> =
     Key::new("tolerable-failures", "How many checkpoints in a row may be given up before that fails the job.").or("0");
 pub const RETAINED: Key<u64> = Key::new("retained", "How many of the newest checkpoints are kept.").or("1");
 
+pub const STRATEGY: Key<String> = Key::new(
+    "strategy",
+    "Whether a job that failed for a passing reason is started again from its newest checkpoint. Without it: \
+    exponential-delay for a job with checkpoints, else none.",
+)
+.one_of(&["none", "fixed-delay", "exponential-delay", "failure-rate"]);
+pub const ATTEMPTS: Key<u64> =
+    Key::new("attempts", "fixed-delay (1 by default) and exponential-delay (no end): how often in a row.");
+pub const DELAY: Key<Duration> =
+    Key::new("delay", "fixed-delay and failure-rate: the wait before each start.").or("1 s");
+pub const INITIAL_BACKOFF: Key<Duration> = Key::new("initial-backoff", "exponential-delay: the first wait.").or("1 s");
+pub const MAX_BACKOFF: Key<Duration> = Key::new("max-backoff", "exponential-delay: the longest wait.").or("1 min");
+pub const BACKOFF_MULTIPLIER: Key<f64> =
+    Key::new("backoff-multiplier", "exponential-delay: what a wait is multiplied with for the next one.").or("1.5");
+pub const RESET_AFTER: Key<Duration> =
+    Key::new("reset-after", "exponential-delay: after running so long, the next failure counts as the first.")
+        .or("1 h");
+pub const JITTER: Key<f64> =
+    Key::new("jitter", "exponential-delay: by which share a wait is made longer or shorter.").or("0.1");
+pub const MAX_FAILURES: Key<u64> =
+    Key::new("max-failures", "failure-rate: how many failures within the interval are accepted.").or("1");
+pub const FAILURE_INTERVAL: Key<Duration> = Key::new("interval", "failure-rate: that interval.").or("1 min");
+
 pub const STATE_MEMORY: Key<ByteSize> =
     Key::new("memory", "What the keyed state of the whole job may take of memory; without it there is no limit.");
 
@@ -48,6 +71,21 @@ pub fn job() -> Vec<OptionSpec> {
 
 pub fn checkpoints() -> Vec<OptionSpec> {
     vec![LOCATION.spec(), INTERVAL.spec(), MIN_PAUSE.spec(), TIMEOUT.spec(), TOLERABLE_FAILURES.spec(), RETAINED.spec()]
+}
+
+pub fn restart() -> Vec<OptionSpec> {
+    vec![
+        STRATEGY.spec(),
+        ATTEMPTS.spec(),
+        DELAY.spec(),
+        INITIAL_BACKOFF.spec(),
+        MAX_BACKOFF.spec(),
+        BACKOFF_MULTIPLIER.spec(),
+        RESET_AFTER.spec(),
+        JITTER.spec(),
+        MAX_FAILURES.spec(),
+        FAILURE_INTERVAL.spec(),
+    ]
 }
 
 pub fn state() -> Vec<OptionSpec> {
@@ -61,7 +99,13 @@ pub fn limits() -> Vec<OptionSpec> {
 /// The manifest's own keys, as Markdown.
 pub fn documentation() -> String {
     let mut text = String::from("# The manifest, `tidemill.toml`\n\n");
-    let sections = [("job", job()), ("checkpoints", checkpoints()), ("state", state()), ("limits", limits())];
+    let sections = [
+        ("job", job()),
+        ("checkpoints", checkpoints()),
+        ("restart", restart()),
+        ("state", state()),
+        ("limits", limits()),
+    ];
     for (section, specs) in sections {
         let _ = write!(text, "`[{section}]`\n\n{}\n", tidemill_connector_kit::options::documentation(&specs));
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tidemill_checkpoint::restart::Strategy;
 use tidemill_connector_kit::suggest;
 use tidemill_connector_kit::{ByteSize, Key, OptionSpec, OptionValue, Options, Registry};
 use tidemill_core::Error;
@@ -23,7 +24,8 @@ pub const FILE_NAME: &str = "tidemill.toml";
 const MAX_SLOTS: u64 = 1_024;
 /// A batch of more rows leaves every cache; the row indices of the contract are 32 bits.
 const MAX_BATCH_ROWS: u64 = 1 << 20;
-const SECTIONS: [&str; 8] = ["job", "params", "sources", "sinks", "dead-letter", "checkpoints", "state", "limits"];
+const SECTIONS: [&str; 9] =
+    ["job", "params", "sources", "sinks", "dead-letter", "checkpoints", "restart", "state", "limits"];
 
 /// A manifest.
 #[derive(Debug)]
@@ -40,6 +42,7 @@ pub struct Manifest {
     pub dead_letter: Option<Binding>,
     /// None: no checkpoints are taken.
     pub checkpoints: Option<Checkpoints>,
+    pub restart: Strategy,
     pub state: State,
     pub limits: Limits,
     source: Source,
@@ -215,8 +218,9 @@ impl Reader<'_> {
         let (params, limits) = (self.params(take("params"))?, self.limits(take("limits"))?);
         let (sources, sinks) = (self.bindings("sources", take("sources"))?, self.bindings("sinks", take("sinks"))?);
         let job = self.job(take("job"))?;
-        let state = self.state(take("state"))?;
+        let (restart, state) = (take("restart"), self.state(take("state"))?);
         let checkpoints = sections.remove("checkpoints").map(|section| self.checkpoints(section)).transpose()?;
+        let restart = self.restart(restart, checkpoints.is_some())?;
         let dead_letter = sections.remove("dead-letter");
         let dead_letter = dead_letter.map(|section| self.binding("dead-letter", section)).transpose()?;
         let (path, folder) = (path.to_owned(), self.folder.to_owned());
@@ -229,6 +233,7 @@ impl Reader<'_> {
             sinks,
             dead_letter,
             checkpoints,
+            restart,
             state,
             limits,
             source: self.source.clone(),
@@ -325,6 +330,35 @@ impl Reader<'_> {
             timeout: options.need(&keys::TIMEOUT)?,
             tolerable_failures: u32::try_from(options.need(&keys::TOLERABLE_FAILURES)?).unwrap_or(u32::MAX),
             retained: usize::try_from(retained).unwrap_or(usize::MAX),
+        })
+    }
+
+    fn restart(&self, section: Section, with_checkpoints: bool) -> Result<Strategy, Error> {
+        let (options, _) = self.options("[restart]", &keys::restart(), section)?;
+        let ms = |key: &Key<Duration>| -> Result<u64, Error> {
+            Ok(u64::try_from(options.need(key)?.as_millis()).unwrap_or(u64::MAX))
+        };
+        let count = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        let default = if with_checkpoints { "exponential-delay" } else { "none" };
+        Ok(match options.get(&keys::STRATEGY)?.as_deref().unwrap_or(default) {
+            "fixed-delay" => Strategy::FixedDelay {
+                attempts: count(options.get(&keys::ATTEMPTS)?.unwrap_or(1)),
+                delay_ms: ms(&keys::DELAY)?,
+            },
+            "exponential-delay" => Strategy::ExponentialDelay {
+                initial_backoff_ms: ms(&keys::INITIAL_BACKOFF)?,
+                max_backoff_ms: ms(&keys::MAX_BACKOFF)?,
+                multiplier: options.need(&keys::BACKOFF_MULTIPLIER)?,
+                reset_after_ms: ms(&keys::RESET_AFTER)?,
+                jitter: options.need(&keys::JITTER)?,
+                attempts: options.get(&keys::ATTEMPTS)?.map(count),
+            },
+            "failure-rate" => Strategy::FailureRate {
+                max_failures: count(options.need(&keys::MAX_FAILURES)?),
+                interval_ms: ms(&keys::FAILURE_INTERVAL)?,
+                delay_ms: ms(&keys::DELAY)?,
+            },
+            _ => Strategy::None,
         })
     }
 

@@ -1,0 +1,184 @@
+//! Runs a job attempt after attempt: begins each from where the log of its checkpoints says, and starts it again after a
+//! failure that may pass, as the restart strategy decides.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tidemill_checkpoint::protocol::Settings;
+use tidemill_checkpoint::restart::{Restart, Restarts};
+use tidemill_checkpoint::{Begun, Origin, Owner, Start, Store};
+use tidemill_core::time::{Clock as _, SystemClock};
+use tidemill_core::{Error, ErrorKind};
+use tidemill_dataflow::{Checkpoints, Ending, JobSpec};
+
+use super::{interrupts, watch};
+use crate::args::RunArgs;
+use crate::commands::build::say;
+use crate::control::{self, Running};
+use crate::failure::{Failure, INTERRUPTED, Outcome};
+use crate::manifest::{self, Manifest};
+use crate::screen::Screen;
+
+/// Runs the job to its end.
+pub fn run(spec: &JobSpec, manifest: &Manifest, args: &RunArgs, screen: &Screen) -> Outcome {
+    let interrupts = interrupts()?;
+    let running = Running::default();
+    let _server = control::listen(&manifest.path, running.clone())?;
+    let Some(settings) = &manifest.checkpoints else {
+        if args.from.is_some() {
+            return Err(Error::invalid("--from needs checkpoints, and the manifest has none")
+                .mend("Give it a [checkpoints] section with a location.")
+                .into());
+        }
+        let handle = tidemill_dataflow::run(spec.clone())?;
+        running.set(Some(handle.control()));
+        let ended = watch(handle, total(spec), &interrupts, args.format, screen);
+        return said(ended.map_err(Failure::job)?, None);
+    };
+    let store = Store::open(&settings.location, &spec.name)?;
+    let mut supervisor =
+        Supervisor { spec, settings, args, screen, store, running, interrupts: &interrupts, ran: false };
+    supervisor.run(manifest)
+}
+
+struct Supervisor<'a> {
+    spec: &'a JobSpec,
+    settings: &'a manifest::Checkpoints,
+    args: &'a RunArgs,
+    screen: &'a Screen,
+    store: Store,
+    running: Running,
+    interrupts: &'a AtomicU32,
+    /// Whether an attempt came to run.
+    ran: bool,
+}
+
+impl Supervisor<'_> {
+    fn run(&mut self, manifest: &Manifest) -> Outcome {
+        let mut restarts = Restarts::new(manifest.restart.clone(), now_ms().unsigned_abs());
+        let mut start = start(self.args)?;
+        loop {
+            let error = match self.attempt(&start) {
+                Ok(ending) => return said(ending, Some(&self.store)),
+                Err(error) => error,
+            };
+            // What is wrong with what was typed is said as that.
+            if !self.ran && error.kind() != ErrorKind::Retry {
+                return Err(error.into());
+            }
+            let Some(wait) = restart_after(&mut restarts, &error) else { return Err(Failure::job(error)) };
+            if !self.wait(wait) {
+                return Err(Failure::said(INTERRUPTED));
+            }
+            start = Start::Recover;
+        }
+    }
+
+    /// Begins an attempt and runs it to its end.
+    fn attempt(&mut self, start: &Start) -> Result<Ending, Error> {
+        let owner = match self.store.begin(start, now_ms())? {
+            Begun::Run(owner) => owner,
+            Begun::Commit(checkpoint) => {
+                tidemill_dataflow::commit_ended(self.spec, &self.store, &checkpoint)?;
+                say("committed", "what the run before had written when it came to its end");
+                return Ok(Ending::Finished);
+            }
+        };
+        announce(&owner);
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let checkpoints = Checkpoints {
+            store: self.store.clone(),
+            owner,
+            settings: Settings {
+                interval_ms: Some(ms(self.settings.interval)),
+                min_pause_ms: ms(self.settings.min_pause),
+                timeout_ms: ms(self.settings.timeout),
+                tolerable_failures: self.settings.tolerable_failures,
+            },
+            retained: self.settings.retained,
+        };
+        let spec = self.spec.clone();
+        let handle = tidemill_dataflow::run_with(spec, Some(checkpoints), self.args.allow_non_restored)?;
+        self.ran = true;
+        self.running.set(Some(handle.control()));
+        let ended = watch(handle, total(self.spec), self.interrupts, self.args.format, self.screen);
+        self.running.set(None);
+        ended
+    }
+
+    /// Waits before the next attempt; false: Ctrl-C ended the wait.
+    fn wait(&self, wait: Duration) -> bool {
+        let (begin, seen) = (Instant::now(), self.interrupts.load(Ordering::SeqCst));
+        while let Some(left) = wait.checked_sub(begin.elapsed()) {
+            if self.interrupts.load(Ordering::SeqCst) > seen {
+                return false;
+            }
+            std::thread::park_timeout(left);
+        }
+        true
+    }
+}
+
+/// Where the first attempt starts.
+fn start(args: &RunArgs) -> Result<Start, Error> {
+    Ok(match args.from.as_deref() {
+        None if args.fresh => Start::Anew,
+        None => Start::Recover,
+        Some("latest") => Start::GoOn,
+        Some(from) => match from.parse() {
+            Ok(number) if !Path::new(from).exists() => Start::At(Origin::Checkpoint(number)),
+            _ => Start::At(Origin::Savepoint(from.to_owned())),
+        },
+    })
+}
+
+/// How long to wait before the next attempt; `None`: there is none. Only what may pass by itself is worth one: the same
+/// code fails on the same record again.
+fn restart_after(restarts: &mut Restarts, error: &Error) -> Option<Duration> {
+    if !matches!(error.kind(), ErrorKind::Retry | ErrorKind::Internal) {
+        return None;
+    }
+    match restarts.failed(now_ms().unsigned_abs(), &error.to_string()) {
+        Restart::After(ms) => {
+            say("failed", &error.to_string());
+            say("restarting", &format!("in {ms} ms (failure {} of this run)", restarts.history().count()));
+            Some(Duration::from_millis(ms))
+        }
+        Restart::GiveUp(why) => {
+            say("giving up", &why);
+            None
+        }
+    }
+}
+
+fn announce(owner: &Owner) {
+    let Some(restored) = owner.restored() else { return };
+    let from = match &restored.origin {
+        Origin::Checkpoint(number) => format!("checkpoint {number}"),
+        Origin::Savepoint(location) => format!("the savepoint in {location}"),
+    };
+    say("going on", &format!("from {from} of epoch {}", restored.manifest.epoch));
+}
+
+/// The last words.
+fn said(ending: Ending, store: Option<&Store>) -> Outcome {
+    match (ending, store) {
+        (Ending::Cancelled, _) => Err(Failure::said(INTERRUPTED)),
+        (Ending::Stopped, Some(_)) => {
+            say("stopped", "with a checkpoint; go on with `tidemill run --from latest`");
+            Ok(())
+        }
+        (Ending::Finished | Ending::Stopped, _) => Ok(()),
+    }
+}
+
+/// How much there is to read in all, where every source knows.
+fn total(spec: &JobSpec) -> Option<u64> {
+    let sources: Vec<Option<u64>> = spec.sources.values().map(|source| source.total()).collect();
+    sources.into_iter().sum()
+}
+
+fn now_ms() -> i64 {
+    SystemClock.now().0
+}
