@@ -5,7 +5,12 @@
 //! Beside the plan goes what must come out of each sink. Whatever the order of steps: the job comes to its end, each row
 //! arrives as often as the shape says, and, where all splits were there from the start, none arrives behind the watermark.
 //! (A reader without splits holds no watermark back, so the rows of one that is found later may be late.)
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed test is what they mean here")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a failed test is what they mean here"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
