@@ -54,7 +54,21 @@ pub fn run(
     input: Option<&Path>,
     work: &Path,
 ) -> Result<()> {
-    let (plan, user_code) = load(&measured.query, code)?;
+    run_loaded(measured, parameters, load(&measured.query, code)?, input, work)
+}
+
+/// [`run`] with a query that is loaded already.
+///
+/// # Errors
+/// When the job fails.
+pub fn run_loaded(
+    measured: &mut Measured,
+    parameters: &Parameters,
+    query: Loaded,
+    input: Option<&Path>,
+    work: &Path,
+) -> Result<()> {
+    let Loaded { plan, user_code } = query;
     let graph = JobGraph::from_plan(plan)?;
     let output = work.join("engine-out");
     if input.is_some() && output.exists() {
@@ -93,17 +107,28 @@ pub fn run(
     Ok(())
 }
 
-fn load(query: &str, code: Code) -> Result<(Plan, Arc<dyn UserCodeFactory>)> {
+/// A query with what runs its functions.
+#[derive(Clone)]
+pub struct Loaded {
+    plan: Plan,
+    user_code: Arc<dyn UserCodeFactory>,
+}
+
+/// Finds a query; for the sandbox, builds its component, which is compiled for this machine once and kept.
+///
+/// # Errors
+/// When there is no such query, or its component can't be built.
+pub fn load(query: &str, code: Code) -> Result<Loaded> {
     Ok(match code {
         Code::Native => {
             let native = NativeCode::new(job(query)?);
-            (native.plan(query)?, Arc::new(native))
+            Loaded { plan: native.plan(query)?, user_code: Arc::new(native) }
         }
         Code::Sandbox => {
             let cache = Some(guests::work_folder().join("compiled"));
             let sandbox = Sandbox::new(SandboxSettings { limits: Limits::default(), cache })?;
             let component = sandbox.load(query, &guests::component(query)?)?;
-            (component.plan()?, Arc::new(WasmCode::new(component, Vec::new())))
+            Loaded { plan: component.plan()?, user_code: Arc::new(WasmCode::new(component, Vec::new())) }
         }
     })
 }

@@ -3,6 +3,8 @@
 //! What holds them together: the hand loops and the reference share no arithmetic, so where they agree on many inputs,
 //! both do what `bids.md` says, or the same mistake was made twice, which the published answers would show.
 
+mod engine;
+
 use std::collections::BTreeSet;
 
 use tidemill_bench::hand::{self, Columns, Generator};

@@ -2,6 +2,7 @@
 
 mod cost;
 mod failures;
+mod random;
 mod support;
 mod time;
 mod topologies;

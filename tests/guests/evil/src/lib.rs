@@ -1,7 +1,7 @@
 //! A guest that misbehaves in every way the contract forbids, and behaves in a few.
 //!
-//! The job's parameter `do` names the deed; `plan` has no parameters, so its deed is written into the module's bytes
-//! (`PLAN_DEED`) by the test. The columns that come in go out as they are, so the same guest serves every schema.
+//! The job's parameter `do` names the deed, if need be with the export that does it (`finish:trap`); `plan` has no
+//! parameters, so its deed is written into the module's bytes (`PLAN_DEED`) by the test. The columns that come in go out as they are, so the same guest serves every schema.
 
 use std::hint::black_box;
 use std::sync::Mutex;
@@ -20,8 +20,14 @@ export!(Evil);
 static PLAN_DEED: [u8; 32] = *b"the deed of plan:good           ";
 static DEED: Mutex<String> = Mutex::new(String::new());
 
-fn deed() -> String {
-    DEED.lock().unwrap().clone()
+/// The deed of a call of `export`. `EXPORT:DEED` is done in calls of that export alone; in others all is well.
+fn deed(export: &str) -> String {
+    let deed = DEED.lock().unwrap().clone();
+    match deed.split_once(':') {
+        Some((of, deed)) if of == export => deed.to_owned(),
+        Some(_) => "good".to_owned(),
+        None => deed,
+    }
 }
 
 impl lifecycle::Guest for Evil {
@@ -64,6 +70,7 @@ impl lifecycle::Guest for Evil {
     }
 
     fn close() -> Result<(), Failure> {
+        anywhere(&deed("close"));
         Ok(())
     }
 }
@@ -127,7 +134,7 @@ fn i64s(column: &Column) -> impl Iterator<Item = i64> {
 
 impl transform::Guest for Evil {
     fn process(clock: Clock, input: u32, batch: Batch) -> Result<(), Failure> {
-        let deed = deed();
+        let deed = deed("process");
         let rows = batch.rows;
         anywhere(&deed);
         match deed.as_str() {
@@ -232,8 +239,11 @@ impl transform::Guest for Evil {
 
 impl keyed::Guest for Evil {
     fn process(_clock: Clock, _input: u32, batch: Batch, keys: KeySet) -> Result<(), Failure> {
-        let deed = deed();
+        let mut deed = deed("keyed");
         anywhere(&deed);
+        if DEED.lock().unwrap().starts_with("on-timers:") {
+            deed = "timers".into();
+        }
         let numbers: Vec<u32> = (0..keys.keys).collect();
         let values = || vec![plain(&vec![1i64; keys.keys as usize])];
         match deed.as_str() {
@@ -288,7 +298,7 @@ impl keyed::Guest for Evil {
         key_columns: Vec<Column>,
         _keys: KeySet,
     ) -> Result<(), Failure> {
-        let deed = deed();
+        let deed = deed("on-timers");
         anywhere(&deed);
         let rows = (timestamps.len() / 8) as u32;
         match deed.as_str() {
@@ -324,7 +334,7 @@ impl aggregate::Guest for Evil {
         batch: Batch,
         accumulators: Vec<Column>,
     ) -> Result<(), Failure> {
-        let deed = deed();
+        let deed = deed("accumulate");
         anywhere(&deed);
         let mut sums: Vec<i64> = i64s(&accumulators[0]).collect();
         for (group, sum) in sums.iter_mut().enumerate() {
@@ -341,7 +351,7 @@ impl aggregate::Guest for Evil {
     }
 
     fn merge(_aggregator: u32, groups: u32, left: Vec<Column>, right: Vec<Column>) -> Result<(), Failure> {
-        let deed = deed();
+        let deed = deed("merge");
         anywhere(&deed);
         let sums: Vec<i64> = i64s(&left[0]).zip(i64s(&right[0])).map(|(l, r)| l + r).collect();
         answer(&deed, groups, &sums);
@@ -349,7 +359,7 @@ impl aggregate::Guest for Evil {
     }
 
     fn finish(_aggregator: u32, groups: u32, accumulators: Vec<Column>) -> Result<(), Failure> {
-        let deed = deed();
+        let deed = deed("finish");
         anywhere(&deed);
         answer(&deed, groups, &i64s(&accumulators[0]).collect::<Vec<_>>());
         Ok(())

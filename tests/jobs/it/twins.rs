@@ -1,0 +1,115 @@
+//! The same test of an operator, natively and in the sandbox: equal rows in, in equal batches, equal rows out after each
+//! of them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tidemill::Flow;
+use tidemill_testkit::{Harness, json};
+use tidemill_wasm::WasmCode;
+
+use crate::guests;
+use crate::support::Random;
+
+/// Both ways of running an example.
+struct Twins {
+    native: Harness,
+    sandbox: Harness,
+    source: &'static str,
+    sink: &'static str,
+}
+
+impl Twins {
+    /// Feeds both, and compares what comes out.
+    fn push(&mut self, rows: &[Value]) -> Vec<Value> {
+        for twin in [&mut self.native, &mut self.sandbox] {
+            twin.push(self.source, rows).unwrap();
+        }
+        self.compare(&format!("{rows:?}"))
+    }
+
+    fn end(&mut self) -> Vec<Value> {
+        for twin in [&mut self.native, &mut self.sandbox] {
+            twin.end().unwrap();
+        }
+        self.compare("the end")
+    }
+
+    fn compare(&mut self, after: &str) -> Vec<Value> {
+        let native = self.native.rows(self.sink).unwrap();
+        assert_eq!(native, self.sandbox.rows(self.sink).unwrap(), "left natively, right in the sandbox, after {after}");
+        native
+    }
+}
+
+/// Runs an example both ways, `seeds` times, over batches of up to `largest` rows; all that came out, per run.
+fn run(
+    (name, code): (&'static str, fn(&mut Flow)),
+    (source, sink): (&'static str, &'static str),
+    row: impl Fn(&Random) -> Value,
+    mut check: impl FnMut(&[Value], &[Value]),
+) {
+    let component = guests::example(name);
+    for seed in 0..20 {
+        let random = Random::new(seed);
+        let wasm = Arc::new(WasmCode::new(component.clone(), vec![]));
+        let sandbox = Harness::with_code(component.plan().unwrap(), wasm).unwrap();
+        let mut twins = Twins { native: Harness::new(name, code).unwrap(), sandbox, source, sink };
+        let (mut given, mut got) = (Vec::new(), Vec::new());
+        for _ in 0..random.below(30) {
+            let rows: Vec<Value> = (0..random.below(8)).map(|_| row(&random)).collect();
+            got.extend(twins.push(&rows));
+            given.extend(rows);
+        }
+        got.extend(twins.end());
+        check(&given, &got);
+    }
+}
+
+#[test]
+fn word_count() {
+    const PIECES: [&str; 12] = ["To", " be", " or", " ", "", "é", "ß", " 漢字", "-", " BE", "\n", " to"];
+    let line = |random: &Random| {
+        let pieces = (0..random.below(9)).map(|_| PIECES[random.below(PIECES.len() as u64) as usize]);
+        json!({ "line": pieces.collect::<String>() })
+    };
+    run(("word-count", word_count::word_count), ("lines", "counts"), line, |given, got| {
+        let mut counts: HashMap<String, i64> = HashMap::new();
+        let mut expected = Vec::new();
+        for line in given {
+            let words = line["line"].as_str().unwrap().split(|c: char| !c.is_alphanumeric());
+            for word in words.filter(|w| !w.is_empty()).map(str::to_lowercase) {
+                let count = counts.entry(word.clone()).or_default();
+                *count += 1;
+                expected.push(json!({ "word": word, "count": *count }));
+            }
+        }
+        assert_eq!(got, expected);
+    });
+}
+
+#[test]
+fn arrival_alerts() {
+    let flight = |random: &Random| {
+        let maybe = |rarity, value: i64| (!random.one_in(rarity)).then_some(value);
+        let carrier = ["UA", "DL", ""][random.below(3) as usize];
+        // Days apart, so that the watermark, which allows for 30 hours, fires timers long before the end.
+        json!({
+            "time_hour": 1_372_636_800_000_i64 + random.below(24 * 14) as i64 * 3_600_000,
+            "minute": random.below(60),
+            "dep_delay": maybe(6, random.below(300) as i64 - 30),
+            "air_time": maybe(3, 200 + random.below(300) as i64),
+            "carrier": carrier,
+            "flight": random.below(3),
+            "tailnum": maybe(5, random.below(2) as i64).map(|n| format!("N{n}")),
+        })
+    };
+    let mut alerts = 0;
+    run(("arrival-alerts", arrival_alerts::arrival_alerts), ("flights", "alerts"), flight, |given, got| {
+        let departed = given.iter().filter(|f| !f["dep_delay"].is_null()).count();
+        assert!(got.len() <= departed, "{} alerts for {departed} departures", got.len());
+        alerts += got.len();
+    });
+    assert!(alerts > 100, "{alerts} alerts show little");
+}
