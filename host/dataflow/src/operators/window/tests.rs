@@ -155,6 +155,8 @@ struct SumUser;
 
 const POISON: i64 = 666;
 const REFUSED: i64 = 777;
+/// An accumulator from which on a merge traps.
+const POISON_MERGE: i64 = 10_000;
 
 impl UserCode for SumUser {
     fn transform(&mut self, _: CallClock, _: u32, _: &Batch, _: &mut Effects) -> Result<(), UserFailure> {
@@ -194,6 +196,9 @@ impl UserCode for SumUser {
     fn merge(&mut self, _aggregator: u32, left: &ArrayRef, right: &ArrayRef) -> Result<ArrayRef, UserFailure> {
         assert!(!left.is_empty() && left.null_count() + right.null_count() == 0, "merge of none");
         let (left, right) = (left.as_primitive::<Int64Type>(), right.as_primitive::<Int64Type>());
+        if left.values().iter().chain(right.values()).any(|&sum| sum >= POISON_MERGE) {
+            return Err(UserFailure::Trap("poison".into()));
+        }
         Ok(Arc::new(left.values().iter().zip(right.values()).map(|(a, b)| a + b).collect::<Int64Array>()))
     }
 
@@ -502,10 +507,58 @@ fn sliding_windows_are_those_of_the_model() {
 }
 
 #[test]
+fn session_windows_are_those_of_the_model() {
+    check_all(Windows::Session { gap_ms: 1 });
+    check_all(Windows::Session { gap_ms: 6 });
+    check_all(Windows::Session { gap_ms: 30 });
+}
+
+/// A poisonous row between two sessions: they must stay two, in the batch that fails and after it.
+#[test]
+fn a_poisonous_row_does_not_join_sessions() {
+    for (value, merges_trap) in [(POISON, false), (REFUSED, false), (1, true)] {
+        let mut setup = Setup::new(Windows::Session { gap_ms: 10 });
+        setup.lateness_ms = 100;
+        setup.aggregates = vec![AggregateFunction::Count, user_aggregate()];
+        let mut operator = setup.build();
+        let row = |v, t| Row { k: 1, v: Some(v), f: None, t };
+        process(operator.as_mut(), &[row(if merges_trap { POISON_MERGE } else { 5 }, 0), row(7, 19)]);
+        let out = process(operator.as_mut(), &[row(1, 1), row(value, 10), row(2, 20), Row { k: 2, ..row(3, 50) }]);
+        assert_eq!(out.dead.len(), 1, "{:?}", out.dead);
+        assert!(out.dead[0].record.contains(&format!("\"v\":{value}")), "{:?}", out.dead[0]);
+        let first = if merges_trap { POISON_MERGE + 1 } else { 6 };
+        let line = |start: i64, end: i64, k: i64, n: i64, sum: i64| -> Line {
+            [start, end, k, n, sum + 1_000].iter().map(|v| Some(v * 1_000_000)).collect()
+        };
+        let fired = advance(operator.as_mut(), 60).results;
+        assert_eq!(fired, [line(0, 11, 1, 2, first), line(19, 30, 1, 2, 9), line(50, 60, 2, 1, 3)]);
+    }
+}
+
+/// Ten thousand sessions of one key, in no order: the one of a row is found, not searched for.
+#[test]
+fn very_many_sessions_of_one_key() {
+    let mut setup = Setup::new(Windows::Session { gap_ms: 10 });
+    setup.aggregates = vec![AggregateFunction::Count];
+    setup.batch_rows = 4_096;
+    let (mut operator, n) = (setup.build(), 10_000);
+    for piece in (0..2 * n).collect::<Vec<i64>>().chunks(2_000) {
+        // 7,919 is prime to their number, so each session is met twice, at its start and 5 ms later.
+        let row = |i: &i64| Row { k: 1, v: None, f: None, t: i * 7_919 % n * 100 + i / n * 5 };
+        process(operator.as_mut(), &piece.iter().map(row).collect::<Vec<_>>());
+    }
+    let out = advance(operator.as_mut(), i64::MAX);
+    let expected = (0..n).map(|i| [i * 100, i * 100 + 15, 1, 2].iter().map(|v| Some(v * 1_000_000)).collect());
+    assert_eq!(out.results, expected.collect::<Vec<Line>>());
+}
+
+#[test]
 fn a_poisonous_row_of_a_user_aggregator_is_set_aside_alone() {
-    for windows in
-        [Windows::Tumbling { size_ms: 10, offset_ms: 0 }, Windows::Sliding { size_ms: 10, slide_ms: 5, offset_ms: 0 }]
-    {
+    for windows in [
+        Windows::Tumbling { size_ms: 10, offset_ms: 0 },
+        Windows::Sliding { size_ms: 10, slide_ms: 5, offset_ms: 0 },
+        Windows::Session { gap_ms: 2 },
+    ] {
         let mut setup = Setup::new(windows);
         setup.aggregates = vec![AggregateFunction::Count, user_aggregate()];
         let (mut operator, mut model) = (setup.build(), Model::new(&setup));
@@ -530,6 +583,7 @@ fn absurd_timestamps_are_set_aside_and_stop_nothing() {
     for windows in [
         Windows::Tumbling { size_ms: 10, offset_ms: i64::MIN },
         Windows::Sliding { size_ms: 10, slide_ms: 5, offset_ms: i64::MAX },
+        Windows::Session { gap_ms: 10 },
     ] {
         let setup = Setup { lateness_ms: 1_000, ..Setup::new(windows) };
         let mut operator = setup.build();
