@@ -37,6 +37,20 @@ use crate::record::RecordText;
 
 /// Makes a window operator.
 pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
+    let (windows, common, aggregates, state) = parts(build)?;
+    Ok(match windows {
+        Windows::Tumbling { size_ms, offset_ms } => {
+            Box::new(panes::PaneWindows::new(common, aggregates, state, size_ms, size_ms, offset_ms)?)
+        }
+        Windows::Sliding { size_ms, slide_ms, offset_ms } => {
+            Box::new(panes::PaneWindows::new(common, aggregates, state, size_ms, slide_ms, offset_ms)?)
+        }
+        Windows::Session { gap_ms } => Box::new(sessions::SessionWindows::new(common, aggregates, state, gap_ms)?),
+    })
+}
+
+/// What a window operator is made of.
+fn parts(build: Build<'_>) -> Result<(Windows, Common, Aggregates, Box<dyn KeyedState>)> {
     let node = build.graph.node(build.id)?;
     let NodeKind::Window { windows, allowed_lateness_ms, late_port, aggregates } = &node.kind else {
         return Err(Error::internal(format!("'{}' is not a window", node.name)));
@@ -60,15 +74,7 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     let state = build.open_state(common.codec()?)?;
     let read = |index| main.iter().any(|f| f.origin == Origin::Aggregate(index));
     let aggregates = Aggregates::new(aggregates, read, fields, &input.reads, build.user)?;
-    Ok(match *windows {
-        Windows::Tumbling { size_ms, offset_ms } => {
-            Box::new(panes::PaneWindows::new(common, aggregates, state, size_ms, size_ms, offset_ms)?)
-        }
-        Windows::Sliding { size_ms, slide_ms, offset_ms } => {
-            Box::new(panes::PaneWindows::new(common, aggregates, state, size_ms, slide_ms, offset_ms)?)
-        }
-        Windows::Session { gap_ms } => Box::new(sessions::SessionWindows::new(common, aggregates, state, gap_ms)?),
-    })
+    Ok((*windows, common, aggregates, state))
 }
 
 /// What all kinds of windows share.

@@ -21,6 +21,8 @@ mod apply;
 mod calendar;
 mod older;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -102,9 +104,8 @@ impl SessionWindows {
         let latest = state.table("latest", specs(&["start", "end", "due"]))?;
         let older_table = state.table("older", specs(&["start", "end"]))?;
         state.declared()?;
-        let (older, gap_ms) = (Older::new(common.codec()?)?, i64::try_from(gap_ms).unwrap_or(i64::MAX));
-        let (due, expiry, fired) = (Calendar::new(gap_ms), Calendar::new(gap_ms), Vec::new());
-        let mut core = Core { common, aggregates, state, latest, older_table, gap_ms, older, due, expiry, fired };
+        let gap_ms = i64::try_from(gap_ms).unwrap_or(i64::MAX);
+        let mut core = Core::new(common, aggregates, state, (latest, older_table), gap_ms)?;
         core.recall_latest()?;
         core.recall_older()?;
         Ok(Self { core, batch: None, transaction: Transaction::default() })
@@ -197,6 +198,19 @@ impl Attempt for Adding<'_> {
 }
 
 impl Core {
+    /// Without knowing what is in state yet.
+    fn new(
+        common: Common,
+        aggregates: Aggregates,
+        state: Box<dyn KeyedState>,
+        (latest, older_table): (TableId, TableId),
+        gap_ms: i64,
+    ) -> Result<Self> {
+        let older = Older::new(common.codec()?)?;
+        let (due, expiry, fired) = (Calendar::new(gap_ms), Calendar::new(gap_ms), Vec::new());
+        Ok(Self { common, aggregates, state, latest, older_table, gap_ms, older, due, expiry, fired })
+    }
+
     fn time(&self) -> Time {
         let watermark = self.common.watermark;
         let fired_upto = watermark.saturating_add(1);

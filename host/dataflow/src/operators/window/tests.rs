@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, Float64Array, Int64Array, TimestampMillisecondArray};
+use arrow::array::{Array, AsArray, Float64Array, Int64Array, StringViewArray, TimestampMillisecondArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType as ArrowType, Float64Type, Int64Type};
 use tidemill_core::graph::JobGraph;
@@ -38,24 +38,26 @@ fn user_aggregate() -> AggregateFunction {
     AggregateFunction::User { accumulator: DataType::Int64, output: DataType::Int64 }
 }
 
-struct Setup {
-    windows: Windows,
-    lateness_ms: i64,
-    late_port: bool,
-    keyed: bool,
-    aggregates: Vec<AggregateFunction>,
-    batch_rows: usize,
+pub(super) struct Setup {
+    pub(super) windows: Windows,
+    pub(super) lateness_ms: i64,
+    pub(super) late_port: bool,
+    pub(super) keyed: bool,
+    pub(super) aggregates: Vec<AggregateFunction>,
+    pub(super) batch_rows: usize,
+    /// The key in the input is text.
+    pub(super) text_keys: bool,
 }
 
 impl Setup {
-    fn new(windows: Windows) -> Self {
+    pub(super) fn new(windows: Windows) -> Self {
         let aggregates = all_aggregates();
-        Self { windows, lateness_ms: 0, late_port: true, keyed: true, aggregates, batch_rows: 3 }
+        Self { windows, lateness_ms: 0, late_port: true, keyed: true, aggregates, batch_rows: 3, text_keys: false }
     }
 
     fn graph(&self) -> JobGraph {
         let input = [
-            field("k", DataType::Int64, false),
+            field("k", if self.text_keys { DataType::Utf8 } else { DataType::Int64 }, false),
             field("v", DataType::Int64, true),
             field("f", DataType::Float64, true),
             field("t", DataType::Timestamp, false),
@@ -120,6 +122,18 @@ impl Setup {
     }
 
     fn build(&self) -> Box<dyn Operator> {
+        self.with(build)
+    }
+
+    pub(super) fn sessions(&self) -> sessions::SessionWindows {
+        self.with(|build| {
+            let (windows, common, aggregates, state) = parts(build)?;
+            let Windows::Session { gap_ms } = windows else { panic!("{windows:?}") };
+            sessions::SessionWindows::new(common, aggregates, state, gap_ms)
+        })
+    }
+
+    fn with<T>(&self, make: impl FnOnce(Build<'_>) -> Result<T>) -> T {
         let graph = self.graph();
         let subtask = SubtaskId {
             job: "test".into(),
@@ -135,10 +149,9 @@ impl Setup {
             clock: Arc::new(Still),
             metrics: Arc::default(),
         };
-        let backend = MemoryBackend::new();
+        let (backend, user) = (MemoryBackend::new(), Some(Box::new(SumUser) as Box<dyn UserCode>));
         let begin = Begin::fresh(MaxParallelism::DEFAULT);
-        build(Build { graph: &graph, id: NodeId(1), context, backend: &backend, begin, user: Some(Box::new(SumUser)) })
-            .unwrap()
+        make(Build { graph: &graph, id: NodeId(1), context, backend: &backend, begin, user }).unwrap()
     }
 }
 
@@ -215,15 +228,15 @@ impl UserCode for SumUser {
 
 /// What came out. Claims to be full after each batch, so that every call is cut into pieces.
 #[derive(Default)]
-struct Collected {
-    results: Vec<Line>,
-    late: Vec<Line>,
-    dead: Vec<DeadLetter>,
-    largest: usize,
+pub(super) struct Collected {
+    pub(super) results: Vec<Line>,
+    pub(super) late: Vec<Line>,
+    pub(super) dead: Vec<DeadLetter>,
+    pub(super) largest: usize,
 }
 
 /// A row, all as floats.
-type Line = Vec<Option<i64>>;
+pub(super) type Line = Vec<Option<i64>>;
 
 impl super::Output for Collected {
     fn emit(&mut self, port: Port, batch: Batch) -> Result<()> {
@@ -263,11 +276,11 @@ fn as_floats(column: &ArrayRef) -> Float64Array {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Row {
-    k: i64,
-    v: Option<i64>,
-    f: Option<f64>,
-    t: i64,
+pub(super) struct Row {
+    pub(super) k: i64,
+    pub(super) v: Option<i64>,
+    pub(super) f: Option<f64>,
+    pub(super) t: i64,
 }
 
 fn batch(rows: &[Row]) -> Batch {
@@ -292,14 +305,27 @@ fn finish(operator: &mut dyn Operator, mut progress: Progress, out: &mut Collect
     panic!("it never ends");
 }
 
-fn process(operator: &mut dyn Operator, rows: &[Row]) -> Collected {
+pub(super) fn process(operator: &mut dyn Operator, rows: &[Row]) -> Collected {
+    process_batch(operator, batch(rows))
+}
+
+/// With keys that are text: long and short ones, which can be cast back to numbers.
+pub(super) fn process_text(operator: &mut dyn Operator, rows: &[Row]) -> Collected {
+    let numbers = batch(rows);
+    let text = rows.iter().map(|r| format!("{:0>1$}", r.k, 3 + 11 * r.k as usize));
+    let mut columns = numbers.columns().to_vec();
+    columns[0] = Arc::new(text.map(Some).collect::<StringViewArray>());
+    process_batch(operator, Batch::new(rows.len(), columns, numbers.timestamps().cloned()).unwrap())
+}
+
+fn process_batch(operator: &mut dyn Operator, batch: Batch) -> Collected {
     let mut out = Collected::default();
-    let progress = operator.process(InputIndex(0), batch(rows), &mut out).unwrap();
+    let progress = operator.process(InputIndex(0), batch, &mut out).unwrap();
     finish(operator, progress, &mut out);
     out
 }
 
-fn advance(operator: &mut dyn Operator, watermark: i64) -> Collected {
+pub(super) fn advance(operator: &mut dyn Operator, watermark: i64) -> Collected {
     let mut out = Collected::default();
     let progress = operator.on_watermark(Watermark(watermark), &mut out).unwrap();
     finish(operator, progress, &mut out);
@@ -307,7 +333,7 @@ fn advance(operator: &mut dyn Operator, watermark: i64) -> Collected {
 }
 
 /// What must come out.
-struct Model {
+pub(super) struct Model {
     windows: Windows,
     lateness: i64,
     aggregates: Vec<AggregateFunction>,
@@ -318,7 +344,7 @@ struct Model {
 }
 
 impl Model {
-    fn new(setup: &Setup) -> Self {
+    pub(super) fn new(setup: &Setup) -> Self {
         Self {
             windows: setup.windows,
             lateness: setup.lateness_ms,
@@ -334,7 +360,7 @@ impl Model {
     }
 
     /// Results and late rows.
-    fn process(&mut self, rows: &[Row]) -> (Vec<Line>, Vec<Line>) {
+    pub(super) fn process(&mut self, rows: &[Row]) -> (Vec<Line>, Vec<Line>) {
         let (mut touched, mut late) = (BTreeSet::new(), Vec::new());
         for row in rows {
             let key = if self.keyed { row.k } else { 0 };
@@ -373,7 +399,7 @@ impl Model {
         (touched.iter().map(|w| self.result(w)).collect(), late)
     }
 
-    fn advance(&mut self, watermark: i64) -> Vec<Line> {
+    pub(super) fn advance(&mut self, watermark: i64) -> Vec<Line> {
         let due = self.open.keys().filter(|w| w.0 - 1 > self.watermark && w.0 - 1 <= watermark);
         let results = due.map(|w| self.result(w)).collect();
         self.watermark = watermark;
@@ -423,16 +449,16 @@ fn line([t, _, k]: [i64; 3], row: &Row) -> Line {
     ]
 }
 
-fn sorted(mut lines: Vec<Line>) -> Vec<Line> {
+pub(super) fn sorted(mut lines: Vec<Line>) -> Vec<Line> {
     lines.sort();
     lines
 }
 
 /// Small random numbers from a seed.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, below: u64) -> i64 {
+    pub(super) fn roll(&mut self, below: u64) -> i64 {
         self.0 = hash_fixed(self.0);
         ((self.0 >> 20) % below) as i64
     }
