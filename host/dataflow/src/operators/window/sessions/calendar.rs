@@ -34,7 +34,7 @@ struct Day {
     ends: Vec<i64>,
     keys: Keys,
     /// Those entries that are sorted by their ends and not taken yet, the first one last.
-    order: Vec<u32>,
+    order: Vec<(i64, u32)>,
     /// How many entries have been sorted.
     sorted: usize,
 }
@@ -120,15 +120,15 @@ impl Day {
     /// The next entries whose end is due.
     fn take(&mut self, upto: i64, limit: usize) -> Vec<u32> {
         if self.sorted < self.ends.len() {
-            self.order.extend(self.sorted as u32..self.ends.len() as u32);
+            let new = self.ends.iter().copied().zip(0..).skip(self.sorted);
+            self.order.extend(new);
             self.sorted = self.ends.len();
-            let ends = &self.ends;
-            self.order.sort_unstable_by_key(|&row| std::cmp::Reverse((ends[row as usize], row)));
+            // A sort that takes what is sorted already as it is.
+            self.order.sort_by(|a, b| b.cmp(a));
         }
-        let due = self.order.iter().rev().take(limit).take_while(|&&row| self.ends[row as usize] <= upto).count();
-        let mut rows = self.order.split_off(self.order.len() - due);
-        rows.reverse();
-        rows
+        let due = self.order.iter().rev().take(limit).take_while(|(end, _)| *end <= upto).count();
+        let due = self.order.drain(self.order.len() - due..);
+        due.rev().map(|(_, row)| row).collect()
     }
 
     /// What `push` answered for all entries.
