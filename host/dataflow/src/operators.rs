@@ -7,6 +7,7 @@ mod process;
 mod transform;
 mod union;
 
+mod admit;
 mod aggregate;
 pub mod join;
 pub mod window;

@@ -10,6 +10,7 @@
 //! sums does, so not necessarily in every order.
 
 mod cells;
+mod chunk;
 mod fold;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use arrow::array::{Array, ArrayRef, Float64Array, UInt32Array, new_null_array};
 use arrow::buffer::NullBuffer;
 use arrow::compute;
 use arrow::datatypes::DataType as ArrowType;
+use arrow::error::ArrowError;
 use tidemill_core::state::{KeyedState, Namespace, Slot, TableId, ValueColumn, ValueSpec, Values};
 use tidemill_core::types::arrow_type;
 use tidemill_core::user::{UserCode, UserFailure};
@@ -25,6 +27,7 @@ use tidemill_core::{Batch, Error, ErrorKind, Result};
 use tidemill_plan::{Aggregate, AggregateFunction, OutputField};
 
 pub(super) use self::cells::Cells;
+pub(super) use self::chunk::{Chunk, NONE};
 
 /// The aggregates of a node.
 pub(super) struct Aggregates {
@@ -78,12 +81,6 @@ enum Outcome {
     Mean(usize),
     /// What this aggregator of the user makes of a column.
     User(usize, u32, ArrowType),
-}
-
-/// Accumulators of some groups outside of state, one [`Cells`] per accumulator column.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Chunk {
-    columns: Vec<Cells>,
 }
 
 /// The rows that user aggregators took, staged: nothing is stored yet.
@@ -261,8 +258,44 @@ impl Aggregates {
         Ok(())
     }
 
+    /// Calls the user's aggregators with rows: each is added to the accumulator, in the chunk, of its group.
+    pub(super) fn accumulate(
+        &mut self,
+        batch: &Batch,
+        group_of_row: &[u32],
+        chunk: &mut Chunk,
+    ) -> Result<(), StageFailure> {
+        let input = batch.project(&self.reads)?;
+        for (column, cells) in self.columns.iter().zip(&mut chunk.columns) {
+            let (Feed::User(aggregator), Cells::Array(array)) = (column.feed, cells) else { continue };
+            let user = self.user.as_mut().ok_or_else(no_user_code)?;
+            let after = user.accumulate(aggregator, group_of_row, &input, array).map_err(StageFailure::User)?;
+            expect(&after, array.len(), &column.spec.data_type)?;
+            *array = after;
+        }
+        Ok(())
+    }
+
+    /// As `put`, only the accumulators of user aggregators.
+    pub(super) fn put_user(&self, state: &mut dyn KeyedState, at: At, slots: &[Slot], chunk: &Chunk) -> Result<()> {
+        for (i, cells) in chunk.columns.iter().enumerate() {
+            if let Cells::Array(array) = cells {
+                state.write(at.table, at.namespace, at.base + i, slots, array)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Combines accumulators pairwise; where one has none, it is the other.
     pub(super) fn combine(&mut self, left: Chunk, right: &Chunk) -> Result<Chunk> {
+        self.try_combine(left, right).map_err(|failure| match failure {
+            StageFailure::Engine(error) => error,
+            StageFailure::User(failure) => failed("merge", failure),
+        })
+    }
+
+    /// As `combine`, where a failure of the user's code can be blamed on rows.
+    pub(super) fn try_combine(&mut self, left: Chunk, right: &Chunk) -> Result<Chunk, StageFailure> {
         let mut columns = Vec::with_capacity(self.columns.len());
         for ((column, left), right) in self.columns.iter().zip(left.columns).zip(&right.columns) {
             columns.push(match (left, right, column.combine) {
@@ -272,7 +305,7 @@ impl Aggregates {
                 }
                 (mut left, right, combine) => {
                     if left.absorb(right, combine)? {
-                        return Err(overflow(&column.spec.name));
+                        return Err(overflow(&column.spec.name).into());
                     }
                     left
                 }
@@ -303,13 +336,6 @@ impl Aggregates {
     }
 }
 
-impl Chunk {
-    /// Bytes held.
-    pub(super) fn memory_bytes(&self) -> usize {
-        self.columns.iter().map(Cells::memory_bytes).sum()
-    }
-}
-
 /// Where accumulators are: a namespace of a table, and its first accumulator column.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct At {
@@ -324,6 +350,12 @@ pub(super) enum StageFailure {
     User(UserFailure),
     /// The engine did.
     Engine(Error),
+}
+
+impl From<ArrowError> for StageFailure {
+    fn from(error: ArrowError) -> Self {
+        Self::Engine(error.into())
+    }
 }
 
 impl From<Error> for StageFailure {
@@ -343,7 +375,7 @@ pub(super) fn failed(call: &str, failure: UserFailure) -> Error {
 }
 
 /// Numbers the distinct slots in order of appearance: the number of each row's, and the slots.
-fn group(slots: &[Slot]) -> (Vec<u32>, Vec<Slot>) {
+pub(super) fn group(slots: &[Slot]) -> (Vec<u32>, Vec<Slot>) {
     let mut numbers = hashbrown::HashMap::with_capacity_and_hasher(slots.len(), SlotHash);
     let mut distinct = Vec::new();
     let of_row = slots.iter().map(|&slot| {
@@ -389,7 +421,7 @@ fn merge_arrays(
     spec: &ValueSpec,
     left: &ArrayRef,
     right: &ArrayRef,
-) -> Result<ArrayRef> {
+) -> Result<ArrayRef, StageFailure> {
     let len = left.len();
     if right.null_count() == len {
         return Ok(left.clone());
@@ -398,9 +430,9 @@ fn merge_arrays(
         return Ok(right.clone());
     }
     let call = |user: &mut dyn UserCode, left: &ArrayRef, right: &ArrayRef| {
-        let merged = user.merge(aggregator, left, right).map_err(|f| failed("merge", f))?;
+        let merged = user.merge(aggregator, left, right).map_err(StageFailure::User)?;
         expect(&merged, left.len(), &spec.data_type)?;
-        Ok::<_, Error>(merged)
+        Ok::<_, StageFailure>(merged)
     };
     if left.null_count() == 0 && right.null_count() == 0 {
         return call(user, left, right);

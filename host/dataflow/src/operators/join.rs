@@ -9,7 +9,7 @@
 //! watermark is neither; whoever restores an operator hands it the watermark that it had before any row.
 //!
 //! A row with a null in its key joins nothing, as in SQL: it is dropped. A row that is late is counted and dropped. A
-//! row without event time can't be joined at all and fails the job.
+//! row without event time can't be joined at all and fails the job; one whose time is absurd is set aside, as windows do.
 
 mod emit;
 mod grid;
@@ -26,13 +26,15 @@ use arrow::datatypes::DataType;
 use tidemill_core::graph::{JobGraph, key_of};
 use tidemill_core::ids::{InputIndex, NodeId, SubtaskId};
 use tidemill_core::keys::KeyCodec;
-use tidemill_core::operator::Operator;
+use tidemill_core::operator::{Operator, Output};
 use tidemill_core::plan::{Node, NodeKind, Origin};
 use tidemill_core::state::{KeyedState, LogId};
-use tidemill_core::types::arrow_type;
+use tidemill_core::types::{arrow_schema, arrow_type};
 use tidemill_core::{Batch, Error, Result};
 
 use super::Build;
+use super::admit::admit;
+use crate::record::RecordText;
 
 /// Steps of work (rows that probe or are looked at) between two returns to the driver, where nothing is emitted: about
 /// a millisecond.
@@ -157,6 +159,8 @@ struct Common {
     layout: Layout,
     state: Box<dyn KeyedState>,
     logs: Sides<LogId>,
+    /// For rows that are set aside.
+    texts: Sides<RecordText>,
 }
 
 impl Common {
@@ -167,7 +171,11 @@ impl Common {
         let left = state.log("left", layout.columns.left.types.clone())?;
         let right = state.log("right", layout.columns.right.types.clone())?;
         state.declared()?;
-        Ok(Self { context: build.context, layout, state, logs: Sides { left, right } })
+        let text = |index| -> Result<RecordText> {
+            Ok(RecordText::new(arrow_schema(build.graph.input_fields(node, index)?.iter().map(|f| &f.field))))
+        };
+        let texts = Sides { left: text(0)?, right: text(1)? };
+        Ok(Self { context: build.context, layout, state, logs: Sides { left, right }, texts })
     }
 
     /// Pairs to emit at once.
@@ -179,8 +187,10 @@ impl Common {
         self.state.codec()
     }
 
-    /// The parts of an input batch: event times, the key's columns and which of them are null, the kept columns.
-    fn read(&self, side: Side, batch: &Batch) -> Result<Input> {
+    /// The parts of an input batch: event times, the key's columns and which of them are null, the kept columns. Rows
+    /// whose time is absurd are set aside.
+    fn read(&self, side: Side, batch: Batch, out: &mut dyn Output) -> Result<Input> {
+        let (batch, _, _) = admit(batch, self.texts.of(side), out)?;
         let Some(times) = batch.timestamps().cloned() else {
             return Err(no_event_time(&self.context.subtask, side));
         };

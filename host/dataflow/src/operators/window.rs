@@ -1,18 +1,18 @@
-//! Event-time windows by key: tumbling and sliding windows with built-in and user aggregates.
+//! Event-time windows by key: tumbling, sliding and session windows with built-in and user aggregates.
 //!
 //! What all kinds share is here: which rows are let in, late rows, and how results become rows. Tumbling and sliding
-//! windows are made of panes (`panes`). Session windows, which grow and merge, are refused so far.
+//! windows are made of panes (`panes`); session windows grow and merge (`sessions`).
 //!
 //! A window fires when the watermark reaches its last millisecond. It is kept for the allowed lateness; a row that comes
 //! within it changes the result, and the window fires again at once, for the row's key, with the full new result (once
 //! per key, window and batch). A row that is later than that for all its windows goes to the late port, or is counted
 //! and dropped.
 //!
-//! Invariant: every timestamp that is let in, and so every bound of a window, is within ±[`TIME_LIMIT_MS`], so that no
-//! sum of a time, a size and a lateness overflows.
+//! Invariant: every timestamp that is let in is within ±[`TIME_LIMIT_MS`] (see [`super::admit`]).
 
 mod merged;
 mod panes;
+mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -30,15 +30,27 @@ use tidemill_core::{Batch, Error, Result};
 use tidemill_plan::{NodeKind, Origin, OutputField, Windows};
 
 use super::Build;
+pub use super::admit::TIME_LIMIT_MS;
+use super::admit::{admit, bounds};
 use super::aggregate::Aggregates;
 use crate::record::RecordText;
 
-/// Rows further from 1970 than this (73 million years) are set aside: such a time is a mistake, and adding a window's
-/// size to it could overflow.
-pub const TIME_LIMIT_MS: i64 = 1 << 61;
-
 /// Makes a window operator.
 pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
+    let (windows, common, aggregates, state) = parts(build)?;
+    Ok(match windows {
+        Windows::Tumbling { size_ms, offset_ms } => {
+            Box::new(panes::PaneWindows::new(common, aggregates, state, size_ms, size_ms, offset_ms)?)
+        }
+        Windows::Sliding { size_ms, slide_ms, offset_ms } => {
+            Box::new(panes::PaneWindows::new(common, aggregates, state, size_ms, slide_ms, offset_ms)?)
+        }
+        Windows::Session { gap_ms } => Box::new(sessions::SessionWindows::new(common, aggregates, state, gap_ms)?),
+    })
+}
+
+/// What a window operator is made of.
+fn parts(build: Build<'_>) -> Result<(Windows, Common, Aggregates, Box<dyn KeyedState>)> {
     let node = build.graph.node(build.id)?;
     let NodeKind::Window { windows, allowed_lateness_ms, late_port, aggregates } = &node.kind else {
         return Err(Error::internal(format!("'{}' is not a window", node.name)));
@@ -62,18 +74,7 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     let state = build.open_state(common.codec()?)?;
     let read = |index| main.iter().any(|f| f.origin == Origin::Aggregate(index));
     let aggregates = Aggregates::new(aggregates, read, fields, &input.reads, build.user)?;
-    Ok(match *windows {
-        Windows::Tumbling { size_ms, offset_ms } => {
-            Box::new(panes::PaneWindows::new(common, aggregates, state, size_ms, size_ms, offset_ms)?)
-        }
-        Windows::Sliding { size_ms, slide_ms, offset_ms } => {
-            Box::new(panes::PaneWindows::new(common, aggregates, state, size_ms, slide_ms, offset_ms)?)
-        }
-        Windows::Session { .. } => {
-            return Err(Error::invalid(format!("operator '{}' has session windows, which are not run yet", node.name))
-                .mend("Use tumbling or sliding windows, or a keyed process function with timers."));
-        }
-    })
+    Ok((*windows, common, aggregates, state))
 }
 
 /// What all kinds of windows share.
@@ -118,15 +119,8 @@ impl ResultColumn {
 
 /// The windows of some result rows: one for all, or one each.
 enum Spans<'a> {
-    One {
-        start: i64,
-        end: i64,
-    },
-    #[allow(dead_code, reason = "for session windows, whose rows each have their own")]
-    Each {
-        starts: &'a [i64],
-        ends: &'a [i64],
-    },
+    One { start: i64, end: i64 },
+    Each { starts: &'a [i64], ends: &'a [i64] },
 }
 
 impl Common {
@@ -148,22 +142,12 @@ impl Common {
         if batch.is_empty() {
             return Ok(None);
         }
-        let Some(timestamps) = batch.timestamps() else {
+        if batch.timestamps().is_none() {
             return Err(Error::invalid("its rows have no event time, which windows are made of")
                 .mend("Assign event time before the window, with `.watermark(...)` on the source or the stream.")
                 .at(&self.context.subtask, "process"));
-        };
-        let (low, high) = bounds(timestamps);
-        if low >= -TIME_LIMIT_MS && high <= TIME_LIMIT_MS {
-            return Ok(Some((batch, low, high)));
         }
-        let (good, bad): (Vec<u32>, Vec<u32>) = (0..batch.rows() as u32)
-            .partition(|&r| timestamps.get(r as usize).is_some_and(|t| t.unsigned_abs() <= TIME_LIMIT_MS as u64));
-        for row in bad {
-            self.set_aside(&batch, row as usize, "its timestamp is millions of years away".to_owned(), out)?;
-        }
-        let batch = batch.take(&UInt32Array::from(good))?;
-        let (low, high) = bounds(batch.timestamps().map_or(&[][..], |t| t));
+        let (batch, low, high) = admit(batch, &self.text, out)?;
         Ok((!batch.is_empty()).then_some((batch, low, high)))
     }
 
@@ -250,8 +234,4 @@ fn input_column(origin: Origin) -> Option<usize> {
         Origin::Input { column, .. } => Some(column as usize),
         _ => None,
     }
-}
-
-fn bounds(timestamps: &[i64]) -> (i64, i64) {
-    timestamps.iter().fold((i64::MAX, i64::MIN), |(low, high), &t| (low.min(t), high.max(t)))
 }

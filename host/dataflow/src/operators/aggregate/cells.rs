@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, PrimitiveArray};
+use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, PrimitiveArray, UInt32Array};
 use arrow::buffer::NullBuffer;
+use arrow::compute;
 use arrow::datatypes::{
     DataType, Date32Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
     TimestampMillisecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
@@ -64,6 +65,54 @@ impl Cells {
             }
             ValueColumn::Encoded(_) => return Err(wrong_kind(from)),
         })
+    }
+
+    /// Those with these indices ([`super::NONE`]: none), in this order.
+    pub(super) fn take(&self, indices: &[u32]) -> Result<Self> {
+        fn take<N: Copy + Default>(values: &[N], present: &[bool], indices: &[u32]) -> (Vec<N>, Vec<bool>) {
+            let value = |&i: &u32| values.get(i as usize).copied().unwrap_or_default();
+            let there = |&i: &u32| present.get(i as usize).copied().unwrap_or_default();
+            (indices.iter().map(value).collect(), indices.iter().map(there).collect())
+        }
+        Ok(match self {
+            Self::Int { values, present } => {
+                let (values, present) = take(values, present, indices);
+                Self::Int { values, present }
+            }
+            Self::UInt { values, present } => {
+                let (values, present) = take(values, present, indices);
+                Self::UInt { values, present }
+            }
+            Self::Float { values, present } => {
+                let (values, present) = take(values, present, indices);
+                Self::Float { values, present }
+            }
+            Self::Array(array) => {
+                let indices: UInt32Array = indices.iter().map(|&i| (i != super::NONE).then_some(i)).collect();
+                Self::Array(compute::take(array, &indices, None)?)
+            }
+        })
+    }
+
+    /// Appends others of the same kind.
+    pub(super) fn append(&mut self, other: Self) -> Result<()> {
+        match (self, other) {
+            (Self::Int { values, present }, Self::Int { values: more, present: there }) => {
+                values.extend(more);
+                present.extend(there);
+            }
+            (Self::UInt { values, present }, Self::UInt { values: more, present: there }) => {
+                values.extend(more);
+                present.extend(there);
+            }
+            (Self::Float { values, present }, Self::Float { values: more, present: there }) => {
+                values.extend(more);
+                present.extend(there);
+            }
+            (Self::Array(array), Self::Array(more)) => *array = compute::concat(&[array.as_ref(), more.as_ref()])?,
+            _ => return Err(Error::internal("accumulators of two kinds")),
+        }
+        Ok(())
     }
 
     /// Writes the values to these slots.

@@ -127,7 +127,7 @@ struct Found {
 impl Operator for IntervalJoin {
     fn process(&mut self, input: InputIndex, batch: Batch, out: &mut dyn Output) -> Result<Progress> {
         let side = Side::of(input)?;
-        let input = self.common.read(side, &batch)?;
+        let input = self.common.read(side, batch, out)?;
         let late_upto = (self.watermark > Watermark::MIN).then_some(self.watermark.0);
         let split = Split::new(&input.times, input.key_nulls.as_ref(), late_upto, &self.grid);
         self.common.count_late(split.late);

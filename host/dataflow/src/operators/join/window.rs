@@ -100,9 +100,9 @@ struct Chunk {
 }
 
 impl Operator for WindowJoin {
-    fn process(&mut self, input: InputIndex, batch: Batch, _out: &mut dyn Output) -> Result<Progress> {
+    fn process(&mut self, input: InputIndex, batch: Batch, out: &mut dyn Output) -> Result<Progress> {
         let side = Side::of(input)?;
-        let input = self.common.read(side, &batch)?;
+        let input = self.common.read(side, batch, out)?;
         let split = Split::new(&input.times, input.key_nulls.as_ref(), self.late_upto(), &self.panes);
         self.common.count_late(split.late);
         let log = *self.common.logs.of(side);

@@ -135,6 +135,8 @@ const TIMER_LOOPS: i64 = 300;
 const TIMER_CLEARS: i64 = 400;
 /// Deletes the timer 10 later.
 const TIMER_DELETES: i64 = 500;
+/// From here on as below 100.
+const BEYOND_ORDERS: i64 = 1_000;
 
 struct Commands {
     busy: u32,
@@ -425,6 +427,23 @@ fn a_key_with_several_due_timers_sees_what_each_changed() {
     bench.rows(&[(3, STORE, TIMER_DELETES), (3, SET, 110), (3, SET, 120), (3, SET, 130)]);
     bench.watermark(200);
     assert_eq!(bench.out.timers[4..], [(3, 110, 500), (3, 130, 500)]);
+}
+
+/// The stand-in code takes some numbers as orders (100: trap), so a count of timers has to begin beyond them.
+#[test]
+fn very_many_timers_of_one_key_fire_once_and_in_order() {
+    let timers = 20_000;
+    let mut bench = Bench::new(1, 4096);
+    bench.rows(&[(1, STORE, BEYOND_ORDERS)]);
+    for first in (0..timers).step_by(4_000) {
+        // Set in an order of their own: 7,919 is prime to their number.
+        bench.rows(&(first..first + 4_000).map(|i| (1, SET, i * 7_919 % timers)).collect::<Vec<_>>());
+    }
+    assert_eq!(bench.entries(), 1 + timers as u64);
+    bench.watermark(timers);
+    assert_eq!(bench.out.timers, (0..timers).map(|t| (1, t, BEYOND_ORDERS + t + 1)).collect::<Vec<_>>());
+    assert!(bench.out.letters.is_empty(), "{:?}", bench.out.letters.first());
+    assert_eq!(bench.entries(), 1);
 }
 
 #[test]

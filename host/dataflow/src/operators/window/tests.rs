@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, Float64Array, Int64Array, TimestampMillisecondArray};
+use arrow::array::{Array, AsArray, Float64Array, Int64Array, StringViewArray, TimestampMillisecondArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType as ArrowType, Float64Type, Int64Type};
 use tidemill_core::graph::JobGraph;
@@ -38,24 +38,26 @@ fn user_aggregate() -> AggregateFunction {
     AggregateFunction::User { accumulator: DataType::Int64, output: DataType::Int64 }
 }
 
-struct Setup {
-    windows: Windows,
-    lateness_ms: i64,
-    late_port: bool,
-    keyed: bool,
-    aggregates: Vec<AggregateFunction>,
-    batch_rows: usize,
+pub(super) struct Setup {
+    pub(super) windows: Windows,
+    pub(super) lateness_ms: i64,
+    pub(super) late_port: bool,
+    pub(super) keyed: bool,
+    pub(super) aggregates: Vec<AggregateFunction>,
+    pub(super) batch_rows: usize,
+    /// The key in the input is text.
+    pub(super) text_keys: bool,
 }
 
 impl Setup {
-    fn new(windows: Windows) -> Self {
+    pub(super) fn new(windows: Windows) -> Self {
         let aggregates = all_aggregates();
-        Self { windows, lateness_ms: 0, late_port: true, keyed: true, aggregates, batch_rows: 3 }
+        Self { windows, lateness_ms: 0, late_port: true, keyed: true, aggregates, batch_rows: 3, text_keys: false }
     }
 
     fn graph(&self) -> JobGraph {
         let input = [
-            field("k", DataType::Int64, false),
+            field("k", if self.text_keys { DataType::Utf8 } else { DataType::Int64 }, false),
             field("v", DataType::Int64, true),
             field("f", DataType::Float64, true),
             field("t", DataType::Timestamp, false),
@@ -120,6 +122,18 @@ impl Setup {
     }
 
     fn build(&self) -> Box<dyn Operator> {
+        self.with(build)
+    }
+
+    pub(super) fn sessions(&self) -> sessions::SessionWindows {
+        self.with(|build| {
+            let (windows, common, aggregates, state) = parts(build)?;
+            let Windows::Session { gap_ms } = windows else { panic!("{windows:?}") };
+            sessions::SessionWindows::new(common, aggregates, state, gap_ms)
+        })
+    }
+
+    fn with<T>(&self, make: impl FnOnce(Build<'_>) -> Result<T>) -> T {
         let graph = self.graph();
         let subtask = SubtaskId {
             job: "test".into(),
@@ -135,10 +149,9 @@ impl Setup {
             clock: Arc::new(Still),
             metrics: Arc::default(),
         };
-        let backend = MemoryBackend::new();
+        let (backend, user) = (MemoryBackend::new(), Some(Box::new(SumUser) as Box<dyn UserCode>));
         let begin = Begin::fresh(MaxParallelism::DEFAULT);
-        build(Build { graph: &graph, id: NodeId(1), context, backend: &backend, begin, user: Some(Box::new(SumUser)) })
-            .unwrap()
+        make(Build { graph: &graph, id: NodeId(1), context, backend: &backend, begin, user }).unwrap()
     }
 }
 
@@ -155,6 +168,8 @@ struct SumUser;
 
 const POISON: i64 = 666;
 const REFUSED: i64 = 777;
+/// An accumulator from which on a merge traps.
+const POISON_MERGE: i64 = 10_000;
 
 impl UserCode for SumUser {
     fn transform(&mut self, _: CallClock, _: u32, _: &Batch, _: &mut Effects) -> Result<(), UserFailure> {
@@ -194,6 +209,9 @@ impl UserCode for SumUser {
     fn merge(&mut self, _aggregator: u32, left: &ArrayRef, right: &ArrayRef) -> Result<ArrayRef, UserFailure> {
         assert!(!left.is_empty() && left.null_count() + right.null_count() == 0, "merge of none");
         let (left, right) = (left.as_primitive::<Int64Type>(), right.as_primitive::<Int64Type>());
+        if left.values().iter().chain(right.values()).any(|&sum| sum >= POISON_MERGE) {
+            return Err(UserFailure::Trap("poison".into()));
+        }
         Ok(Arc::new(left.values().iter().zip(right.values()).map(|(a, b)| a + b).collect::<Int64Array>()))
     }
 
@@ -210,15 +228,15 @@ impl UserCode for SumUser {
 
 /// What came out. Claims to be full after each batch, so that every call is cut into pieces.
 #[derive(Default)]
-struct Collected {
-    results: Vec<Line>,
-    late: Vec<Line>,
-    dead: Vec<DeadLetter>,
-    largest: usize,
+pub(super) struct Collected {
+    pub(super) results: Vec<Line>,
+    pub(super) late: Vec<Line>,
+    pub(super) dead: Vec<DeadLetter>,
+    pub(super) largest: usize,
 }
 
 /// A row, all as floats.
-type Line = Vec<Option<i64>>;
+pub(super) type Line = Vec<Option<i64>>;
 
 impl super::Output for Collected {
     fn emit(&mut self, port: Port, batch: Batch) -> Result<()> {
@@ -258,11 +276,11 @@ fn as_floats(column: &ArrayRef) -> Float64Array {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Row {
-    k: i64,
-    v: Option<i64>,
-    f: Option<f64>,
-    t: i64,
+pub(super) struct Row {
+    pub(super) k: i64,
+    pub(super) v: Option<i64>,
+    pub(super) f: Option<f64>,
+    pub(super) t: i64,
 }
 
 fn batch(rows: &[Row]) -> Batch {
@@ -287,14 +305,27 @@ fn finish(operator: &mut dyn Operator, mut progress: Progress, out: &mut Collect
     panic!("it never ends");
 }
 
-fn process(operator: &mut dyn Operator, rows: &[Row]) -> Collected {
+pub(super) fn process(operator: &mut dyn Operator, rows: &[Row]) -> Collected {
+    process_batch(operator, batch(rows))
+}
+
+/// With keys that are text: long and short ones, which can be cast back to numbers.
+pub(super) fn process_text(operator: &mut dyn Operator, rows: &[Row]) -> Collected {
+    let numbers = batch(rows);
+    let text = rows.iter().map(|r| format!("{:0>1$}", r.k, 3 + 11 * r.k as usize));
+    let mut columns = numbers.columns().to_vec();
+    columns[0] = Arc::new(text.map(Some).collect::<StringViewArray>());
+    process_batch(operator, Batch::new(rows.len(), columns, numbers.timestamps().cloned()).unwrap())
+}
+
+fn process_batch(operator: &mut dyn Operator, batch: Batch) -> Collected {
     let mut out = Collected::default();
-    let progress = operator.process(InputIndex(0), batch(rows), &mut out).unwrap();
+    let progress = operator.process(InputIndex(0), batch, &mut out).unwrap();
     finish(operator, progress, &mut out);
     out
 }
 
-fn advance(operator: &mut dyn Operator, watermark: i64) -> Collected {
+pub(super) fn advance(operator: &mut dyn Operator, watermark: i64) -> Collected {
     let mut out = Collected::default();
     let progress = operator.on_watermark(Watermark(watermark), &mut out).unwrap();
     finish(operator, progress, &mut out);
@@ -302,7 +333,7 @@ fn advance(operator: &mut dyn Operator, watermark: i64) -> Collected {
 }
 
 /// What must come out.
-struct Model {
+pub(super) struct Model {
     windows: Windows,
     lateness: i64,
     aggregates: Vec<AggregateFunction>,
@@ -313,7 +344,7 @@ struct Model {
 }
 
 impl Model {
-    fn new(setup: &Setup) -> Self {
+    pub(super) fn new(setup: &Setup) -> Self {
         Self {
             windows: setup.windows,
             lateness: setup.lateness_ms,
@@ -329,7 +360,7 @@ impl Model {
     }
 
     /// Results and late rows.
-    fn process(&mut self, rows: &[Row]) -> (Vec<Line>, Vec<Line>) {
+    pub(super) fn process(&mut self, rows: &[Row]) -> (Vec<Line>, Vec<Line>) {
         let (mut touched, mut late) = (BTreeSet::new(), Vec::new());
         for row in rows {
             let key = if self.keyed { row.k } else { 0 };
@@ -368,7 +399,7 @@ impl Model {
         (touched.iter().map(|w| self.result(w)).collect(), late)
     }
 
-    fn advance(&mut self, watermark: i64) -> Vec<Line> {
+    pub(super) fn advance(&mut self, watermark: i64) -> Vec<Line> {
         let due = self.open.keys().filter(|w| w.0 - 1 > self.watermark && w.0 - 1 <= watermark);
         let results = due.map(|w| self.result(w)).collect();
         self.watermark = watermark;
@@ -418,16 +449,16 @@ fn line([t, _, k]: [i64; 3], row: &Row) -> Line {
     ]
 }
 
-fn sorted(mut lines: Vec<Line>) -> Vec<Line> {
+pub(super) fn sorted(mut lines: Vec<Line>) -> Vec<Line> {
     lines.sort();
     lines
 }
 
 /// Small random numbers from a seed.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, below: u64) -> i64 {
+    pub(super) fn roll(&mut self, below: u64) -> i64 {
         self.0 = hash_fixed(self.0);
         ((self.0 >> 20) % below) as i64
     }
@@ -502,10 +533,58 @@ fn sliding_windows_are_those_of_the_model() {
 }
 
 #[test]
+fn session_windows_are_those_of_the_model() {
+    check_all(Windows::Session { gap_ms: 1 });
+    check_all(Windows::Session { gap_ms: 6 });
+    check_all(Windows::Session { gap_ms: 30 });
+}
+
+/// A poisonous row between two sessions: they must stay two, in the batch that fails and after it.
+#[test]
+fn a_poisonous_row_does_not_join_sessions() {
+    for (value, merges_trap) in [(POISON, false), (REFUSED, false), (1, true)] {
+        let mut setup = Setup::new(Windows::Session { gap_ms: 10 });
+        setup.lateness_ms = 100;
+        setup.aggregates = vec![AggregateFunction::Count, user_aggregate()];
+        let mut operator = setup.build();
+        let row = |v, t| Row { k: 1, v: Some(v), f: None, t };
+        process(operator.as_mut(), &[row(if merges_trap { POISON_MERGE } else { 5 }, 0), row(7, 19)]);
+        let out = process(operator.as_mut(), &[row(1, 1), row(value, 10), row(2, 20), Row { k: 2, ..row(3, 50) }]);
+        assert_eq!(out.dead.len(), 1, "{:?}", out.dead);
+        assert!(out.dead[0].record.contains(&format!("\"v\":{value}")), "{:?}", out.dead[0]);
+        let first = if merges_trap { POISON_MERGE + 1 } else { 6 };
+        let line = |start: i64, end: i64, k: i64, n: i64, sum: i64| -> Line {
+            [start, end, k, n, sum + 1_000].iter().map(|v| Some(v * 1_000_000)).collect()
+        };
+        let fired = advance(operator.as_mut(), 60).results;
+        assert_eq!(fired, [line(0, 11, 1, 2, first), line(19, 30, 1, 2, 9), line(50, 60, 2, 1, 3)]);
+    }
+}
+
+/// Ten thousand sessions of one key, in no order: the one of a row is found, not searched for.
+#[test]
+fn very_many_sessions_of_one_key() {
+    let mut setup = Setup::new(Windows::Session { gap_ms: 10 });
+    setup.aggregates = vec![AggregateFunction::Count];
+    setup.batch_rows = 4_096;
+    let (mut operator, n) = (setup.build(), 10_000);
+    for piece in (0..2 * n).collect::<Vec<i64>>().chunks(2_000) {
+        // 7,919 is prime to their number, so each session is met twice, at its start and 5 ms later.
+        let row = |i: &i64| Row { k: 1, v: None, f: None, t: i * 7_919 % n * 100 + i / n * 5 };
+        process(operator.as_mut(), &piece.iter().map(row).collect::<Vec<_>>());
+    }
+    let out = advance(operator.as_mut(), i64::MAX);
+    let expected = (0..n).map(|i| [i * 100, i * 100 + 15, 1, 2].iter().map(|v| Some(v * 1_000_000)).collect());
+    assert_eq!(out.results, expected.collect::<Vec<Line>>());
+}
+
+#[test]
 fn a_poisonous_row_of_a_user_aggregator_is_set_aside_alone() {
-    for windows in
-        [Windows::Tumbling { size_ms: 10, offset_ms: 0 }, Windows::Sliding { size_ms: 10, slide_ms: 5, offset_ms: 0 }]
-    {
+    for windows in [
+        Windows::Tumbling { size_ms: 10, offset_ms: 0 },
+        Windows::Sliding { size_ms: 10, slide_ms: 5, offset_ms: 0 },
+        Windows::Session { gap_ms: 2 },
+    ] {
         let mut setup = Setup::new(windows);
         setup.aggregates = vec![AggregateFunction::Count, user_aggregate()];
         let (mut operator, mut model) = (setup.build(), Model::new(&setup));
@@ -530,6 +609,7 @@ fn absurd_timestamps_are_set_aside_and_stop_nothing() {
     for windows in [
         Windows::Tumbling { size_ms: 10, offset_ms: i64::MIN },
         Windows::Sliding { size_ms: 10, slide_ms: 5, offset_ms: i64::MAX },
+        Windows::Session { gap_ms: 10 },
     ] {
         let setup = Setup { lateness_ms: 1_000, ..Setup::new(windows) };
         let mut operator = setup.build();

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array};
+use arrow::array::{ArrayRef, Int64Array, StringViewArray};
 use arrow::buffer::ScalarBuffer;
 use tidemill_core::ids::InputIndex;
 use tidemill_core::operator::Progress;
-use tidemill_core::plan::{NodeKind, Windows};
+use tidemill_core::plan::{DataType, Field, NodeKind, Windows};
 use tidemill_core::time::Watermark;
 use tidemill_core::{Batch, ErrorKind};
 
 use super::driver::{Join, Side, int};
+use crate::operators::admit::TIME_LIMIT_MS;
 
 const TUMBLING: NodeKind = NodeKind::WindowJoin { windows: Windows::Tumbling { size_ms: 1_000, offset_ms: 0 } };
 const INTERVAL: NodeKind = NodeKind::IntervalJoin { lower_ms: -1_000, upper_ms: 1_000 };
@@ -72,7 +73,8 @@ fn a_warm_key_is_paired_completely() {
 
 #[test]
 fn the_ends_of_time_do_not_overflow() {
-    let ends = [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX - 1, i64::MAX];
+    let absurd = [i64::MIN, i64::MIN + 1, -TIME_LIMIT_MS - 1, TIME_LIMIT_MS + 1, i64::MAX - 1, i64::MAX];
+    let times = [&absurd[..], &[-TIME_LIMIT_MS, -TIME_LIMIT_MS + 1, -1, 0, TIME_LIMIT_MS - 1, TIME_LIMIT_MS]].concat();
     let year = 366 * 24 * 3_600_000;
     let kinds = [
         TUMBLING,
@@ -86,15 +88,46 @@ fn the_ends_of_time_do_not_overflow() {
     for kind in kinds {
         for watermark in [i64::MIN + 1, 0, i64::MAX - 1] {
             let mut join = join(kind.clone());
-            join.rows(0, batch(ends.to_vec()));
-            join.rows(1, batch(ends.to_vec()));
+            join.rows(0, batch(times.clone()));
+            join.rows(1, batch(times.clone()));
             join.watermark(watermark);
-            join.rows(1, batch(ends.to_vec()));
+            join.rows(1, batch(times.clone()));
             join.watermark(i64::MAX);
-            join.rows(0, batch(ends.to_vec()));
+            let late = join.metrics.records_late.get();
+            join.rows(0, batch(times.clone()));
             assert_eq!(join.metrics.state_entries.get(), 0, "{kind:?}");
-            assert!(join.metrics.records_late.get() >= 6, "all rows after the end are late");
+            assert_eq!(join.metrics.records_late.get() - late, 6, "all rows after the end are late, {kind:?}");
+            assert_eq!(join.out.letters.len(), 4 * absurd.len(), "{kind:?}");
+            assert!(join.out.letters[0].reason.contains("millions of years"), "{:?}", join.out.letters[0]);
+            assert_eq!(join.out.letters[0].record, r#"{"key":7,"value":0}"#);
         }
+    }
+}
+
+/// A watermark before the end of the first window that an i64 could hold made rows late that no window had: that of a
+/// window before all time was cut off at the first millisecond.
+#[test]
+fn rows_at_the_ends_of_time_are_set_aside_and_not_late() {
+    let kinds = [NodeKind::WindowJoin { windows: Windows::Tumbling { size_ms: 14, offset_ms: -12 } }, INTERVAL];
+    for (kind, text) in kinds.iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let key = if text { Field::new("key", DataType::Utf8, true) } else { int("key") };
+        let side = || Side { fields: vec![key.clone(), int("value")], key: vec![0] };
+        let mut join = Join::new(kind.clone(), side(), side(), &[(0, 1), (1, 1)], 1_000);
+        let batch = |times: [i64; 4]| {
+            let key: ArrayRef = match text {
+                true => Arc::new(StringViewArray::from_iter_values(["a key that is longer than a view"; 4])),
+                false => Arc::new(Int64Array::from(vec![7; 4])),
+            };
+            let value: ArrayRef = Arc::new(Int64Array::from_iter_values(0..4));
+            Batch::new(4, vec![key, value], Some(ScalarBuffer::from(times.to_vec()))).unwrap()
+        };
+        join.watermark(i64::MIN + 1);
+        for input in [0, 1] {
+            join.rows(input, batch([i64::MIN, i64::MIN + 2, -TIME_LIMIT_MS, TIME_LIMIT_MS]));
+        }
+        assert_eq!((join.out.letters.len(), join.metrics.records_late.get()), (4, 0), "{kind:?}");
+        join.watermark(i64::MAX - 1);
+        assert_eq!(join.out.rows, 2, "each with its like, {kind:?}");
     }
 }
 
@@ -112,8 +145,6 @@ fn a_row_without_event_time_is_refused_by_name() {
 
 #[test]
 fn few_pairs_do_not_keep_a_window_of_text() {
-    use arrow::array::StringViewArray;
-    use tidemill_core::plan::{DataType, Field};
     for kind in [TUMBLING, INTERVAL] {
         let side = || Side { fields: vec![int("key"), Field::new("text", DataType::Utf8, false)], key: vec![0] };
         let mut join = Join::new(kind, side(), side(), &[(0, 1), (1, 1)], 1_000);

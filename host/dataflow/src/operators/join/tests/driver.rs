@@ -15,8 +15,8 @@ use tidemill_core::time::{SystemClock, Watermark};
 use tidemill_core::{Batch, Result};
 use tidemill_state::MemoryBackend;
 
-use crate::operators::{Begin, Build};
 use crate::operators::join::build;
+use crate::operators::{Begin, Build};
 
 /// Fields of one input, and which of them are its key.
 pub(super) struct Side {
@@ -39,6 +39,7 @@ pub(super) struct Join {
 #[derive(Default)]
 pub(super) struct Collected {
     pub(super) batches: Vec<Batch>,
+    pub(super) letters: Vec<DeadLetter>,
     /// Full after so many batches of one call; 0: never.
     pub(super) room: usize,
     /// Batches of the call.
@@ -65,7 +66,8 @@ impl Output for Collected {
     }
 
     fn dead_letter(&mut self, letter: DeadLetter) -> Result<()> {
-        panic!("{letter:?}")
+        self.letters.push(letter);
+        Ok(())
     }
 }
 
