@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,9 @@ use tidemill_dataflow::{JobControl, SavepointRequest};
 const MAX_LINE_BYTES: u64 = 64 << 10;
 /// A question has to arrive at once; its answer may take as long as a savepoint does.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a process that is being killed may take to vanish.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,7 +73,13 @@ impl Drop for Server {
 /// Listens for the job of a manifest.
 pub fn listen(manifest: &Path, running: Running) -> anyhow::Result<Server> {
     let path = socket(manifest)?;
-    if UnixStream::connect(&path).is_ok() {
+    let runs = || UnixStream::connect(&path).is_ok();
+    // A process that was just killed may still be about to vanish.
+    let begin = Instant::now();
+    while runs() && begin.elapsed() < GRACE {
+        thread::sleep(GRACE / 20);
+    }
+    if runs() {
         bail!("{} runs already, in another process\n  mend: Stop that one first: `tidemill stop`.", manifest.display());
     }
     match fs::remove_file(&path) {
