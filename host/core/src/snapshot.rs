@@ -38,7 +38,7 @@ impl KeyGroupRange {
         let owned = |group: &u16| max_parallelism.subtask_of(KeyGroup(*group), parallelism) == subtask;
         let mut groups = (0..max_parallelism.get()).filter(owned);
         let first = groups.next()?;
-        Some(Self { first, last: groups.last().unwrap_or(first) })
+        Some(Self { first, last: groups.next_back().unwrap_or(first) })
     }
 
     /// Whether it has this group.

@@ -6,6 +6,9 @@
 mod column;
 mod format;
 mod memory;
+mod reader;
 pub mod testing;
 
+pub use format::PartKind;
 pub use memory::{MemoryBackend, SnapshotLimits};
+pub use reader::{PartInfo, StateReader};
