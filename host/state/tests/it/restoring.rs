@@ -220,7 +220,11 @@ fn a_snapshot_is_read_without_its_job() {
     assert_eq!(parts, [(PartKind::Table, "t"), (PartKind::Log, "l"), timers[0], timers[1]]);
     let rows = |kind, name, keys: Option<&[ArrayRef]>| {
         let mut batches = Vec::new();
-        reader.rows(kind, name, keys, &mut |batch| Ok(batches.push(batch))).unwrap();
+        let mut visit = |batch| {
+            batches.push(batch);
+            Ok(())
+        };
+        reader.rows(kind, name, keys, &mut visit).unwrap();
         let schema = reader.parts().find(|p| p.kind == kind && p.name == name).unwrap().schema.clone();
         let all = concat_batches(&schema, &batches).unwrap();
         let column = |i| all.column(i).as_primitive::<Int64Type>().clone();
