@@ -36,6 +36,9 @@ pub enum Command {
     Savepoint(SavepointArgs),
     /// Stop a running job cleanly, with a checkpoint if it takes any
     Stop(StopArgs),
+    /// Look into checkpoints and savepoints, without the job's code
+    #[command(subcommand)]
+    State(StateCommand),
     /// Show what a component is: its plan, its imports, its sizes
     Inspect(InspectArgs),
     /// Show the connectors and their options
@@ -121,6 +124,75 @@ pub struct StopArgs {
     pub savepoint: Option<String>,
     #[command(flatten)]
     pub running: RunningArgs,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum StateCommand {
+    /// The checkpoints that there are
+    List(StateProjectArgs),
+    /// What a checkpoint or savepoint keeps: operators, their state and its types, splits, watermarks
+    Inspect(StateInspectArgs),
+    /// Rows of an operator's state, as JSON lines
+    Query(StateQueryArgs),
+    /// A whole state as a file
+    Export(StateExportArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct StateProjectArgs {
+    /// The project whose manifest says where the checkpoints are: its folder or its manifest
+    #[arg(long, default_value = ".", value_name = "PROJECT")]
+    pub project: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct StateFromArgs {
+    /// A savepoint (its folder or URL), `latest`, or the number of a checkpoint
+    #[arg(long, default_value = "latest", value_name = "SAVEPOINT")]
+    pub from: String,
+    #[command(flatten)]
+    pub project: StateProjectArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct StateInspectArgs {
+    #[command(flatten)]
+    pub from: StateFromArgs,
+    /// As one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which part of which operator's state.
+#[derive(Args, Debug)]
+pub struct StatePartArgs {
+    /// The operator: its uid or its name
+    pub operator: String,
+    /// The table or log, or `event-timers` or `processing-timers`, if the operator has several
+    pub part: Option<String>,
+    #[command(flatten)]
+    pub from: StateFromArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct StateQueryArgs {
+    #[command(flatten)]
+    pub part: StatePartArgs,
+    /// Only this key; once per column of the key
+    #[arg(long, value_name = "VALUE")]
+    pub key: Vec<String>,
+    /// At most so many rows
+    #[arg(long, value_name = "ROWS")]
+    pub limit: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub struct StateExportArgs {
+    #[command(flatten)]
+    pub part: StatePartArgs,
+    /// The file to write; its extension says how: .json (JSON lines) or .parquet
+    #[arg(long, value_name = "FILE")]
+    pub to: PathBuf,
 }
 
 /// A job that runs on this machine.

@@ -6,6 +6,7 @@ pub mod control;
 pub mod inspect;
 pub mod new;
 pub mod run;
+pub mod state;
 pub mod test;
 
 use std::path::{Path, PathBuf};

@@ -51,6 +51,7 @@ fn dispatch(command: Command, screen: &Screen) -> Outcome {
         Command::Run(args) => commands::run::run(&args, screen),
         Command::Savepoint(args) => commands::control::savepoint(&args),
         Command::Stop(args) => commands::control::stop(&args),
+        Command::State(command) => commands::state::run(&command),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Connectors(args) => commands::connectors::run(&args),
         Command::Completions { shell } => {

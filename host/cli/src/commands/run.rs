@@ -75,6 +75,17 @@ fn spec(
     })
 }
 
+/// The name under which a manifest's job keeps its checkpoints.
+pub fn job_name(manifest: &Manifest) -> Result<String, tidemill_core::Error> {
+    match &manifest.job.name {
+        Some(name) => Ok(name.clone()),
+        None => {
+            let job = sandbox::load(&manifest.job.component, sandbox::limits(&manifest.limits))?;
+            Ok(job.graph.name().to_owned())
+        }
+    }
+}
+
 /// One line before the job's own.
 fn announce(manifest: &Manifest, spec: &JobSpec, loaded: Duration, from_cache: bool) {
     let slots = match spec.settings.parallelism {

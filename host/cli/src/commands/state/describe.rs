@@ -1,0 +1,131 @@
+//! Checkpoints as text and as JSON.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+use tidemill_checkpoint::Checkpoint;
+use tidemill_checkpoint::manifest::{ManifestKind, OperatorState};
+use tidemill_core::Result;
+use tidemill_core::snapshot::StateHandle;
+use tidemill_state::{PartKind, StateReader};
+
+use super::Found;
+use crate::report::{Align, table};
+use crate::units;
+
+/// One line per checkpoint, the newest first.
+pub(super) fn list(checkpoints: &[Checkpoint]) -> String {
+    let heads = ["checkpoint", "epoch", "attempt", "kind", "size", "committed", "taken"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(checkpoints.iter().map(|c| {
+        vec![
+            c.number.to_string(),
+            c.manifest.epoch.to_string(),
+            c.manifest.generation.to_string(),
+            kind(c.manifest.kind).to_owned(),
+            units::bytes(c.manifest.files().map(|file| file.bytes).sum()),
+            if c.committed { "yes" } else { "no" }.to_owned(),
+            units::time_utc(c.manifest.created_ms),
+        ]
+    }));
+    let (left, right) = (Align::Left, Align::Right);
+    table(&[right, right, right, left, right, left, left], &rows).join("\n") + "\n"
+}
+
+/// What it keeps, for people.
+pub(super) fn text(found: &Found) -> Result<String> {
+    let checkpoint = &found.checkpoint;
+    let mut text = format!(
+        "{} of job '{}': {}, epoch {}, attempt {}, {} key groups, taken {}\n",
+        found.title,
+        checkpoint.job,
+        kind(checkpoint.kind),
+        checkpoint.epoch,
+        checkpoint.generation,
+        checkpoint.max_parallelism,
+        units::time_utc(checkpoint.created_ms),
+    );
+    for operator in &checkpoint.operators {
+        let _ = writeln!(text, "\n{} (uid {}) x{}", operator.name, operator.uid, operator.parallelism);
+        if let Some(watermark) = watermark(operator) {
+            let _ = writeln!(text, "  watermark  {}", units::time_utc(watermark));
+        }
+        let splits = operator.subtasks.iter().flat_map(|s| &s.splits);
+        for split in splits {
+            let _ = writeln!(text, "  split      {}", split.id);
+        }
+        for part in parts(found, operator)? {
+            let schema = part.fields.iter().map(|(name, kind)| format!("{name} {kind}")).collect::<Vec<_>>().join(", ");
+            let _ = writeln!(text, "  {:<10} {}: {} written, {schema}", part.kind, part.name, part.written);
+        }
+    }
+    Ok(text)
+}
+
+/// The same for programs.
+pub(super) fn json(found: &Found) -> Result<String> {
+    let checkpoint = &found.checkpoint;
+    let operators = checkpoint.operators.iter().map(|operator| {
+        let parts = parts(found, operator)?.into_iter().map(|part| {
+            let fields = part.fields.iter().map(|(name, kind)| json!({"name": name, "type": kind}));
+            json!({"kind": part.kind, "name": part.name, "written": part.written, "fields": fields.collect::<Vec<_>>()})
+        });
+        Ok(json!({
+            "uid": operator.uid,
+            "name": operator.name,
+            "parallelism": operator.parallelism,
+            "watermark_ms": watermark(operator),
+            "splits": operator.subtasks.iter().flat_map(|s| &s.splits).map(|s| &s.id).collect::<Vec<_>>(),
+            "state": parts.collect::<Vec<Value>>(),
+        }))
+    });
+    let document = json!({
+        "job": checkpoint.job,
+        "kind": checkpoint.kind,
+        "epoch": checkpoint.epoch,
+        "attempt": checkpoint.generation,
+        "max_parallelism": checkpoint.max_parallelism,
+        "created_ms": checkpoint.created_ms,
+        "operators": operators.collect::<Result<Vec<Value>>>()?,
+    });
+    Ok(format!("{document:#}\n"))
+}
+
+/// A part of an operator's state.
+struct Part {
+    kind: &'static str,
+    name: String,
+    written: u64,
+    fields: Vec<(String, String)>,
+}
+
+fn parts(found: &Found, operator: &OperatorState) -> Result<Vec<Part>> {
+    let handles: Vec<StateHandle> = operator.subtasks.iter().filter_map(|s| s.state.clone()).collect();
+    if handles.iter().any(|handle| handle.format != StateHandle::PORTABLE) {
+        let (kind, name) = ("state", "in its backend's own format; make a savepoint to look into it".to_owned());
+        return Ok(vec![Part { kind, name, written: 0, fields: Vec::new() }]);
+    }
+    let reader = StateReader::open(&handles, found.files.clone())?;
+    let parts = reader.parts().map(|part| Part {
+        kind: super::rows::kind_name(part.kind),
+        name: part.name.clone(),
+        written: part.written,
+        fields: part.schema.fields().iter().map(|f| (f.name().clone(), f.data_type().to_string())).collect(),
+    });
+    Ok(parts.filter(|part| part.written > 0 || part.kind != super::rows::kind_name(PartKind::EventTimers)).collect())
+}
+
+/// The least of the subtasks'; `None`: there is none yet, or the input has ended.
+fn watermark(operator: &OperatorState) -> Option<i64> {
+    let least = operator.subtasks.iter().map(|s| s.watermark).min()?;
+    (least != i64::MIN && least != i64::MAX).then_some(least)
+}
+
+fn kind(kind: ManifestKind) -> &'static str {
+    match kind {
+        ManifestKind::Checkpoint => "checkpoint",
+        ManifestKind::Savepoint => "savepoint",
+        ManifestKind::Stopped => "stopped",
+        ManifestKind::Finished => "finished",
+    }
+}

@@ -1,0 +1,135 @@
+//! Rows of an operator's state: shown, or written to a file.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
+use arrow::compute::cast;
+use arrow_json::LineDelimitedWriter;
+use parquet::arrow::ArrowWriter;
+use tidemill_core::snapshot::StateHandle;
+use tidemill_core::{Error, ErrorKind, Result};
+use tidemill_state::{PartInfo, PartKind, StateReader};
+
+use super::{Found, find};
+use crate::args::{StateExportArgs, StatePartArgs, StateQueryArgs};
+use crate::commands::build::say;
+use crate::failure::Outcome;
+use crate::screen::print;
+use crate::units;
+
+pub(super) fn query(args: &StateQueryArgs) -> Outcome {
+    let found = find(&args.part.from)?;
+    let reader = reader(&found, &args.part)?;
+    let part = part(&reader, &args.part)?;
+    let key = (!args.key.is_empty()).then(|| key(part, &args.key)).transpose()?;
+    let mut left = args.limit.unwrap_or(usize::MAX);
+    let shown = reader.rows(part.kind, &part.name, key.as_deref(), &mut |batch| {
+        let batch = batch.slice(0, batch.num_rows().min(left));
+        left -= batch.num_rows();
+        print(&String::from_utf8_lossy(&json_lines(&batch)?));
+        // The rest need not be read; the error says so, and is none.
+        if left == 0 { Err(Error::new(ErrorKind::Limit, "enough")) } else { Ok(()) }
+    });
+    match shown {
+        Err(_) if left == 0 => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+pub(super) fn export(args: &StateExportArgs) -> Outcome {
+    let found = find(&args.part.from)?;
+    let reader = reader(&found, &args.part)?;
+    let part = part(&reader, &args.part)?;
+    let to = &args.to;
+    let file = File::create_new(to).with_context(|| format!("making {}", to.display()))?;
+    let mut rows = 0_u64;
+    let failed = |e: String| Error::invalid(format!("writing {}: {e}", to.display()));
+    match to.extension().and_then(|e| e.to_str()) {
+        Some("json" | "jsonl" | "ndjson") => {
+            let mut file = BufWriter::new(file);
+            reader.rows(part.kind, &part.name, None, &mut |batch| {
+                rows += batch.num_rows() as u64;
+                file.write_all(&json_lines(&batch)?).map_err(|e| failed(e.to_string()))
+            })?;
+            file.flush().map_err(|e| failed(e.to_string()))?;
+        }
+        Some("parquet") => {
+            let mut writer = ArrowWriter::try_new(file, part.schema.clone(), None)?;
+            reader.rows(part.kind, &part.name, None, &mut |batch| {
+                rows += batch.num_rows() as u64;
+                writer.write(&batch).map_err(|e| failed(e.to_string()))
+            })?;
+            writer.close()?;
+        }
+        _ => {
+            let error = Error::invalid(format!("{}: it is not said how to write it", to.display()));
+            return Err(error.mend("Name a file that ends in .json or .parquet.").into());
+        }
+    }
+    say("exported", &format!("{} rows to {}", units::count(rows), to.display()));
+    Ok(())
+}
+
+/// As it is typed.
+pub(super) fn kind_name(kind: PartKind) -> &'static str {
+    match kind {
+        PartKind::Table => "table",
+        PartKind::Log => "log",
+        PartKind::EventTimers => "event-timers",
+        PartKind::ProcessingTimers => "processing-timers",
+    }
+}
+
+fn reader(found: &Found, args: &StatePartArgs) -> Result<StateReader> {
+    let operator = found.operator(&args.operator)?;
+    let handles: Vec<StateHandle> = operator.subtasks.iter().filter_map(|s| s.state.clone()).collect();
+    StateReader::open(&handles, found.files.clone())
+}
+
+/// The part that is meant: by its name, by its kind, or the only one that has rows.
+fn part<'a>(reader: &'a StateReader, args: &StatePartArgs) -> Result<&'a PartInfo> {
+    let meant: Vec<&PartInfo> = match &args.part {
+        Some(name) => reader.parts().filter(|p| p.name == *name || kind_name(p.kind) == name).collect(),
+        None => reader.parts().filter(|p| p.written > 0).collect(),
+    };
+    if let [only] = meant.as_slice() {
+        return Ok(only);
+    }
+    let all: Vec<&str> =
+        reader.parts().map(|p| if p.name.is_empty() { kind_name(p.kind) } else { p.name.as_str() }).collect();
+    let message = match &args.part {
+        Some(name) => format!("operator '{}' has no state '{name}'", args.operator),
+        None => format!("operator '{}' has not just one state", args.operator),
+    };
+    Err(Error::invalid(message).mend(format!("Name one of: {}.", all.join(", "))))
+}
+
+/// A key as it was typed.
+fn key(part: &PartInfo, typed: &[String]) -> Result<Vec<ArrayRef>> {
+    let fields = part.schema.fields().iter().skip(1).take(part.keys);
+    if typed.len() != part.keys {
+        let names: Vec<&str> = fields.map(|f| f.name().as_str()).collect();
+        let message =
+            format!("the key has {} columns ({}), and {} are given", part.keys, names.join(", "), typed.len());
+        return Err(Error::invalid(message).mend("Give --key once per column, in this order."));
+    }
+    let column = |(field, text): (&Arc<arrow::datatypes::Field>, &String)| {
+        let column: ArrayRef = Arc::new(StringArray::from(vec![text.as_str()]));
+        let wrong =
+            |why: String| Error::invalid(format!("'{text}' is no {} ({}){why}", field.data_type(), field.name()));
+        let column = cast(&column, field.data_type()).map_err(|e| wrong(format!(": {e}")))?;
+        if column.null_count() > 0 { Err(wrong(String::new())) } else { Ok(column) }
+    };
+    fields.zip(typed).map(column).collect()
+}
+
+fn json_lines(batch: &RecordBatch) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut writer = LineDelimitedWriter::new(&mut text);
+    writer.write(batch)?;
+    writer.finish()?;
+    Ok(text)
+}
