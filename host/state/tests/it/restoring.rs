@@ -242,3 +242,27 @@ fn a_snapshot_is_read_without_its_job() {
     assert_eq!(rows(PartKind::ProcessingTimers, "", None), [[Some(5), Some(10)], [Some(6), Some(30)]]);
     assert!(reader.rows(PartKind::Log, "t", None, &mut |_| Ok(())).is_err());
 }
+
+#[test]
+fn an_abandoned_snapshot_costs_nothing_and_outgrown_changes_are_merged() {
+    let limits = SnapshotLimits { min_merge_bytes: 0, ..SnapshotLimits::default() };
+    let files = Arc::new(MemoryFiles::new());
+    let spec = StateSpec::empty(KeyCodec::new(&[DataType::Int64], false).unwrap());
+    let mut state = MemoryBackend::new().snapshots(limits).open(spec).unwrap();
+    let table = state.table("t", values(&[("n", DataType::Int64)])).unwrap();
+    state.declared().unwrap();
+    let values: ArrayRef = Arc::new(Int64Array::from(vec![4, 5, 6]));
+    put(&mut *state, table, std::slice::from_ref(&values));
+    let base = written(&files, &mut *state).files;
+    put(&mut *state, table, &[]);
+    drop(state.snapshot(SnapshotKind::Incremental).unwrap());
+    let next = written(&files, &mut *state).files;
+    assert_eq!((next.len(), &next[..1]), (2, &base[..]), "the base and what the abandoned one had");
+    let rounds = (0..10).map(|_| {
+        put(&mut *state, table, std::slice::from_ref(&values));
+        written(&files, &mut *state).files
+    });
+    let chains: Vec<_> = rounds.collect();
+    assert!(chains.iter().all(|files| files.len() <= 4), "{chains:?}");
+    assert_ne!(chains[9][0], base[0], "changes as large as the base become a new one");
+}
