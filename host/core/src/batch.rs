@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, TimestampMillisecondArray, UInt32Array};
 use arrow::buffer::ScalarBuffer;
 use arrow::compute;
+use arrow::datatypes::TimestampMillisecondType;
 
 use crate::error::{Error, Result};
 
@@ -81,9 +82,24 @@ impl Batch {
 
     /// The rows with these indices, in this order.
     pub fn take(&self, rows: &UInt32Array) -> Result<Self> {
-        let columns = self.columns.iter().map(|c| compute::take(c, rows, None)).collect::<Result<Vec<_>, _>>()?;
         let timestamps = self.timestamps.as_ref().map(|t| take_timestamps(t, rows.values())).transpose()?;
+        let take = |column: &ArrayRef| match &timestamps {
+            Some(taken) if self.is_event_time(column) => {
+                let array = TimestampMillisecondArray::new(taken.clone(), None);
+                Ok(Arc::new(array.with_data_type(column.data_type().clone())) as ArrayRef)
+            }
+            _ => compute::take(column, rows, None),
+        };
+        let columns = self.columns.iter().map(take).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { rows: rows.len(), columns: columns.into(), timestamps })
+    }
+
+    /// Whether the timestamps are this column's own values, as they are behind a source: then they need not be copied
+    /// twice.
+    fn is_event_time(&self, column: &ArrayRef) -> bool {
+        let values = column.as_primitive_opt::<TimestampMillisecondType>().filter(|c| c.null_count() == 0);
+        let values = values.map(|c| c.values());
+        values.zip(self.timestamps.as_ref()).is_some_and(|(values, t)| std::ptr::eq(&values[..], &t[..]))
     }
 
     /// One batch of the rows of all, in order. They must have the same column types; `None` if there are none.
@@ -112,11 +128,11 @@ impl Batch {
 }
 
 /// The timestamps of the rows with these indices.
+#[allow(clippy::indexing_slicing, reason = "checked for all rows at once, so that the loop has no way out")]
 pub fn take_timestamps(timestamps: &ScalarBuffer<i64>, rows: &[u32]) -> Result<ScalarBuffer<i64>> {
-    let mut taken = Vec::with_capacity(rows.len());
-    for &row in rows {
-        let time = timestamps.get(row as usize);
-        taken.push(*time.ok_or_else(|| Error::internal("a row index outside its batch"))?);
+    let largest = rows.iter().copied().fold(0, u32::max) as usize;
+    if !rows.is_empty() && largest >= timestamps.len() {
+        return Err(Error::internal("a row index outside its batch"));
     }
-    Ok(taken.into())
+    Ok(rows.iter().map(|&row| timestamps[row as usize]).collect())
 }

@@ -1,8 +1,8 @@
 //! Which receiver a row goes to.
 //!
-//! By hash: one pass hashes the keys, one counts rows per receiver, one sorts row numbers by receiver (a counting sort,
-//! so rows keep their order), then each column is taken once per receiver. A batch that goes to one receiver as a whole
-//! is handed on without a copy.
+//! By hash: one pass hashes the keys, one finds receivers, then row numbers are brought in order of receivers (and keep
+//! their order), and each column is taken once per receiver. A batch that goes to one receiver as a whole is handed on
+//! without a copy.
 #![allow(clippy::indexing_slicing, reason = "a loop per row; every index is a receiver or row counted just before")]
 
 use arrow::array::UInt32Array;
@@ -10,6 +10,10 @@ use arrow::buffer::ScalarBuffer;
 use tidemill_core::ids::{KeyGroup, MaxParallelism};
 use tidemill_core::keys::KeyCodec;
 use tidemill_core::{Batch, Result};
+
+/// Up to so many receivers, a pass over the rows for each is faster than a counting sort, whose counters pass through
+/// memory.
+const FEW: usize = 6;
 
 /// Distributes batches over the receivers of an edge.
 #[derive(Debug)]
@@ -46,43 +50,55 @@ impl HashPartitioner {
     pub fn split(&mut self, batch: Batch, receivers: usize, mut send: impl FnMut(usize, Batch)) -> Result<()> {
         let columns = self.key.iter().map(|&c| batch.column(c).cloned()).collect::<Result<Vec<_>>>()?;
         self.codec.hash(batch.rows(), &columns, &mut self.hashes)?;
-        let mut counts = vec![0_u32; receivers];
+        let receiver = |&hash: &u64| self.receivers[usize::from(self.max_parallelism.key_group(hash).0)];
         self.receiver_of_row.clear();
-        self.receiver_of_row.reserve(batch.rows());
-        for &hash in &self.hashes {
-            let receiver = self.receivers[usize::from(self.max_parallelism.key_group(hash).0)];
-            counts[receiver as usize] += 1;
-            self.receiver_of_row.push(receiver);
-        }
-        if let Some(only) = counts.iter().position(|&count| count as usize == batch.rows()) {
-            send(only, batch);
-            return Ok(());
-        }
-        let rows = self.rows_by_receiver(&counts);
+        self.receiver_of_row.extend(self.hashes.iter().map(receiver));
+        let (rows, ends) = if receivers <= FEW { self.pick(receivers) } else { self.sort(receivers) };
         let mut start = 0;
-        for (receiver, count) in counts.iter().map(|&count| count as usize).enumerate() {
-            if count > 0 {
-                send(receiver, batch.take(&UInt32Array::new(rows.slice(start, count), None))?);
-                start += count;
+        for (receiver, end) in ends.into_iter().enumerate() {
+            if end - start == batch.rows() {
+                send(receiver, batch);
+                return Ok(());
             }
+            if end > start {
+                send(receiver, batch.take(&UInt32Array::new(rows.slice(start, end - start), None))?);
+            }
+            start = end;
         }
         Ok(())
     }
 
-    fn rows_by_receiver(&self, counts: &[u32]) -> ScalarBuffer<u32> {
-        let mut next: Vec<u32> = Vec::with_capacity(counts.len());
+    /// Row numbers by receiver, and where those of each end: a pass per receiver, in which nothing waits for memory.
+    fn pick(&self, receivers: usize) -> (ScalarBuffer<u32>, Vec<usize>) {
+        // One longer, since each row is written and only then kept or not.
+        let mut rows = vec![0_u32; self.receiver_of_row.len() + 1];
+        let (mut end, mut ends) = (0, Vec::with_capacity(receivers));
+        for receiver in 0..receivers as u32 {
+            for (row, &of_row) in self.receiver_of_row.iter().enumerate() {
+                rows[end] = row as u32;
+                end += usize::from(of_row == receiver);
+            }
+            ends.push(end);
+        }
+        (rows.into(), ends)
+    }
+
+    /// The same by a counting sort.
+    fn sort(&self, receivers: usize) -> (ScalarBuffer<u32>, Vec<usize>) {
+        let mut next = vec![0; receivers];
+        self.receiver_of_row.iter().for_each(|&receiver| next[receiver as usize] += 1);
         let mut sum = 0;
-        for &count in counts {
-            next.push(sum);
-            sum += count;
+        for count in &mut next {
+            sum += std::mem::replace(count, sum);
         }
         let mut rows = vec![0_u32; self.receiver_of_row.len()];
         for (row, &receiver) in self.receiver_of_row.iter().enumerate() {
             let at = &mut next[receiver as usize];
-            rows[*at as usize] = row as u32;
+            rows[*at] = row as u32;
             *at += 1;
         }
-        rows.into()
+        // Where the next row of a receiver would have gone is where its rows end.
+        (rows.into(), next)
     }
 }
 

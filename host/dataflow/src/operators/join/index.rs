@@ -63,6 +63,9 @@ pub(super) struct Bounds {
     pub(super) steps: usize,
 }
 
+/// With a table at most half full, at most one of 16 rows passes that should not.
+const FILTER_BITS: usize = 8;
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     /// The key if it is fixed, else its hash.
@@ -76,6 +79,9 @@ struct Entry {
 pub(super) struct KeyIndex {
     /// A power of two, at most half full. 0: empty; else the upper half of the key's hash, and below it entry + 1.
     slots: Vec<u64>,
+    /// A bit for every hash there is, [`FILTER_BITS`] per slot: a probe that finds nothing, as most do when many buckets
+    /// are asked for one row, ends here, without a miss of the cache or a branch that can't be predicted.
+    filter: Vec<u64>,
     entries: Vec<Entry>,
     /// Per row, the next one of its key.
     next: Vec<u32>,
@@ -93,7 +99,7 @@ impl KeyIndex {
 
     /// Bytes that it holds.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.slots.capacity() * 8
+        (self.slots.capacity() + self.filter.capacity()) * 8
             + self.entries.capacity() * size_of::<Entry>()
             + self.next.capacity() * 4
             + self.bytes.capacity()
@@ -153,11 +159,11 @@ impl KeyIndex {
         match &keys.data {
             KeyData::Fixed(values) => {
                 let find = |row: usize| self.find_fixed(values[row], keys.hashes[row]).ok();
-                self.probe_with(keys.len(), base, cursor, bounds, pairs, find, accept)
+                self.probe_with(&keys.hashes, base, cursor, bounds, pairs, find, accept)
             }
             KeyData::Rows(rows) => {
                 let find = |row: usize| self.find_row(rows, row, keys.hashes[row]);
-                self.probe_with(keys.len(), base, cursor, bounds, pairs, find, accept)
+                self.probe_with(&keys.hashes, base, cursor, bounds, pairs, find, accept)
             }
         }
     }
@@ -166,7 +172,7 @@ impl KeyIndex {
     #[inline]
     fn probe_with(
         &self,
-        rows: usize,
+        hashes: &[u64],
         base: u32,
         cursor: &mut Cursor,
         bounds: &mut Bounds,
@@ -174,35 +180,55 @@ impl KeyIndex {
         find: impl Fn(usize) -> Option<usize>,
         accept: impl Fn(u32, u32) -> bool,
     ) -> bool {
-        while cursor.row < rows {
+        while cursor.row < hashes.len() {
             if bounds.steps == 0 {
                 return false;
             }
-            bounds.steps -= 1;
-            if let Some(entry) = find(cursor.row) {
-                let Entry { head, tail, .. } = self.entries[entry];
-                let mut found = if cursor.chain == NO_ROW { head } else { cursor.chain };
-                let row = cursor.row as u32;
-                loop {
-                    if pairs.probe.len() >= bounds.pairs || bounds.steps == 0 {
-                        cursor.chain = found;
-                        return false;
+            let end = hashes.len().min(cursor.row + bounds.steps.min(64));
+            let start = cursor.row;
+            let mut hits = self.may_have(&hashes[start..end]);
+            while hits != 0 {
+                let row = start + hits.trailing_zeros() as usize;
+                hits &= hits - 1;
+                bounds.steps = bounds.steps.saturating_sub(row + 1 - cursor.row);
+                cursor.row = row;
+                if let Some(entry) = find(row) {
+                    let Entry { head, tail, .. } = self.entries[entry];
+                    let mut found = if cursor.chain == NO_ROW { head } else { cursor.chain };
+                    let row = row as u32;
+                    loop {
+                        if pairs.probe.len() >= bounds.pairs || bounds.steps == 0 {
+                            cursor.chain = found;
+                            return false;
+                        }
+                        if accept(row, found) {
+                            pairs.probe.push(base + row);
+                            pairs.found.push(found);
+                        }
+                        if found == tail {
+                            break;
+                        }
+                        bounds.steps -= 1;
+                        found = self.next[found as usize];
                     }
-                    if accept(row, found) {
-                        pairs.probe.push(base + row);
-                        pairs.found.push(found);
-                    }
-                    if found == tail {
-                        break;
-                    }
-                    bounds.steps -= 1;
-                    found = self.next[found as usize];
+                    cursor.chain = NO_ROW;
                 }
-                cursor.chain = NO_ROW;
+                cursor.row += 1;
             }
-            cursor.row += 1;
+            bounds.steps = bounds.steps.saturating_sub(end - cursor.row);
+            cursor.row = end;
         }
         true
+    }
+
+    /// For each of at most 64 hashes a bit: whether there may be an entry. Without a branch.
+    #[inline]
+    fn may_have(&self, hashes: &[u64]) -> u64 {
+        let mask = self.filter.len() - 1;
+        hashes.iter().enumerate().fold(0, |hits, (i, hash)| {
+            let word = self.filter[(hash >> 6) as usize & mask];
+            hits | (((word >> (hash & 63)) & 1) << i)
+        })
     }
 
     fn find_row(&self, rows: &Rows, row: usize, hash: u64) -> Option<usize> {
@@ -258,6 +284,8 @@ impl KeyIndex {
     #[inline]
     fn add(&mut self, slot: usize, hash: u64, key: u64) {
         let row = self.next.len() as u32;
+        let word = (hash >> 6) as usize & (self.filter.len() - 1);
+        self.filter[word] |= 1 << (hash & 63);
         self.entries.push(Entry { key, head: row, tail: row });
         self.next.push(NO_ROW);
         self.slots[slot] = (hash >> 32 << 32) | self.entries.len() as u64;
@@ -275,7 +303,8 @@ impl KeyIndex {
     fn grow(&mut self) {
         let size = (self.slots.len() * 2).max(64);
         let mut slots = vec![0u64; size];
-        let mask = size - 1;
+        let mut filter = vec![0u64; size * FILTER_BITS / 64];
+        let (mask, filter_mask) = (size - 1, filter.len() - 1);
         for (i, entry) in self.entries.iter().enumerate() {
             let hash = if self.encoded { entry.key } else { hash_fixed(entry.key) };
             let mut at = hash as usize & mask;
@@ -283,8 +312,9 @@ impl KeyIndex {
                 at = (at + 1) & mask;
             }
             slots[at] = (hash >> 32 << 32) | (i as u64 + 1);
+            filter[(hash >> 6) as usize & filter_mask] |= 1 << (hash & 63);
         }
-        self.slots = slots;
+        (self.slots, self.filter) = (slots, filter);
     }
 }
 
