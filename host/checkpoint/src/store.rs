@@ -13,9 +13,10 @@ use tidemill_core::snapshot::{FileRef, SnapshotFiles};
 
 use crate::blobs::{self, BlobError, Blobs, PutNew, Trouble};
 use crate::files::{self, Files};
-use crate::journal::{Append, Journal, Nonces, random_nonces};
+use crate::journal::{Append, Journal};
 use crate::log::{self, Entry, Event, Origin, Resume, Start, Stored};
 use crate::manifest::Manifest;
+use crate::nonce::{Nonces, random_nonces};
 use crate::owner::{Owner, Restored};
 use crate::savepoint;
 

@@ -2,4 +2,8 @@
 
 mod support;
 
+mod faults;
+mod garbage;
+mod protocol;
+mod restart;
 mod store;
