@@ -188,7 +188,7 @@ fn damage_names_the_file_and_the_newest_checkpoint_that_is_whole() {
         assert!(error.contains(&damaged.path) && error.contains(why), "{error}");
         assert_eq!(store.newest_usable_before(newest).unwrap(), Some(old));
     }
-    let path = memory.paths().into_iter().filter(|p| p.starts_with("log/")).next_back().unwrap();
+    let path = memory.paths().into_iter().rfind(|p| p.starts_with("log/")).unwrap();
     memory.damage(&path, Some(br#"{"format":"tidemill-log","version":99}"#.to_vec()));
     let error = store.begin(&Start::Recover, 0).err().unwrap().to_string();
     assert!(error.contains(&path) && error.contains("version 99"), "{error}");
