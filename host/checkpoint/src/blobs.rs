@@ -131,8 +131,9 @@ pub fn at(location: &str) -> Result<Arc<dyn Blobs>> {
     match location.split_once("://") {
         None => Ok(Arc::new(Local::open(location))),
         Some(("file", path)) => Ok(Arc::new(Local::open(path))),
-        Some((scheme, _)) => Err(Error::invalid(format!("'{location}': there are no checkpoints in {scheme}://"))
-            .mend("name a folder, or s3://bucket/prefix")),
+        Some((scheme, _)) => {
+            Err(Error::invalid(format!("'{location}': there are no checkpoints in {scheme}://")).mend("name a folder"))
+        }
     }
 }
 

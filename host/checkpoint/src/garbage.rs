@@ -2,11 +2,12 @@
 //!
 //! Invariant: nothing that a retained checkpoint refers to is garbage, and nothing that a checkpoint in the making may
 //! refer to. Such a one refers to files that the newest checkpoint keeps, and to files that are newer than it; therefore
-//! only files *before* the newest checkpoint, by generation and epoch, are ever garbage.
+//! only files *before* the newest checkpoint, by generation and epoch, are ever garbage. A savepoint's files are its own,
+//! so it is not the newest checkpoint in this sense: what comes after it goes on from the checkpoint before it.
 
 use std::collections::BTreeSet;
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, ManifestKind};
 
 /// A file's place in time: the attempt that wrote it, and for which epoch. Ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,12 +66,12 @@ pub struct Garbage {
     pub files: Vec<String>,
 }
 
-/// What is garbage when these checkpoints are retained, by number, newest first. Without any, nothing is.
+/// What is garbage when these checkpoints are retained, by number, newest first. Without any but savepoints, nothing is.
 pub fn garbage(inventory: &Inventory, retained: &[(u64, Manifest)], folder: &str) -> Garbage {
-    let (Some((_, newest)), Some((oldest, _))) = (retained.first(), retained.last()) else {
+    let newest = retained.iter().map(|(_, manifest)| manifest).find(|manifest| manifest.kind != ManifestKind::Savepoint);
+    let (Some(newest), Some((oldest, _))) = (newest.map(Written::from), retained.last()) else {
         return Garbage::default();
     };
-    let newest = Written::from(newest);
     let named = retained.iter().flat_map(|(_, manifest)| manifest.files());
     let named: BTreeSet<&str> = named.filter_map(|file| file.path.strip_prefix(folder)?.strip_prefix('/')).collect();
     let unneeded = |name: &&String| {

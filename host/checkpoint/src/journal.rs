@@ -1,13 +1,13 @@
 //! The log where it is kept: appends an entry, whatever happens to the answers, and reads entries back.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
 use tidemill_core::error::{Error, ErrorKind, Result};
 
 use crate::blobs::{BlobError, Blobs, PutNew, at_path, read_all};
 use crate::log::{self, Before, Entry, Event, Stored};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, ManifestKind};
+use crate::nonce::Nonces;
 use crate::sealed::Damage;
 
 const LOG: &str = "log";
@@ -15,18 +15,6 @@ const COMMITTED: &str = "committed";
 
 /// How often an append is tried while answers are lost. Each of them was repeated already by what keeps the bytes.
 const APPEND_ATTEMPTS: u32 = 4;
-
-/// Makes nonces: different at each call, in every process.
-pub type Nonces = Arc<dyn Fn() -> String + Send + Sync>;
-
-/// From the randomness that the standard library takes from the operating system for its hash maps.
-pub fn random_nonces() -> Nonces {
-    Arc::new(|| {
-        let mut hasher = RandomState::new().build_hasher();
-        hasher.write_u32(std::process::id());
-        format!("{:016x}", hasher.finish())
-    })
-}
 
 /// The log of a job.
 pub(crate) struct Journal {
@@ -94,7 +82,6 @@ impl Journal {
         };
         let before = match (&entry.previous, entry.number.checked_sub(1)) {
             (Some(_), Some(before)) => self.content(before),
-            // The first entry has none before it: the log may not have come further than the one after it.
             _ => return self.confirm_first(won),
         };
         match before {
@@ -107,10 +94,19 @@ impl Journal {
         }
     }
 
+    /// The first entry has none before it, so the one after it tells: it must not be there, or follow from this one.
     fn confirm_first(&self, won: Append) -> Append {
-        match self.numbers() {
-            Ok(numbers) if numbers.iter().all(|number| *number <= 1) => won,
-            Ok(_) => {
+        let Append::Won(first) = &won else { return won };
+        let follows = self.numbers().and_then(|numbers| match numbers.last() {
+            Some(newest) if *newest > 1 => {
+                let second = self.entry(2)?;
+                Ok(second.is_some_and(|second| second.entry.previous.as_ref() == Some(&first.checksum)))
+            }
+            _ => Ok(true),
+        });
+        match follows {
+            Ok(true) => won,
+            Ok(false) => {
                 let _ = self.delete(1);
                 Append::Passed
             }
@@ -149,12 +145,13 @@ impl Journal {
         }
     }
 
-    /// The checkpoints that led to an entry, newest first, up to `limit`. Ends early where one can't be read, if
+    /// The checkpoints that led to an entry, newest first, up to `limit` without counting savepoints. Ends early where one can't be read, if
     /// `lenient`.
     pub(crate) fn lineage(&self, from: u64, limit: usize, lenient: bool) -> Result<Vec<(u64, Manifest)>> {
         let mut found = Vec::new();
         let mut next = Some(Before::Jump(from));
-        while let Some(step) = next.filter(|_| found.len() < limit) {
+        let mut counted = 0;
+        while let Some(step) = next.filter(|_| counted < limit) {
             let (number, checksum) = match step {
                 Before::Entry(number, checksum) => (number, Some(checksum)),
                 Before::Jump(number) => (number, None),
@@ -168,6 +165,7 @@ impl Journal {
             };
             next = Some(log::before(&stored.entry));
             if let Event::Checkpoint(manifest) = stored.entry.event {
+                counted += usize::from(manifest.kind != ManifestKind::Savepoint);
                 found.push((number, manifest));
             }
         }

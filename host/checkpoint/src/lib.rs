@@ -9,6 +9,7 @@ pub mod restart;
 
 pub mod checksum;
 pub mod log;
+pub mod nonce;
 pub mod sealed;
 
 pub mod blobs;

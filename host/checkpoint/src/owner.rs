@@ -14,7 +14,7 @@ use crate::files::Files;
 use crate::garbage::{Inventory, Written, garbage};
 use crate::journal::{Append, Journal};
 use crate::log::{Entry, Event, Origin, Stored};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, ManifestKind};
 
 /// The folder of snapshots, below the job's.
 pub(crate) const FILES: &str = "files";
@@ -40,9 +40,9 @@ pub struct Owner {
     restored: Option<Restored>,
     /// Its own last entry.
     last: Stored,
-    /// Files that the next manifest may name again: those of the newest checkpoint.
+    /// Files that the next manifest may name again: those of the newest checkpoint that is not a savepoint.
     kept: BTreeSet<String>,
-    /// When the newest checkpoint was written.
+    /// When that one was written.
     newest: Option<Written>,
     /// The checkpoint that has to be committed before another is claimed.
     uncommitted: Option<u64>,
@@ -131,12 +131,16 @@ impl Owner {
             return Ok(answer);
         }
         self.check(&manifest)?;
+        // Its files are its own: the next checkpoint goes on from the one before.
+        let savepoint = manifest.kind == ManifestKind::Savepoint;
         let (kept, newest, uncommitted) =
             (paths(&manifest), Written::from(&manifest), !manifest.committables.is_empty());
         let claim = self.append(Event::Checkpoint(manifest))?;
         if let Claim::Won(number) = claim {
-            self.kept = kept;
-            self.newest = Some(newest);
+            if !savepoint {
+                self.kept = kept;
+                self.newest = Some(newest);
+            }
             self.uncommitted = uncommitted.then_some(number);
         }
         Ok(claim)

@@ -13,9 +13,10 @@ use tidemill_core::snapshot::{FileRef, SnapshotFiles};
 
 use crate::blobs::{self, BlobError, Blobs, PutNew, Trouble};
 use crate::files::{self, Files};
-use crate::journal::{Append, Journal, Nonces, random_nonces};
+use crate::journal::{Append, Journal};
 use crate::log::{self, Entry, Event, Origin, Resume, Start, Stored};
 use crate::manifest::Manifest;
+use crate::nonce::{Nonces, random_nonces};
 use crate::owner::{Owner, Restored};
 use crate::savepoint;
 
@@ -42,7 +43,7 @@ pub struct Checkpoint {
 /// The answer of a begin.
 pub enum Begun {
     /// Run the job.
-    Run(Owner),
+    Run(Box<Owner>),
     /// The attempt before ended the job with this checkpoint, but perhaps did not commit it: commit it, mark it
     /// ([`Store::mark_committed`]). There is nothing to run.
     Commit(Checkpoint),
@@ -83,7 +84,7 @@ impl Store {
                 event: Event::Begin { from, at_ms: now_ms },
             };
             match self.journal.append(&begin) {
-                Append::Won(stored) => return self.own(stored, restored).map(Begun::Run),
+                Append::Won(stored) => return self.own(stored, restored).map(|owner| Begun::Run(Box::new(owner))),
                 Append::Lost(_) | Append::Passed => {}
                 Append::Failed(error) | Append::InDoubt(error) => return Err(self.named(error)),
             }

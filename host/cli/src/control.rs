@@ -132,7 +132,14 @@ fn serve(stream: &UnixStream, running: &Running) -> anyhow::Result<()> {
 }
 
 fn carry_out(request: Request, running: &Running) -> anyhow::Result<String> {
-    let job = running.get().context("the job is just being started; ask again")?;
+    let begin = Instant::now();
+    let job = loop {
+        match running.get() {
+            Some(job) => break job,
+            None if begin.elapsed() > QUESTION_TIMEOUT => bail!("the job is being started again; ask later"),
+            None => thread::sleep(GRACE / 20),
+        }
+    };
     let (answer, answered) = mpsc::channel();
     match request {
         Request::Savepoint { location } => job.savepoint(SavepointRequest { location, answer }),

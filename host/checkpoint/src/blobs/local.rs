@@ -8,7 +8,8 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::nonce::nonce;
 
 use super::{BlobError, BlobWriter, Blobs, Listed, PutNew, Trouble, io_failed};
 
@@ -22,7 +23,6 @@ const BUFFER_BYTES: usize = 256 << 10;
 pub struct Local {
     root: PathBuf,
     location: String,
-    staged: AtomicU64,
 }
 
 impl Local {
@@ -30,7 +30,7 @@ impl Local {
     pub fn open(root: impl Into<PathBuf>) -> Self {
         let root = root.into();
         sweep(&root);
-        Self { location: root.display().to_string(), root, staged: AtomicU64::new(0) }
+        Self { location: root.display().to_string(), root }
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -43,11 +43,10 @@ impl Local {
         move |error| io_failed(&doing, &whole_path, &error)
     }
 
-    /// A name that no other process uses, in the folder of `path`: only within a folder is a link sure to be possible.
-    fn staging_path(&self, path: &Path) -> PathBuf {
-        let n = self.staged.fetch_add(1, Ordering::Relaxed);
+    /// A name that nobody else uses, in the folder of `path`: only within a folder is a link sure to be possible.
+    fn staging_path(path: &Path) -> PathBuf {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        path.with_file_name(format!(".{name}.{}-{n}.tmp", std::process::id()))
+        path.with_file_name(format!(".{name}.{}.tmp", nonce()))
     }
 }
 
@@ -58,7 +57,7 @@ impl Blobs for Local {
 
     fn put_new(&self, path: &str, content: &[u8]) -> Result<PutNew, BlobError> {
         let target = self.path(path);
-        let staging = self.staging_path(&target);
+        let staging = Self::staging_path(&target);
         let mut linked = Ok(());
         for _ in 0..STAGING_ATTEMPTS {
             write_staged(&staging, content).map_err(self.failed("writing", path))?;
@@ -75,7 +74,7 @@ impl Blobs for Local {
                 sync_folder_of(&target).map_err(|e| BlobError { in_doubt: true, ..self.failed("syncing", path)(e) })?;
                 Ok(PutNew::Done)
             }
-            Err(_) if target.exists() => Ok(PutNew::Exists),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists || target.exists() => Ok(PutNew::Exists),
             Err(e) if e.kind() == ErrorKind::PermissionDenied || e.kind() == ErrorKind::Unsupported => Err(BlobError {
                 trouble: Trouble::Unfit,
                 ..self.failed("linking (this file system may have no hard links)", path)(e)

@@ -61,7 +61,7 @@ pub fn won(claim: Claim) -> u64 {
 
 pub fn run(begun: Begun) -> Owner {
     match begun {
-        Begun::Run(owner) => owner,
+        Begun::Run(owner) => *owner,
         Begun::Commit(checkpoint) => panic!("only {} is to be committed", checkpoint.number),
     }
 }
