@@ -248,7 +248,7 @@ fn a_sleeper_whose_next_number_was_deleted_is_fenced() {
 /// that of a checkpoint which was given up before the savepoint.
 #[test]
 fn a_savepoint_keeps_what_the_next_checkpoint_refers_to() {
-    let store = Store::with(Arc::new(Memory::default()), JOB, tidemill_checkpoint::store::counting_nonces());
+    let store = store_on(Arc::new(Memory::default()));
     let mut owner = begin(&store);
     let (_, first) = checkpoint(&mut owner, 1, &[]);
     let given_up = file(&owner, 2, "given up");

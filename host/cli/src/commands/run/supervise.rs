@@ -78,7 +78,7 @@ impl Supervisor<'_> {
     /// Begins an attempt and runs it to its end.
     fn attempt(&mut self, start: &Start) -> Result<Ending, Error> {
         let owner = match self.store.begin(start, now_ms())? {
-            Begun::Run(owner) => owner,
+            Begun::Run(owner) => *owner,
             Begun::Commit(checkpoint) => {
                 tidemill_dataflow::commit_ended(self.spec, &self.store, &checkpoint)?;
                 say("committed", "what the run before had written when it came to its end");
