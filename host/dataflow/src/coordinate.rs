@@ -5,7 +5,7 @@
 //! off the slots. When to take a checkpoint, and what to do about one, is decided in `tidemill_checkpoint::protocol`;
 //! here it is carried out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -62,7 +62,7 @@ pub struct CheckpointFigures {
     pub newest: Option<u64>,
     /// From its trigger to its commit, in milliseconds.
     pub duration_ms: u64,
-    /// What its files have together in bytes, and how many of these were written for it.
+    /// What its files have together, in bytes.
     pub bytes: u64,
     /// How many of these bytes were written for it.
     pub new_bytes: u64,
@@ -88,6 +88,8 @@ struct Checkpointing {
     /// The number and manifest of the checkpoint that is claimed and not committed yet.
     claimed: Option<(u64, Manifest)>,
     triggered: Timestamp,
+    /// The files of the one before, by path.
+    known: HashSet<String>,
     figures: CheckpointFigures,
     /// How the job ended, once it did.
     finished: Option<ManifestKind>,
@@ -113,6 +115,7 @@ impl Coordinator {
                 savepoints: Vec::new(),
                 claimed: None,
                 triggered: now,
+                known: HashSet::new(),
                 figures: CheckpointFigures::default(),
                 finished: None,
             }
@@ -307,6 +310,9 @@ impl Coordinator {
         figures.newest = Some(number);
         figures.duration_ms = unsigned(Timestamp(now.0.saturating_sub(checkpoints.triggered.0)));
         figures.bytes = manifest.files().map(|file| file.bytes).sum();
+        let new = manifest.files().filter(|file| !checkpoints.known.contains(&file.path));
+        figures.new_bytes = new.map(|file| file.bytes).sum();
+        checkpoints.known = manifest.files().map(|file| file.path.clone()).collect();
         if matches!(purpose, Some(Purpose::Savepoint | Purpose::Stop { savepoint: true })) {
             let checkpoint = Checkpoint { number, manifest, committed: true };
             for SavepointRequest { location, answer } in checkpoints.savepoints.drain(..) {
