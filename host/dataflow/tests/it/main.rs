@@ -2,6 +2,7 @@
 
 mod cost;
 mod failures;
+mod four_ways;
 mod support;
 mod time;
 mod topologies;
