@@ -40,6 +40,9 @@ pub struct SourceCell {
     splits: SplitWatermarks,
     /// Whether it was told about splits at all; before, it must hold the watermark back.
     informed: bool,
+    /// Whether it went on from a checkpoint and has not said yet how far event time had come. Those after it can't know:
+    /// its splits may have been another reader's.
+    restored: bool,
     idle: bool,
     /// Whether a committed end may be told to the reader: not where a stop lost state that was made of its rows.
     acknowledges: bool,
@@ -61,6 +64,7 @@ impl SourceCell {
             text,
             splits: SplitWatermarks::default(),
             informed: false,
+            restored: false,
             idle: false,
             acknowledges: true,
             stop_loses_state,
@@ -80,6 +84,7 @@ impl SourceCell {
                     }
                 }
                 News::Restored(splits, watermark) => {
+                    self.restored = true;
                     let ids = splits.iter().map(|(split, watermark)| (split.id.clone(), *watermark));
                     self.splits.restore(ids, watermark, clock.now());
                     self.reader.add_splits(splits.into_iter().map(|(split, _)| split).collect())?;
@@ -108,6 +113,15 @@ impl SourceCell {
             self.reader.snapshot(out.next_epoch())?;
             out.control(&Element::End)?;
             return Ok(SourceStep::Ended);
+        }
+        let restored = std::mem::take(&mut self.restored).then(|| self.splits.watermark());
+        if let Some(watermark) = restored
+            && self.event_time.is_some()
+            && watermark > Watermark::MIN
+            && watermark < Watermark::MAX
+        {
+            out.watermark(watermark)?;
+            return Ok(SourceStep::Emitted);
         }
         match self.reader.poll()? {
             ReaderPoll::Batch { split, batch, rejected, progress } => {

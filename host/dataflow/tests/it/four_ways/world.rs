@@ -28,6 +28,8 @@ pub enum Poll {
     Rows(Vec<Row>),
     /// Nothing until the clock reaches it.
     Until(i64),
+    /// Nothing for so long, for the reader that comes to it.
+    Pause(i64),
     /// A record that can't be read.
     Rejected(i64),
 }
@@ -242,7 +244,7 @@ impl SplitEnumerator for Enumerator {
         let round = self.round;
         self.round += 1;
         let found = self.splits.iter().enumerate().filter(|(_, (found, _))| *found == round);
-        let splits = found.map(|(split, _)| Reading { split, next: 0 }.to_split()).collect();
+        let splits = found.map(|(split, _)| Reading { split, next: 0, pause_over: None }.to_split()).collect();
         let later = self.splits.iter().any(|(found, _)| *found > round);
         Ok(Discovery { splits, again_after_ms: (later || !self.bounded).then_some(70) })
     }
@@ -262,6 +264,8 @@ impl SplitEnumerator for Enumerator {
 struct Reading {
     split: usize,
     next: usize,
+    /// When the pause is over in which it is.
+    pause_over: Option<i64>,
 }
 
 impl Reading {
@@ -272,7 +276,7 @@ impl Reading {
 
     fn from_split(split: &Split) -> Self {
         let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap()) as usize;
-        Self { split: number(&split.description[..8]), next: number(&split.description[8..]) }
+        Self { split: number(&split.description[..8]), next: number(&split.description[8..]), pause_over: None }
     }
 
     fn id(self) -> SplitId {
@@ -307,6 +311,15 @@ impl SourceReader for Reader {
         for _ in 0..self.queue.len() {
             let mut reading = self.queue.pop_front().unwrap();
             let polls = &self.splits[reading.split].1;
+            if let Some(Poll::Pause(ms)) = polls.get(reading.next) {
+                let over = *reading.pause_over.get_or_insert(now + ms);
+                if over > now {
+                    until = until.into_iter().chain([Timestamp(over)]).min();
+                    self.queue.push_back(reading);
+                    continue;
+                }
+                reading = Reading { next: reading.next + 1, pause_over: None, ..reading };
+            }
             while let Some(Poll::Until(at)) = polls.get(reading.next)
                 && *at <= now
             {
@@ -324,7 +337,7 @@ impl SourceReader for Reader {
                     let (rows, rejected) = match poll {
                         Poll::Rows(rows) => (rows.as_slice(), vec![]),
                         Poll::Rejected(record) => (&[][..], vec![rejected(*record)]),
-                        Poll::Until(_) => unreachable!(),
+                        Poll::Until(_) | Poll::Pause(_) => unreachable!(),
                     };
                     let batch = self.batch(rows);
                     return Ok(ReaderPoll::Batch { split: reading.id(), batch, rejected, progress: rows.len() as u64 });
