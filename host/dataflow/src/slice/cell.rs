@@ -142,9 +142,8 @@ impl Cell {
     }
 
     pub fn committed(&mut self) -> Result<()> {
-        let epoch = Epoch(self.passed.0 + 1);
         match &mut self.work {
-            Work::Source(source) => source.committed(epoch).map_err(|e| e.at(&self.subtask, "acknowledging")),
+            Work::Source(source) => source.committed().map_err(|e| e.at(&self.subtask, "acknowledging")),
             _ => Ok(()),
         }
     }

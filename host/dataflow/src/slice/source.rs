@@ -44,6 +44,8 @@ pub struct SourceCell {
     /// its splits may have been another reader's.
     restored: bool,
     idle: bool,
+    /// The checkpoint for which the reader was asked last where it stands.
+    snapshot_of: Option<Epoch>,
     /// Whether a committed end may be told to the reader: not where a stop lost state that was made of its rows.
     acknowledges: bool,
     stop_loses_state: bool,
@@ -66,6 +68,7 @@ impl SourceCell {
             informed: false,
             restored: false,
             idle: false,
+            snapshot_of: None,
             acknowledges: true,
             stop_loses_state,
         }
@@ -99,7 +102,7 @@ impl SourceCell {
 
     /// Where it stands after what was emitted.
     pub fn snapshot(&mut self, epoch: Epoch) -> Result<SourceSnapshot> {
-        let splits = self.reader.snapshot(epoch)?.into_iter();
+        let splits = self.read_snapshot(epoch)?.into_iter();
         let splits = splits.map(|split| {
             let watermark = self.splits.watermark_of(&split.id);
             (split, watermark)
@@ -110,7 +113,7 @@ impl SourceCell {
     pub fn poll(&mut self, stopping: bool, clock: &dyn Clock, out: &mut Emitter<'_>) -> Result<SourceStep> {
         if stopping {
             self.acknowledges = !self.stop_loses_state;
-            self.reader.snapshot(out.next_epoch())?;
+            self.read_snapshot(out.next_epoch())?;
             out.control(&Element::End)?;
             return Ok(SourceStep::Ended);
         }
@@ -145,7 +148,7 @@ impl SourceCell {
                 Ok(SourceStep::Pending(until.into_iter().chain(next_idle).min()))
             }
             ReaderPoll::Finished => {
-                self.reader.snapshot(out.next_epoch())?;
+                self.read_snapshot(out.next_epoch())?;
                 out.watermark(Watermark::MAX)?;
                 out.control(&Element::End)?;
                 Ok(SourceStep::Ended)
@@ -153,8 +156,17 @@ impl SourceCell {
         }
     }
 
-    pub fn committed(&mut self, epoch: Epoch) -> Result<()> {
-        if self.acknowledges { self.reader.checkpoint_completed(epoch) } else { Ok(()) }
+    /// Everything is committed, up to the last snapshot.
+    pub fn committed(&mut self) -> Result<()> {
+        match self.snapshot_of.filter(|_| self.acknowledges) {
+            Some(epoch) => self.reader.checkpoint_completed(epoch),
+            None => Ok(()),
+        }
+    }
+
+    fn read_snapshot(&mut self, epoch: Epoch) -> Result<Vec<Split>> {
+        self.snapshot_of = Some(epoch);
+        self.reader.snapshot(epoch)
     }
 
     fn rows(&mut self, split: &SplitId, batch: Batch, clock: &dyn Clock, out: &mut Emitter<'_>) -> Result<()> {

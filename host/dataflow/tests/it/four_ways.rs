@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed test is what they mean here")]
 
 mod code;
+mod going_on;
 mod plan;
 mod ways;
 mod world;
@@ -51,6 +52,9 @@ fn splits(seed: u64) -> Splits {
         .collect();
     // In the middle of one, nothing comes for a while.
     splits[2].1.insert(5, Poll::Until(150));
+    // The longest is not over before the last one is found. Else all would be idle in between, and what comes first after
+    // that need not wait for what comes on other ways: rows may be late then.
+    splits[0].1.insert(20, Poll::Pause(300));
     splits.push((2, polls(&rows(seed + 99, 1_700, 60))));
     splits
 }
