@@ -106,7 +106,7 @@ impl SplitWatermarks {
         }
     }
 
-    /// Goes on with splits as they were, and with the reader's watermark.
+    /// Goes on with splits as they were, and with a watermark that the reader had reached at least.
     pub fn restore(
         &mut self,
         splits: impl Iterator<Item = (SplitId, Watermark)>,
@@ -121,6 +121,9 @@ impl SplitWatermarks {
         }
         self.ended.raise(watermark);
         self.merged.raise(watermark);
+        if !self.splits.is_empty() {
+            self.merge();
+        }
     }
 
     /// A split's watermark.

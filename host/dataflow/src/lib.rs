@@ -36,4 +36,4 @@ pub mod stepper;
 pub use coordinate::{CheckpointFigures, Checkpoints, SavepointRequest, commit_ended};
 pub use driver::{JobControl, JobHandle, run, run_with};
 pub use job::{Ending, JobReport, JobSettings, JobSpec, TaskStatus};
-pub use stepper::Stepper;
+pub use stepper::{Stepped, Stepper};

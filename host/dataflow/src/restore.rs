@@ -1,8 +1,8 @@
 //! What the parts of a job begin with: nothing, or what a checkpoint kept of them.
 //!
 //! Operators find their state by the uid of their node, whatever their parallelism was: keyed state by key groups,
-//! splits and what sinks keep in turn. An operator's watermark is the smallest of its subtasks'; those that had ended
-//! do not count.
+//! splits and what sinks keep in turn. At the same parallelism, a keyed subtask has its own watermark again; else an
+//! operator's watermark is the smallest of its subtasks', and those that had ended do not count.
 
 use std::fmt;
 use std::sync::Arc;
@@ -91,7 +91,8 @@ impl Start {
     /// What an operator subtask begins with.
     pub fn operator(&self, uid: &str, subtask: SubtaskIndex, parallelism: u32, groups: MaxParallelism) -> Begin {
         let key_groups = KeyGroupRange::of(groups, subtask, parallelism);
-        let mut begin = Begin { watermark: self.watermark(uid), ..Begin::fresh(groups) };
+        let watermark = self.operator_watermark(uid, subtask, parallelism, groups);
+        let mut begin = Begin { watermark, ..Begin::fresh(groups) };
         begin.key_groups = key_groups.unwrap_or(begin.key_groups);
         let (Some(from), Some(state)) = (&self.from, self.state(uid)) else { return begin };
         let max_parallelism = MaxParallelism::new(from.manifest.max_parallelism).unwrap_or(groups);
@@ -101,6 +102,21 @@ impl Start {
         let (files, allow_non_restored) = (from.files.clone(), from.allow_non_restored);
         begin.restored = Some(RestoredState { handles, files, max_parallelism, allow_non_restored });
         begin
+    }
+
+    /// The watermark of an operator's subtask: its own, where it keeps state and goes on with the keys that it had. What has
+    /// fired by that watermark must not fire again.
+    pub fn operator_watermark(
+        &self,
+        uid: &str,
+        subtask: SubtaskIndex,
+        parallelism: u32,
+        groups: MaxParallelism,
+    ) -> Watermark {
+        let same_groups = self.from.as_ref().is_some_and(|from| from.manifest.max_parallelism == groups.get());
+        let state = self.state(uid).filter(|state| same_groups && state.parallelism == parallelism);
+        let own = state.and_then(|state| state.subtasks.iter().find(|s| s.index == subtask.0 && s.state.is_some()));
+        own.map_or_else(|| self.watermark(uid), |own| Watermark(own.watermark))
     }
 
     /// The watermark of an operator.

@@ -88,6 +88,8 @@ pub struct Slice {
     stop: Arc<StopSignal>,
     /// What its tasks have to say.
     events: Vec<TaskEvent>,
+    /// Whether its cells have said at which watermark they go on.
+    announced: bool,
     finished: bool,
 }
 
@@ -116,6 +118,9 @@ impl Slice {
             return Ok(Step::Finished);
         }
         let mut waits = Waits::default();
+        if !std::mem::replace(&mut self.announced, true) {
+            self.cells.iter_mut().try_for_each(|cell| cell.announce(&mut self.inboxes, &mut self.letters))?;
+        }
         if self.letters.is_full(self.letters.passed()) && self.letters.flush()? {
             return Ok(Step::Progress);
         }
@@ -126,8 +131,11 @@ impl Slice {
             return Ok(Step::Progress);
         }
         if self.cells.iter().all(Cell::has_ended) {
-            let epoch = self.cells.iter().map(Cell::passed).max().unwrap_or(self.letters.passed());
-            let epoch = Epoch(epoch.0 + 1);
+            let passed = self.cells.iter().map(Cell::passed).max().unwrap_or(self.letters.passed());
+            // Whoever passed a barrier may have ended before others that ended without it: what these set aside belongs to
+            // that checkpoint.
+            self.letters_pass(passed)?;
+            let epoch = Epoch(passed.0 + 1);
             let committables = self.letters.prepare(epoch)?;
             let prepared = Some(Prepared { target: CommitTarget::DeadLetters, committables });
             self.events.push(TaskEvent::Ended { subtask: self.letters_task.clone(), epoch, prepared });
@@ -233,9 +241,14 @@ impl Slice {
     /// The dead letters pass a barrier when every cell has passed it that did not end.
     fn pass_letters(&mut self) -> Result<()> {
         let running = self.cells.iter().filter(|cell| !cell.has_ended());
-        let Some(epoch) = running.map(Cell::passed).min().filter(|epoch| *epoch > self.letters.passed()) else {
+        running.map(Cell::passed).min().map_or(Ok(()), |epoch| self.letters_pass(epoch))
+    }
+
+    /// The dead letters pass this barrier, if they did not yet.
+    fn letters_pass(&mut self, epoch: Epoch) -> Result<()> {
+        if epoch <= self.letters.passed() {
             return Ok(());
-        };
+        }
         let committables = self.letters.prepare(epoch)?;
         let mut snapshot = TaskSnapshot::new(self.letters_task.clone(), epoch, Watermark::MIN);
         snapshot.prepared = Some(Prepared { target: CommitTarget::DeadLetters, committables });

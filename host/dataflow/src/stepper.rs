@@ -3,6 +3,8 @@
 //! The same slices as in production, so a test that holds the clock and the sources in its hands sees the whole job.
 //! Equal seeds give equal histories, as long as the connectors do not use threads of their own.
 
+use std::collections::VecDeque;
+
 use tidemill_core::Result;
 use tidemill_core::connector::Waker;
 use tidemill_core::keys::hash_fixed;
@@ -27,6 +29,18 @@ pub struct Stepper {
     history: u64,
     finished: bool,
     stopped: bool,
+    /// What tasks froze and what is not written yet: in production, another thread writes it meanwhile.
+    unwritten: VecDeque<Unwritten>,
+}
+
+/// Where a bounded number of steps led.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Stepped {
+    /// The steps are used up, and there may be more to do.
+    More,
+    /// Nothing moves without new input or a later time: this one, if any part waits for one.
+    Idle(Option<Timestamp>),
 }
 
 impl Stepper {
@@ -49,17 +63,43 @@ impl Stepper {
         let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
         let clock = spec.clock.clone();
         let coordinator = Coordinator::new(clock, enumerations, committers, collector, checkpoints);
-        Ok(Self { spec, slices, coordinator, tasks, stop, random: seed, history: 0, finished: false, stopped: false })
+        Ok(Self {
+            spec,
+            slices,
+            coordinator,
+            tasks,
+            stop,
+            random: seed,
+            history: 0,
+            finished: false,
+            stopped: false,
+            unwritten: VecDeque::new(),
+        })
     }
 
     /// Steps until nothing moves without new input or a later time. Answers that time, if any part waits for one.
     pub fn step_until_idle(&mut self) -> Result<Option<Timestamp>> {
+        loop {
+            if let Stepped::Idle(until) = self.step_some(usize::MAX)? {
+                return Ok(until);
+            }
+        }
+    }
+
+    /// As `step_until_idle`, but takes so many steps at most. Between two calls, the job may be dropped: that is what its
+    /// process's death at this point comes to.
+    pub fn step_some(&mut self, mut steps: usize) -> Result<Stepped> {
         loop {
             let due = self.coordinator.tick()?;
             // Slots that have not said "nothing to do" since the last progress of any.
             let mut open: Vec<usize> = (0..self.slices.len()).collect();
             let (mut progressed, mut until) = (false, None);
             while !open.is_empty() {
+                if steps == 0 {
+                    return Ok(Stepped::More);
+                }
+                steps -= 1;
+                self.write_some()?;
                 let pick = self.draw(open.len());
                 let Some(&slot) = open.get(pick) else { continue };
                 match self.step(slot)? {
@@ -73,13 +113,16 @@ impl Stepper {
                 }
                 open.swap_remove(pick);
             }
+            while self.write_next()? {
+                progressed = true;
+            }
             self.finish_if_all_did()?;
             let due_now = due.is_some_and(|due| due <= self.spec.clock.now());
             if self.finished {
-                return Ok(None);
+                return Ok(Stepped::Idle(None));
             }
             if !progressed && !due_now {
-                return Ok(until.into_iter().chain(due).min());
+                return Ok(Stepped::Idle(until.into_iter().chain(due).min()));
             }
         }
     }
@@ -128,10 +171,8 @@ impl Stepper {
         let Some(slice) = self.slices.get_mut(slot) else { return Ok(Step::Finished) };
         let step = slice.step()?;
         for event in slice.take_events() {
-            if let Some(Unwritten { task, epoch, snapshot }) = self.coordinator.note(event)? {
-                let outcome = snapshot.write(&*self.coordinator.files(epoch)?);
-                self.coordinator.written(task, epoch, outcome)?;
-            }
+            let unwritten = self.coordinator.note(event)?;
+            self.unwritten.extend(unwritten);
         }
         let code = match step {
             Step::Progress => 1,
@@ -141,6 +182,22 @@ impl Stepper {
         };
         self.history = hash_fixed(self.history ^ ((slot as u64) << 8) ^ code);
         Ok(step)
+    }
+
+    /// Writes what is next, or lets it wait, by the seed.
+    fn write_some(&mut self) -> Result<()> {
+        while !self.unwritten.is_empty() && self.draw(4) == 0 {
+            self.write_next()?;
+        }
+        Ok(())
+    }
+
+    /// Writes the oldest of what tasks froze; whether there was any.
+    fn write_next(&mut self) -> Result<bool> {
+        let Some(Unwritten { task, epoch, snapshot }) = self.unwritten.pop_front() else { return Ok(false) };
+        let outcome = snapshot.write(&*self.coordinator.files(epoch)?);
+        self.coordinator.written(task, epoch, outcome)?;
+        Ok(true)
     }
 
     fn finish_if_all_did(&mut self) -> Result<()> {

@@ -206,6 +206,7 @@ impl Assembler<'_> {
             clock: self.spec.clock.clone(),
             stop: self.stop.clone(),
             events: Vec::new(),
+            announced: false,
             finished: false,
         })
     }
@@ -228,7 +229,14 @@ impl Assembler<'_> {
         let work = self.work(id, node, &subtask, &metrics, waker).map_err(|e| e.at(&subtask, "opening"))?;
         let routes = self.wiring.routes.remove(&(id, slot)).unwrap_or_default();
         let inputs = self.wiring.inputs.remove(&(id, slot)).unwrap_or_default();
-        let begins = (self.start.passed(), self.start.watermark(&node.uid));
+        let watermark = match &work {
+            Work::Operator(_) => {
+                let groups = self.spec.settings.max_parallelism;
+                self.start.operator_watermark(&node.uid, subtask.index, subtask.parallelism, groups)
+            }
+            Work::Source(_) | Work::Assign(_) | Work::Sink(_) => self.start.watermark(&node.uid),
+        };
+        let begins = (self.start.passed(), watermark);
         Ok(Cell::new(subtask, metrics, work, routes, inputs, begins))
     }
 

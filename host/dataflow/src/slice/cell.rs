@@ -60,9 +60,10 @@ pub enum Taken {
 
 enum State {
     Running,
-    /// In the middle of a call. After it, the watermark is handed on.
+    /// In the middle of a call. After it, the watermark is handed on, and then that all channels are idle.
     Pending {
         watermark: Option<Watermark>,
+        goes_idle: bool,
         wait: Option<Timestamp>,
     },
     Ended,
@@ -141,9 +142,8 @@ impl Cell {
     }
 
     pub fn committed(&mut self) -> Result<()> {
-        let epoch = Epoch(self.passed.0 + 1);
         match &mut self.work {
-            Work::Source(source) => source.committed(epoch).map_err(|e| e.at(&self.subtask, "acknowledging")),
+            Work::Source(source) => source.committed().map_err(|e| e.at(&self.subtask, "acknowledging")),
             _ => Ok(()),
         }
     }
@@ -165,6 +165,15 @@ impl Cell {
             *state = State::Ended;
         }
         Ok(step)
+    }
+
+    /// Says to those after it at which watermark it goes on: they know only their own, which may be that of others.
+    pub fn announce(&mut self, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<()> {
+        let is_source = matches!(self.work, Work::Source(_));
+        if is_source || self.watermark == Watermark::MIN || self.watermark == Watermark::MAX {
+            return Ok(());
+        }
+        self.control(&Element::Watermark(self.watermark), inboxes, letters)
     }
 
     /// Sources: reads the news; a barrier among them is passed at once, also where nothing else could be emitted.
@@ -217,8 +226,8 @@ impl Cell {
         letters: &mut Letters,
     ) -> Result<Taken> {
         let change = self.channels.note(channel as usize, &element);
-        if let Some(idle) = change.idle {
-            self.idle(idle, inboxes, letters)?;
+        if change.idle == Some(false) {
+            self.idle(false, inboxes, letters)?;
         }
         match element {
             Element::Batch(batch) => {
@@ -241,15 +250,27 @@ impl Cell {
         if let Some(watermark) = change.watermark {
             self.watermark(watermark, inboxes, letters)?;
         }
+        // After what the watermark fires: who is told that this cell is idle does not wait for its rows.
+        if change.idle == Some(true) {
+            match &mut self.state {
+                State::Pending { goes_idle, .. } => *goes_idle = true,
+                State::Running | State::Ended => self.idle(true, inboxes, letters)?,
+            }
+        }
         Ok(Taken::Done)
     }
 
     pub fn resume(&mut self, clock: &dyn Clock, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<CellStep> {
-        let State::Pending { watermark, wait } = self.state else { return Ok(CellStep::Ran) };
+        let State::Pending { watermark, goes_idle, wait } = self.state else { return Ok(CellStep::Ran) };
         if let Some(at) = wait.filter(|at| *at > clock.now()) {
             return Ok(CellStep::Waits(at));
         }
         self.call(watermark, "processing records", inboxes, letters, |operator, out| operator.resume(out))?;
+        match &mut self.state {
+            State::Pending { goes_idle: later, .. } => *later = goes_idle,
+            State::Running | State::Ended if goes_idle => self.idle(true, inboxes, letters)?,
+            State::Running | State::Ended => {}
+        }
         Ok(CellStep::Ran)
     }
 
@@ -344,7 +365,7 @@ impl Cell {
         let progress = call(operator.as_mut(), &mut out).map_err(|e| e.at(subtask, phase))?;
         *timer = operator.next_timer();
         *state = match progress {
-            Progress::More => State::Pending { watermark, wait: timer.filter(|_| !out.emitted) },
+            Progress::More => State::Pending { watermark, goes_idle: false, wait: timer.filter(|_| !out.emitted) },
             Progress::Done => {
                 watermark.map_or(Ok(()), |watermark| out.control(&Element::Watermark(watermark)))?;
                 State::Running

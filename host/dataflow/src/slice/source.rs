@@ -40,7 +40,12 @@ pub struct SourceCell {
     splits: SplitWatermarks,
     /// Whether it was told about splits at all; before, it must hold the watermark back.
     informed: bool,
+    /// Whether it went on from a checkpoint and has not said yet how far event time had come. Those after it can't know:
+    /// its splits may have been another reader's.
+    restored: bool,
     idle: bool,
+    /// The checkpoint for which the reader was asked last where it stands.
+    snapshot_of: Option<Epoch>,
     /// Whether a committed end may be told to the reader: not where a stop lost state that was made of its rows.
     acknowledges: bool,
     stop_loses_state: bool,
@@ -61,7 +66,9 @@ impl SourceCell {
             text,
             splits: SplitWatermarks::default(),
             informed: false,
+            restored: false,
             idle: false,
+            snapshot_of: None,
             acknowledges: true,
             stop_loses_state,
         }
@@ -80,6 +87,7 @@ impl SourceCell {
                     }
                 }
                 News::Restored(splits, watermark) => {
+                    self.restored = true;
                     let ids = splits.iter().map(|(split, watermark)| (split.id.clone(), *watermark));
                     self.splits.restore(ids, watermark, clock.now());
                     self.reader.add_splits(splits.into_iter().map(|(split, _)| split).collect())?;
@@ -94,7 +102,7 @@ impl SourceCell {
 
     /// Where it stands after what was emitted.
     pub fn snapshot(&mut self, epoch: Epoch) -> Result<SourceSnapshot> {
-        let splits = self.reader.snapshot(epoch)?.into_iter();
+        let splits = self.read_snapshot(epoch)?.into_iter();
         let splits = splits.map(|split| {
             let watermark = self.splits.watermark_of(&split.id);
             (split, watermark)
@@ -105,9 +113,18 @@ impl SourceCell {
     pub fn poll(&mut self, stopping: bool, clock: &dyn Clock, out: &mut Emitter<'_>) -> Result<SourceStep> {
         if stopping {
             self.acknowledges = !self.stop_loses_state;
-            self.reader.snapshot(out.next_epoch())?;
+            self.read_snapshot(out.next_epoch())?;
             out.control(&Element::End)?;
             return Ok(SourceStep::Ended);
+        }
+        let restored = std::mem::take(&mut self.restored).then(|| self.splits.watermark());
+        if let Some(watermark) = restored
+            && self.event_time.is_some()
+            && watermark > Watermark::MIN
+            && watermark < Watermark::MAX
+        {
+            out.watermark(watermark)?;
+            return Ok(SourceStep::Emitted);
         }
         match self.reader.poll()? {
             ReaderPoll::Batch { split, batch, rejected, progress } => {
@@ -131,7 +148,7 @@ impl SourceCell {
                 Ok(SourceStep::Pending(until.into_iter().chain(next_idle).min()))
             }
             ReaderPoll::Finished => {
-                self.reader.snapshot(out.next_epoch())?;
+                self.read_snapshot(out.next_epoch())?;
                 out.watermark(Watermark::MAX)?;
                 out.control(&Element::End)?;
                 Ok(SourceStep::Ended)
@@ -139,8 +156,17 @@ impl SourceCell {
         }
     }
 
-    pub fn committed(&mut self, epoch: Epoch) -> Result<()> {
-        if self.acknowledges { self.reader.checkpoint_completed(epoch) } else { Ok(()) }
+    /// Everything is committed, up to the last snapshot.
+    pub fn committed(&mut self) -> Result<()> {
+        match self.snapshot_of.filter(|_| self.acknowledges) {
+            Some(epoch) => self.reader.checkpoint_completed(epoch),
+            None => Ok(()),
+        }
+    }
+
+    fn read_snapshot(&mut self, epoch: Epoch) -> Result<Vec<Split>> {
+        self.snapshot_of = Some(epoch);
+        self.reader.snapshot(epoch)
     }
 
     fn rows(&mut self, split: &SplitId, batch: Batch, clock: &dyn Clock, out: &mut Emitter<'_>) -> Result<()> {

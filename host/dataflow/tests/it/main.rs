@@ -3,6 +3,7 @@
 mod cost;
 mod failures;
 mod random;
+mod four_ways;
 mod support;
 mod time;
 mod topologies;

@@ -1,0 +1,199 @@
+//! The user code of the jobs: by the node's name. Its answers do not depend on the order of rows within what event time
+//! allows, so that all ways of running a job must agree.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, StringViewArray, TimestampMillisecondArray};
+use arrow::datatypes::{Int64Type, TimestampMillisecondType};
+use tidemill_core::ids::{Port, SubtaskId};
+use tidemill_core::metrics::TaskMetrics;
+use tidemill_core::plan::Node;
+use tidemill_core::user::*;
+use tidemill_core::{Batch, Result};
+
+/// Rows with these values are poisonous, to `transform`, `process` and `accumulate`.
+pub const REFUSED: i64 = 13;
+pub const TRAPS: i64 = 14;
+
+/// After the last row of any input.
+pub const LAST: i64 = 1_000_000;
+/// How long a row of `settle` waits, in processing time.
+const SETTLES_AFTER_MS: i64 = 40;
+
+pub struct Code;
+
+impl UserCodeFactory for Code {
+    fn open(&self, _subtask: &SubtaskId, node: &Node, _metrics: &Arc<TaskMetrics>) -> Result<Box<dyn UserCode>> {
+        Ok(Box::new(Instance { name: node.name.clone() }))
+    }
+}
+
+struct Instance {
+    name: String,
+}
+
+/// What is kept of a key: numbers by number, as text.
+type Kept = BTreeMap<i64, i64>;
+
+fn read(states: &[ArrayRef], key: usize) -> Kept {
+    let texts = states[0].as_string_view();
+    if texts.is_null(key) {
+        return Kept::new();
+    }
+    let pairs = texts.value(key).split(',').map(|pair| pair.split_once(':').unwrap());
+    pairs.map(|(at, n)| (at.parse().unwrap(), n.parse().unwrap())).collect()
+}
+
+fn write(kept: &BTreeMap<u32, Kept>, effects: &mut Effects) {
+    let text = |kept: &Kept| {
+        let pairs: Vec<_> = kept.iter().map(|(at, n)| format!("{at}:{n}")).collect();
+        (!pairs.is_empty()).then(|| pairs.join(","))
+    };
+    let values: ArrayRef = Arc::new(kept.values().map(text).collect::<StringViewArray>());
+    let keys = kept.keys().copied().collect::<Vec<_>>().into();
+    effects.states.push(StateUpdate { state: 0, keys, values });
+}
+
+fn set_timers(domain: TimeDomain, timers: Vec<(u32, i64)>, effects: &mut Effects) {
+    let (keys, timestamps): (Vec<u32>, Vec<i64>) = timers.into_iter().unzip();
+    effects.timers.push(TimerUpdate { domain, delete: false, keys: keys.into(), timestamps: timestamps.into() });
+}
+
+/// New rows on port 0.
+fn emit(rows: &[(i64, i64, i64)], effects: &mut Effects) {
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(rows.iter().map(|r| Some(r.0)).collect::<Int64Array>()),
+        Arc::new(rows.iter().map(|r| Some(r.1)).collect::<TimestampMillisecondArray>()),
+        Arc::new(rows.iter().map(|r| Some(r.2)).collect::<Int64Array>()),
+    ];
+    let timestamps = Some(rows.iter().map(|r| r.1).collect());
+    let new = EmittedRows::New { rows: rows.len(), timestamps };
+    effects.emissions.push(Emission { port: Port(0), rows: new, columns });
+}
+
+fn ints(column: &ArrayRef) -> &[i64] {
+    column.as_primitive::<Int64Type>().values()
+}
+
+fn poison(values: &[i64]) -> Result<(), UserFailure> {
+    if values.contains(&TRAPS) {
+        return Err(UserFailure::Trap("wasm trap: unreachable".into()));
+    }
+    let bad = values.iter().enumerate().filter(|(_, v)| **v == REFUSED);
+    let bad: Vec<_> = bad.map(|(row, _)| (row as u32, "it is refused".to_owned())).collect();
+    if bad.is_empty() { Ok(()) } else { Err(UserFailure::Rows(bad)) }
+}
+
+impl Instance {
+    /// The key's bucket of event time closes at this time.
+    fn bucket(&self, t: i64) -> i64 {
+        (t.div_euclid(100) + 1) * 100
+    }
+}
+
+impl UserCode for Instance {
+    fn transform(&mut self, _: CallClock, _: u32, batch: &Batch, effects: &mut Effects) -> Result<(), UserFailure> {
+        poison(ints(&batch.columns()[2]))?;
+        effects.emissions.push(Emission { port: Port(0), rows: EmittedRows::All, columns: vec![] });
+        Ok(())
+    }
+
+    /// `settle`: counts rows until the clock has gone on; else: sums values by bucket of event time.
+    fn process(
+        &mut self,
+        clock: CallClock,
+        _: u32,
+        batch: &Batch,
+        keys: &KeySet<'_>,
+        effects: &mut Effects,
+    ) -> Result<(), UserFailure> {
+        let values = ints(&batch.columns()[2]);
+        poison(values)?;
+        let times = batch.columns()[1].as_primitive::<TimestampMillisecondType>();
+        let (mut kept, mut timers) = (BTreeMap::<u32, Kept>::new(), Vec::new());
+        for (row, &key) in keys.key_of_row.iter().enumerate() {
+            let of_key = kept.entry(key).or_insert_with(|| read(keys.states, key as usize));
+            let (domain_at, bucket) = match self.name.as_str() {
+                "settle" => (clock.processing_time.0 + SETTLES_AFTER_MS, 0),
+                _ => (self.bucket(times.value(row)), self.bucket(times.value(row))),
+            };
+            *of_key.entry(bucket).or_default() += values[row];
+            timers.push((key, domain_at));
+        }
+        let domain = if self.name == "settle" { TimeDomain::Processing } else { TimeDomain::Event };
+        if domain == TimeDomain::Processing {
+            // What is left at the end shows that a timer was lost.
+            set_timers(TimeDomain::Event, timers.iter().map(|(key, _)| (*key, LAST)).collect(), effects);
+        }
+        set_timers(domain, timers, effects);
+        write(&kept, effects);
+        effects.emissions.push(Emission { port: Port(1), rows: EmittedRows::All, columns: vec![] });
+        Ok(())
+    }
+
+    /// Emits what is kept, and forgets it: of the timer's bucket, or all. A bucket's timer sets one more, twice.
+    fn on_timers(&mut self, _: CallClock, timers: &DueTimers<'_>, effects: &mut Effects) -> Result<(), UserFailure> {
+        let key_column = ints(&timers.key_columns[0]);
+        let (mut kept, mut rows, mut next) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for (&key, &at) in timers.keys.key_of_row.iter().zip(timers.timestamps) {
+            let mut of_key = read(timers.keys.states, key as usize);
+            let k = key_column[key as usize];
+            if self.name == "settle" {
+                // What settled, by the clock, and what had not at the end.
+                let time = if timers.domain == TimeDomain::Event { LAST } else { 0 };
+                let sum: i64 = of_key.values().sum();
+                if !of_key.is_empty() {
+                    rows.push((k, time, sum));
+                }
+                of_key.clear();
+            } else {
+                match of_key.remove(&at) {
+                    Some(sum) => {
+                        rows.push((k, at, sum));
+                        next.push((key, at + 33));
+                    }
+                    // Not a bucket's: its echo.
+                    None => rows.push((k, at, -1)),
+                }
+            }
+            kept.insert(key, of_key);
+        }
+        set_timers(TimeDomain::Event, next, effects);
+        write(&kept, effects);
+        emit(&rows, effects);
+        Ok(())
+    }
+
+    /// The sum of squares.
+    fn accumulate(
+        &mut self,
+        _: u32,
+        group_of_row: &[u32],
+        batch: &Batch,
+        accumulators: &ArrayRef,
+    ) -> Result<ArrayRef, UserFailure> {
+        let values = ints(&batch.columns()[0]);
+        poison(values)?;
+        let accumulators = accumulators.as_primitive::<Int64Type>();
+        let mut sums: Vec<Option<i64>> = accumulators.iter().collect();
+        for (&group, value) in group_of_row.iter().zip(values) {
+            let sum = &mut sums[group as usize];
+            *sum = Some(sum.unwrap_or(0) + value * value);
+        }
+        Ok(Arc::new(Int64Array::from(sums)))
+    }
+
+    fn merge(&mut self, _: u32, left: &ArrayRef, right: &ArrayRef) -> Result<ArrayRef, UserFailure> {
+        let sums = ints(left).iter().zip(ints(right)).map(|(l, r)| Some(l + r));
+        Ok(Arc::new(sums.collect::<Int64Array>()))
+    }
+
+    fn finish(&mut self, _: u32, accumulators: &ArrayRef) -> Result<ArrayRef, UserFailure> {
+        Ok(accumulators.clone())
+    }
+
+    fn memory_bytes(&self) -> usize {
+        0
+    }
+}
