@@ -2,8 +2,8 @@
 
 mod cost;
 mod failures;
-mod random;
 mod four_ways;
+mod random;
 mod support;
 mod time;
 mod topologies;
