@@ -151,7 +151,7 @@ impl<'a> Run<'a> {
             }
         };
         let retained = 1 + self.dice.below(3) as usize;
-        let checkpoints = Checkpoints { store, owner, settings, retained };
+        let checkpoints = Checkpoints { store, owner: *owner, settings, retained };
         Stepper::with_checkpoints(spec, self.dice.below(u64::MAX), Some(checkpoints)).map(Some)
     }
 
