@@ -23,5 +23,8 @@ pub mod guests;
 // The sandboxed and the native twin.
 pub mod engine;
 
+// What snapshots of a large state cost.
+pub mod state;
+
 // The page that people read.
 pub mod report;

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidemill_bench::engine::{self, Code};
 use tidemill_bench::measure::{Measured, Stopwatch, peak_rss_mb};
 use tidemill_bench::query::{Answer, Parameters, Query};
-use tidemill_bench::{guests, hand, report};
+use tidemill_bench::{guests, hand, report, state};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -28,6 +28,8 @@ enum Cmd {
     Run(RunArgs),
     /// Measure every query in all twins and write a report.
     All(AllArgs),
+    /// Measure snapshots of a large state; the last line is a JSON object.
+    State(StateArgs),
 }
 
 #[derive(Args)]
@@ -55,6 +57,22 @@ struct RunArgs {
     /// Rows per batch to aim at.
     #[arg(long, default_value_t = 4_096)]
     batch_rows: usize,
+}
+
+#[derive(Args)]
+struct StateArgs {
+    /// Keys of the state; each takes about 43 bytes of memory.
+    #[arg(long, default_value_t = 25_000_000)]
+    entries: u64,
+    /// The share of the keys that changes between two snapshots.
+    #[arg(long, default_value_t = 0.01)]
+    changed: f64,
+    /// Snapshots after the first.
+    #[arg(long, default_value_t = 30)]
+    rounds: usize,
+    /// Where the files go; without it, a temporary folder.
+    #[arg(long)]
+    folder: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -99,8 +117,16 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Cmd::Run(args) => println!("{}", serde_json::to_string(&run(&args)?)?),
         Cmd::All(args) => all(&args)?,
+        Cmd::State(args) => println!("{}", serde_json::to_string(&measure_state(&args)?)?),
     }
     Ok(())
+}
+
+fn measure_state(args: &StateArgs) -> Result<state::StateFigures> {
+    let temporary = tempfile::tempdir()?;
+    let folder = args.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
+    let backend = tidemill_state::MemoryBackend::new();
+    state::measure(&backend, "memory", (args.entries, args.changed, args.rounds), &folder.display().to_string())
 }
 
 fn run(args: &RunArgs) -> Result<Measured> {
