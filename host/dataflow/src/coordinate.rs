@@ -280,7 +280,10 @@ impl Coordinator {
     fn claim(&mut self, epoch: u64, kind: ManifestKind, now: Timestamp) -> Result<Fact> {
         let Some(checkpoints) = &mut self.checkpoints else { return Err(Error::internal("a claim without a store")) };
         if kind == ManifestKind::Finished {
-            self.collector.begin(Epoch(epoch), HashMap::new());
+            // Without what was found, who goes on from here would find it again.
+            let found = self.enumerations.iter().map(|e| Ok((e.node(), e.snapshot()?)));
+            let found = found.collect::<Result<HashMap<NodeId, Vec<u8>>>>()?;
+            self.collector.begin(Epoch(epoch), found);
             checkpoints.triggered = now;
         }
         let manifest = self.collector.manifest(kind, checkpoints.owner.generation(), now.0);

@@ -111,7 +111,7 @@ impl Job {
     pub fn records(self, kills: u64) -> u64 {
         match self {
             Self::Files => (20 + 8 * kills) * PER_FILE,
-            _ => 4_000 + 3_000 * kills,
+            _ => 5_000 + 4_500 * kills,
         }
     }
 

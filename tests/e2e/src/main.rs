@@ -115,6 +115,7 @@ fn audit(args: &Args) -> Result<bool> {
     for job in &jobs {
         components.insert(*job, guests::component(*job)?);
     }
+    eprintln!("{} component(s) built in {:.1} s", jobs.len(), begin.elapsed().as_secs_f64());
     let mut total = Total::default();
     let numbers = args.scenario.map_or(0..u64::MAX, |only| only..only + 1);
     for number in numbers {
@@ -126,10 +127,11 @@ fn audit(args: &Args) -> Result<bool> {
         let left = args.kills.saturating_sub(total.kills).div_ceil(jobs.len() as u64);
         let kills = if args.scenario.is_some() { KILLS_PER_SCENARIO } else { KILLS_PER_SCENARIO.min(left.max(1)) };
         let plan = Plan::new(job, args.seed, number, kills);
+        let started = Instant::now();
         let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
         let outcome = Scenario::new(&binary, &plan, component, folder.path(), &set)?.run()?;
         add(&mut total, &outcome, &plan);
-        if !report(&outcome, &plan, number, args) {
+        if !report(&outcome, &plan, number, args, started.elapsed().as_secs_f64()) {
             let kept = keep(args, folder, number)?;
             eprintln!("  the run is kept in {}", kept.display());
         }
@@ -155,12 +157,12 @@ fn add(total: &mut Total, outcome: &Outcome, plan: &Plan) {
 }
 
 /// Says what a scenario came to; whether it is as it must be.
-fn report(outcome: &Outcome, plan: &Plan, number: u64, args: &Args) -> bool {
+fn report(outcome: &Outcome, plan: &Plan, number: u64, args: &Args, seconds: f64) -> bool {
     let Outcome { kills, hit, difference, failure } = outcome;
     let well = failure.is_none() && difference.lost + difference.duplicated + difference.wrong == 0;
     let names: Vec<&str> = hit.iter().map(|f| f.name()).collect();
     let word = if well { "ok" } else { "FAILED" };
-    eprintln!("{word}: scenario {number}, {}, {kills} kills ({})", plan.job.name(), names.join(", "));
+    eprintln!("{word}: scenario {number}, {}, {seconds:.1} s, {kills} kills ({})", plan.job.name(), names.join(", "));
     if well {
         return true;
     }

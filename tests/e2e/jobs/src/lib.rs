@@ -321,7 +321,7 @@ impl KeyedProcess for Once {
 
     const TIMESTAMPS: bool = false;
 
-    fn process(&mut self, row: Id, ctx: &mut Context<'_, Id>) -> Result<(), RowError> {
+    fn process(&mut self, _row: Id, ctx: &mut Context<'_, Id>) -> Result<(), RowError> {
         let seen = self.seen.get(ctx).unwrap_or(0) + 1;
         self.seen.set(ctx, seen);
         let at = ctx.processing_time() + millis(TIMER_DELAY_MS);
