@@ -19,6 +19,7 @@ use tidemill_connector_kit::format::EncodeFormat;
 use tidemill_connector_kit::{ByteSize, Key, OptionSpec, Setup};
 use tidemill_core::connector::{Attempt, Committable, Guarantee, Sink, SinkCommitter, SinkContext, SinkWriter};
 use tidemill_core::error::{Error, Result};
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::SubtaskId;
 use tidemill_core::keys::hash_row;
 
@@ -116,6 +117,7 @@ impl FilesSink {
             let earlier = hidden_by(attempt.job, &entry.file_name().to_string_lossy());
             if earlier.is_some_and(|number| number < attempt.number) {
                 delete(&entry.path())?;
+                Failpoint::SinkDeleted.reach();
             }
         }
         Ok(())
@@ -203,6 +205,7 @@ impl SinkCommitter for FilesCommitter {
                 match (exists(&hidden)?, exists(&name)?) {
                     (true, false) => {
                         fs::rename(&hidden, &name).map_err(|e| io_error("renaming", &hidden, &e))?;
+                        Failpoint::CommitRenamed.reach();
                     }
                     (false, true) => {}
                     (true, true) => {

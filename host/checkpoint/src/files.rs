@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tidemill_core::error::{Error, Result};
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::snapshot::{FileRef, SnapshotFiles};
 
 use crate::blobs::{BlobError, Blobs, at_path, read_failed, write_failed};
@@ -83,6 +84,7 @@ fn write_from(blobs: &dyn Blobs, path: String, content: &mut dyn Read) -> Result
         running.update(piece);
         writer.write_all(piece)
     });
+    Failpoint::SnapshotUnsynced.reach();
     if let Err(error) = written.map_err(|e| write_failed(blobs, &path, &e)).and_then(|()| writer.finish()) {
         // What is left of it is garbage, and would be found as such; but a full disk is better relieved at once.
         let _ = blobs.delete(&path);

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tidemill_core::error::{Error, ErrorKind, Result};
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::Epoch;
 use tidemill_core::snapshot::SnapshotFiles;
 
@@ -135,8 +136,10 @@ impl Owner {
         let savepoint = manifest.kind == ManifestKind::Savepoint;
         let (kept, newest, uncommitted) =
             (paths(&manifest), Written::from(&manifest), !manifest.committables.is_empty());
+        Failpoint::ClaimDue.reach();
         let claim = self.append(Event::Checkpoint(manifest))?;
         if let Claim::Won(number) = claim {
+            Failpoint::ClaimWon.reach();
             if !savepoint {
                 self.kept = kept;
                 self.newest = Some(newest);
@@ -180,9 +183,18 @@ impl Owner {
         let inventory = Inventory { log, committed: journal.marked()?, files };
         let retained = journal.lineage(number, retained.max(1), false)?;
         let garbage = garbage(&inventory, &retained, FILES);
-        garbage.log.iter().try_for_each(|number| journal.delete(*number))?;
-        garbage.committed.iter().try_for_each(|number| journal.unmark(*number))?;
-        garbage.files.iter().try_for_each(|name| journal.blobs.delete(&format!("{FILES}/{name}")))?;
+        for number in &garbage.log {
+            journal.delete(*number)?;
+            Failpoint::EntryDeleted.reach();
+        }
+        for number in &garbage.committed {
+            journal.unmark(*number)?;
+            Failpoint::MarkerDeleted.reach();
+        }
+        for name in &garbage.files {
+            journal.blobs.delete(&format!("{FILES}/{name}"))?;
+            Failpoint::FileDeleted.reach();
+        }
         Ok(Collected { entries: garbage.log.len(), files: garbage.files.len() })
     }
 

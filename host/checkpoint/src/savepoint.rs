@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use tidemill_core::error::{Error, Result};
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::snapshot::SnapshotFiles;
 
 use crate::blobs::{self, PutNew, read_all};
@@ -36,6 +37,7 @@ pub fn write(location: &str, store: &Store, checkpoint: &Checkpoint) -> Result<(
             checkpoint.number
         )));
     }
+    Failpoint::SavepointDue.reach();
     let blobs = blobs::at(location)?;
     let exists = || {
         Error::invalid(format!("there is a savepoint in '{location}' already")).mend("name a folder that is not there")
@@ -51,7 +53,10 @@ pub fn write(location: &str, store: &Store, checkpoint: &Checkpoint) -> Result<(
     })?;
     let body = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::internal(e.to_string()))?;
     match blobs.put_new(MANIFEST, &sealed::seal(FORMAT, MANIFEST_VERSION, &body)) {
-        Ok(PutNew::Done) => Ok(()),
+        Ok(PutNew::Done) => {
+            Failpoint::SavepointDone.reach();
+            Ok(())
+        }
         Ok(PutNew::Exists) => Err(exists()),
         Err(e) => Err(e.into()),
     }

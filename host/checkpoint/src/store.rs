@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use tidemill_core::error::{Error, ErrorKind, Result};
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::snapshot::{FileRef, SnapshotFiles};
 
 use crate::blobs::{self, BlobError, Blobs, PutNew, Trouble};
@@ -67,6 +68,7 @@ impl Store {
     /// claimed. If it is another's, everything again: an attempt that was about to die may have completed a checkpoint.
     pub fn begin(&self, start: &Start, now_ms: i64) -> Result<Begun> {
         self.probe()?;
+        Failpoint::BeginProbed.reach();
         for _ in 0..BEGIN_ATTEMPTS {
             let newest = self.newest(start)?;
             let entry = newest.as_ref().and_then(|newest| newest.stored.as_ref());
@@ -210,6 +212,7 @@ impl Store {
     /// The owner after its begin was won. What it goes on from must still be there: while another attempt went on, it
     /// may have been deleted.
     fn own(&self, begin: Stored, restored: Option<Restored>) -> Result<Owner> {
+        Failpoint::BeginLogged.reach();
         if let Some(Origin::Checkpoint(number)) = restored.as_ref().map(|restored| &restored.origin) {
             self.journal.manifest(*number)?;
         }
@@ -239,6 +242,7 @@ pub(crate) fn copy_files(
 ) -> Result<()> {
     manifest.files_mut().try_for_each(|file| {
         *file = files::copy(store.blobs(), file, to, path(file))?;
+        Failpoint::SavepointCopied.reach();
         Ok(())
     })
 }

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use mimalloc::MiMalloc;
+use tidemill_core::failpoint;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Color, Command};
@@ -37,9 +38,17 @@ fn main() -> ExitCode {
     }
     let screen = Screen::new();
     log_to_stderr(cli.verbose, screen.clone());
-    match dispatch(cli.command, &screen) {
+    match arm_failpoint().and_then(|()| dispatch(cli.command, &screen)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+/// For the tests that kill: see the module.
+fn arm_failpoint() -> Outcome {
+    match std::env::var(failpoint::VARIABLE) {
+        Ok(text) => Ok(failpoint::arm(&text)?),
+        Err(_) => Ok(()),
     }
 }
 

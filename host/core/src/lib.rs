@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod connector;
 pub mod error;
+pub mod failpoint;
 pub mod graph;
 pub mod ids;
 pub mod keys;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tidemill_core::connector::{Committable, SinkCommitter};
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::{Error, Result};
 
 use crate::slice::{CommitTarget, Prepared};
@@ -19,6 +20,7 @@ pub fn commit(
     for (target, committables) in by_target.into_iter().filter(|(_, committables)| !committables.is_empty()) {
         let committer = committers.get_mut(&target);
         committer.ok_or_else(|| Error::internal(format!("no committer for {target:?}")))?.commit(&committables)?;
+        Failpoint::CommitSinkDone.reach();
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use tidemill_checkpoint::manifest::{Manifest, ManifestKind};
 use tidemill_checkpoint::protocol::{self, Decision, Fact, Participant, Purpose, Settings};
 use tidemill_checkpoint::{Checkpoint, Claim, Owner, Store, savepoint};
 use tidemill_core::connector::Committable;
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::{Epoch, NodeId};
 use tidemill_core::snapshot::{SnapshotFiles, SnapshotKind, StateHandle};
 use tidemill_core::time::{Clock, Timestamp};
@@ -248,6 +249,7 @@ impl Coordinator {
             Decision::FailJob { reason } => Err(Error::new(ErrorKind::Retry, reason)),
             Decision::Fenced { by } => Err(fenced(by)),
             Decision::Finished { kind } => {
+                Failpoint::LastCommitted.reach();
                 if let Some(checkpoints) = &mut self.checkpoints {
                     checkpoints.finished = Some(kind);
                 }
@@ -264,7 +266,12 @@ impl Coordinator {
             Purpose::Stop { savepoint: true } => (SnapshotKind::Portable, true),
         };
         let barrier = Barrier { epoch: Epoch(epoch), kind, stops };
-        let found = self.enumerations.iter().map(|e| Ok((e.node(), e.checkpoint(barrier)?)));
+        Failpoint::BarrierDue.reach();
+        let found = self.enumerations.iter().map(|e| {
+            let found = e.checkpoint(barrier)?;
+            Failpoint::BarrierSent.reach();
+            Ok((e.node(), found))
+        });
         let found = found.collect::<Result<HashMap<NodeId, Vec<u8>>>>()?;
         self.collector.begin(barrier.epoch, found);
         if let Some(checkpoints) = &mut self.checkpoints {
@@ -276,7 +283,10 @@ impl Coordinator {
     fn claim(&mut self, epoch: u64, kind: ManifestKind, now: Timestamp) -> Result<Fact> {
         let Some(checkpoints) = &mut self.checkpoints else { return Err(Error::internal("a claim without a store")) };
         if kind == ManifestKind::Finished {
-            self.collector.begin(Epoch(epoch), HashMap::new());
+            // Without what was found, who goes on from here would find it again.
+            let found = self.enumerations.iter().map(|e| Ok((e.node(), e.snapshot()?)));
+            let found = found.collect::<Result<HashMap<NodeId, Vec<u8>>>>()?;
+            self.collector.begin(Epoch(epoch), found);
             checkpoints.triggered = now;
         }
         let manifest = self.collector.manifest(kind, checkpoints.owner.generation(), now.0);
@@ -293,12 +303,15 @@ impl Coordinator {
 
     /// Commits what was prepared for the claimed checkpoint, and marks it.
     fn commit(&mut self) -> Result<()> {
+        Failpoint::CommitDue.reach();
         commit(&mut self.committers, self.collector.claimed())?;
+        Failpoint::CommitDone.reach();
         let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
-        match checkpoints.owner.uncommitted() {
-            Some(number) => checkpoints.owner.mark_committed(number),
-            None => Ok(()),
+        if let Some(number) = checkpoints.owner.uncommitted() {
+            checkpoints.owner.mark_committed(number)?;
+            Failpoint::CommitMarked.reach();
         }
+        Ok(())
     }
 
     fn completed(&mut self, epoch: u64, purpose: Option<Purpose>, now: Timestamp) -> Result<()> {
@@ -356,13 +369,16 @@ impl Coordinator {
 pub fn recover(committers: &mut Committers, checkpoints: Option<&mut Checkpoints>) -> Result<()> {
     let Some(Checkpoints { owner, .. }) = checkpoints else { return Ok(()) };
     let Some((number, restored)) = owner.uncommitted().zip(owner.restored()) else { return Ok(()) };
+    Failpoint::RecoverUncommitted.reach();
     commit(committers, prepared_in(&restored.manifest))?;
+    Failpoint::RecoverCommitted.reach();
     owner.mark_committed(number)
 }
 
 /// A job that ended before, but perhaps without committing its last checkpoint: commits it.
 pub fn commit_ended(spec: &JobSpec, store: &Store, checkpoint: &Checkpoint) -> Result<()> {
     commit(&mut committers(spec)?, prepared_in(&checkpoint.manifest))?;
+    Failpoint::EndedCommitted.reach();
     store.mark_committed(checkpoint.number)
 }
 

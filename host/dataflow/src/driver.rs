@@ -16,6 +16,7 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use tidemill_core::connector::Waker;
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::Epoch;
 use tidemill_core::snapshot::StateHandle;
 use tidemill_core::time::{Clock, Timestamp};
@@ -50,6 +51,7 @@ pub fn run_with(spec: JobSpec, mut checkpoints: Option<Checkpoints>, allow_non_r
     let mut committers = committers(&spec)?;
     recover(&mut committers, checkpoints.as_mut())?;
     begin_sinks(&spec, &start)?;
+    Failpoint::SinksBegun.reach();
     let sleepers: Vec<Arc<Sleeper>> = (0..plan.slots()).map(|_| Arc::default()).collect();
     let wakers: Vec<Waker> = sleepers.iter().map(|s| waker(s.clone())).collect();
     let Assembly { slices, enumerations, tasks, stop } = Assembly::new(&spec, &plan, &wakers, &start)?;

@@ -13,6 +13,7 @@ use tidemill_connector_kit::queue::Queue;
 use tidemill_core::Batch;
 use tidemill_core::connector::{Committable, SinkReady, SinkWriter, Waker};
 use tidemill_core::error::{Error, Result};
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::Epoch;
 
 use super::{PREFIX, Prepared};
@@ -164,6 +165,7 @@ impl PartFiles {
             };
             files.push((hidden, name));
         }
+        Failpoint::PartPrepared.reach();
         Ok(Prepared { files })
     }
 
@@ -174,7 +176,10 @@ impl PartFiles {
             self.hidden += 1;
             let path = self.settings.folder.join(&name);
             match File::create_new(&path) {
-                Ok(file) => return Ok(Open { name, file, bytes: 0 }),
+                Ok(file) => {
+                    Failpoint::PartCreated.reach();
+                    return Ok(Open { name, file, bytes: 0 });
+                }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.hidden < MAX_HIDDEN => {}
                 Err(e) => return Err(io_error("creating", &path, &e)),
             }
@@ -185,6 +190,7 @@ impl PartFiles {
         if let Some(open) = &mut self.open {
             let path = || self.settings.folder.join(&open.name);
             open.file.write_all(&self.text).map_err(|e| io_error("writing", &path(), &e))?;
+            Failpoint::PartWritten.reach();
             open.bytes += self.text.len() as u64;
             self.text.clear();
         }
@@ -194,7 +200,9 @@ impl PartFiles {
     fn close(&mut self) -> Result<()> {
         self.flush()?;
         if let Some(open) = self.open.take() {
+            Failpoint::PartUnsynced.reach();
             open.file.sync_all().map_err(|e| io_error("syncing", &self.settings.folder.join(&open.name), &e))?;
+            Failpoint::PartSynced.reach();
             self.closed.push(open.name);
         }
         Ok(())

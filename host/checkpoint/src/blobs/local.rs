@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use crate::nonce::nonce;
 
+use tidemill_core::failpoint::Failpoint;
+
 use super::{BlobError, BlobWriter, Blobs, Listed, PutNew, Trouble, io_failed};
 
 /// How often a hidden file is written again after another process swept it away.
@@ -61,7 +63,9 @@ impl Blobs for Local {
         let mut linked = Ok(());
         for _ in 0..STAGING_ATTEMPTS {
             write_staged(&staging, content).map_err(self.failed("writing", path))?;
+            Failpoint::PutStaged.reach();
             linked = fs::hard_link(&staging, &target);
+            Failpoint::PutLinked.reach();
             let swept = matches!(&linked, Err(e) if e.kind() == ErrorKind::NotFound) && !target.exists();
             let _ = fs::remove_file(&staging);
             if !swept {

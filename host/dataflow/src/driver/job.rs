@@ -5,6 +5,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::snapshot::SnapshotFiles;
 use tidemill_core::time::Clock;
 use tidemill_core::{Error, Result};
@@ -150,7 +151,9 @@ impl JobThread {
 /// The writing thread: writes what tasks froze, in the order of freezing.
 fn write(to_write: &Receiver<ToWrite>, events: &Sender<Event>) {
     while let Ok((Unwritten { task, epoch, snapshot }, files)) = to_write.recv() {
+        Failpoint::SnapshotDue.reach();
         let outcome = catch_unwind(AssertUnwindSafe(|| snapshot.write(&*files)));
+        Failpoint::SnapshotWritten.reach();
         let outcome = outcome.unwrap_or_else(|panic| Err(panicked("writing a checkpoint", &*panic)));
         if events.send(Event::Written { task, epoch, outcome }).is_err() {
             return;

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::{Epoch, InputIndex, Port, SubtaskId};
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::operator::{Operator, Output, Progress};
@@ -192,7 +193,9 @@ impl Cell {
     fn pass(&mut self, barrier: Barrier, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<TaskSnapshot> {
         self.control(&Element::Barrier(barrier), inboxes, letters)?;
         self.passed = barrier.epoch;
+        Failpoint::FreezeDue.reach();
         let snapshot = self.freeze(barrier).map_err(|e| e.at(&self.subtask, "taking a checkpoint"))?;
+        Failpoint::FreezeDone.reach();
         if barrier.stops && matches!(self.work, Work::Source(_)) {
             self.control(&Element::End, inboxes, letters)?;
             self.state = State::Ended;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::snapshot::{RestoredState, StateHandle};
 use tidemill_core::{Error, Result};
 
@@ -40,6 +41,7 @@ pub(super) fn restore(about: &Arc<About>, from: &RestoredState) -> Result<Restor
         }
     }
     let same_keys = |handle: &StateHandle| handle.key_groups == about.key_groups;
+    Failpoint::StateRestored.reach();
     let goes_on = from.max_parallelism == about.max_parallelism
         && matches!(from.handles.as_slice(), [one] if same_keys(one))
         && chain.iter().all(|(_, savepoint)| !savepoint);

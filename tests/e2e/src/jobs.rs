@@ -1,0 +1,161 @@
+//! The jobs: what each reads and writes, and its manifest.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::reference::{self, AUCTIONS, BIDDERS, Outputs, RATE};
+
+/// One of `tests/e2e/jobs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Job {
+    /// Stateless rows, value state, two keyed operators in a row, event-time timers.
+    Keyed,
+    /// Tumbling, sliding and session windows, aggregates of the user's, what is late.
+    Windows,
+    /// A window join and an interval join.
+    Joins,
+    /// Files that go on being found, dead letters, processing-time timers.
+    Files,
+}
+
+/// A sink of a job.
+#[derive(Clone, Copy, Debug)]
+pub struct SinkSpec {
+    /// Its binding, and its folder.
+    pub name: &'static str,
+    /// Whether it writes JSON lines; else CSV.
+    pub json: bool,
+    /// Its columns that are looked at; of CSV all.
+    pub columns: &'static [&'static str],
+}
+
+const fn csv(name: &'static str) -> SinkSpec {
+    SinkSpec { name, json: false, columns: &[] }
+}
+
+const fn json(name: &'static str, columns: &'static [&'static str]) -> SinkSpec {
+    SinkSpec { name, json: true, columns }
+}
+
+/// Records per file of the job `files`.
+pub const PER_FILE: u64 = 60;
+/// Events per second of real time, while there are kills to come.
+const PACE: u64 = 12_000;
+
+/// What of a manifest is drawn from the seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Input records.
+    pub records: u64,
+    /// Between checkpoints, in milliseconds.
+    pub interval_ms: u64,
+    /// Rows per batch.
+    pub batch_rows: u64,
+    /// Checkpoints that are kept.
+    pub retained: u64,
+    /// When a part file is closed.
+    pub roll_bytes: u64,
+}
+
+impl Job {
+    /// All.
+    pub const ALL: [Self; 4] = [Self::Keyed, Self::Windows, Self::Joins, Self::Files];
+
+    /// Its name, which is also the feature of its component.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Keyed => "keyed",
+            Self::Windows => "windows",
+            Self::Joins => "joins",
+            Self::Files => "files",
+        }
+    }
+
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|job| job.name() == name)
+    }
+
+    /// Its sinks; the dead letters count as one.
+    pub fn sinks(self) -> &'static [SinkSpec] {
+        const WINDOW: &[&str] = &["key", "start", "end", "rows", "sum"];
+        const KEYED: [SinkSpec; 4] = [
+            csv("pass"),
+            json("counts", &["key", "n"]),
+            csv("ranks"),
+            json("blocks", &["key", "second", "rows", "ids"]),
+        ];
+        const WINDOWS: [SinkSpec; 5] =
+            [csv("tumbling"), json("sliding", WINDOW), csv("sessions"), json("in-time", &["id", "rows"]), csv("late")];
+        const JOINS: [SinkSpec; 2] = [csv("window-join"), json("interval-join", &["bid", "auction"])];
+        const FILES: [SinkSpec; 4] = [
+            json("pass", &["id", "key", "text"]),
+            csv("counts"),
+            csv("timed"),
+            json("dead-letters", &["reason", "record"]),
+        ];
+        match self {
+            Self::Keyed => &KEYED,
+            Self::Windows => &WINDOWS,
+            Self::Joins => &JOINS,
+            Self::Files => &FILES,
+        }
+    }
+
+    /// Whether its input ends by itself.
+    pub fn ends(self) -> bool {
+        self != Self::Files
+    }
+
+    /// Input records for a run with so many kills.
+    pub fn records(self, kills: u64) -> u64 {
+        match self {
+            Self::Files => (20 + 8 * kills) * PER_FILE,
+            _ => 5_000 + 4_500 * kills,
+        }
+    }
+
+    /// What must come out.
+    pub fn expected(self, records: u64) -> Outputs {
+        match self {
+            Self::Keyed => reference::keyed(records),
+            Self::Windows => reference::windows(records),
+            Self::Joins => reference::joins(records),
+            Self::Files => reference::files(records, PER_FILE),
+        }
+    }
+
+    /// The manifest of a run in a folder.
+    pub fn manifest(self, folder: &Path, component: &Path, settings: &Settings) -> String {
+        let Settings { records, interval_ms, batch_rows, retained, roll_bytes } = settings;
+        let folder = folder.display();
+        let mut text = format!(
+            "[job]\nname = \"audit-{}\"\ncomponent = '{}'\nbatch-rows = {batch_rows}\n\n\
+             [checkpoints]\nlocation = '{folder}/checkpoints'\ninterval = \"{interval_ms} ms\"\nretained = {retained}\n\n\
+             [restart]\nstrategy = \"none\"\n",
+            self.name(),
+            component.display(),
+        );
+        let mut line = |line: String| _ = writeln!(text, "{line}");
+        if self == Self::Files {
+            for (source, format) in [("tables", "csv"), ("objects", "json")] {
+                line(format!("\n[sources.{source}]\nconnector = \"files\"\npath = '{folder}/in-{source}'"));
+                line(format!("format = \"{format}\"\ndiscover-every = \"20 ms\"\non-error = \"dead-letter\""));
+            }
+        } else {
+            line(format!("\n[sources.bids]\nconnector = \"bids\"\nrecords = {records}\nauctions = {AUCTIONS}"));
+            line(format!("bidders = {BIDDERS}\nrate = {RATE}\npace = {PACE}\nmixed = {}", self == Self::Joins));
+        }
+        for sink in self.sinks() {
+            let section =
+                if sink.name == "dead-letters" { "dead-letter".to_owned() } else { format!("sinks.{}", sink.name) };
+            let format = if sink.json { "json" } else { "csv" };
+            line(format!(
+                "\n[{section}]\nconnector = \"files\"\npath = '{folder}/{}'\nformat = \"{format}\"",
+                sink.name
+            ));
+            line(format!("timestamps = \"ms\"\nroll-bytes = \"{roll_bytes} B\""));
+        }
+        text
+    }
+}

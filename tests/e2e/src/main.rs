@@ -1,0 +1,204 @@
+//! The auditor: runs jobs of every stateful kind in real processes, kills these at random moments and at every edge of
+//! the checkpoint protocol, and counts, record by record, what is lost and what is there twice.
+//!
+//! The last line on stdout is a JSON object. The exit code is 0 if nothing was lost, duplicated or wrong and no process
+//! failed. What happens is drawn from the seed; when the operating system lets the processes run is not, so a seed that
+//! failed may have to be tried again. In reading order:
+
+mod plan;
+mod random;
+
+mod jobs;
+mod reference;
+
+mod feed;
+mod guests;
+mod process;
+mod scenario;
+
+mod check;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use serde_json::json;
+use tidemill_core::failpoint::Failpoint;
+
+use crate::jobs::Job;
+use crate::plan::Plan;
+use crate::process::Binary;
+use crate::scenario::{Outcome, Scenario};
+
+/// Kills of one scenario: enough for one to build on what another left, few enough for a failure to be read.
+const KILLS_PER_SCENARIO: u64 = 8;
+
+/// Kills jobs of every stateful kind and counts what comes out, record by record.
+#[derive(Parser, Debug)]
+#[command(name = "tests/e2e/audit", max_term_width = 100)]
+struct Args {
+    /// How many processes to kill, at least
+    #[arg(long, default_value_t = 40)]
+    kills: u64,
+    /// What is drawn at random is drawn from this
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// keyed, windows, joins, files, or all in turn
+    #[arg(long, default_value = "all")]
+    job: String,
+    /// The state backend: memory or rocksdb
+    #[arg(long, default_value = "memory")]
+    backend: String,
+    /// Only this scenario of the seed, as a failure names it
+    #[arg(long)]
+    scenario: Option<u64>,
+    /// Where the runs are kept that failed [default: audit-failures in the folder of temporary files]
+    #[arg(long)]
+    keep: Option<PathBuf>,
+    /// Print the failpoints and where they are
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.list {
+        Failpoint::ALL.iter().for_each(|f| println!("{:20} {}", f.name(), f.place()));
+        return ExitCode::SUCCESS;
+    }
+    match audit(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("audit: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// What is counted over all scenarios.
+#[derive(Default)]
+struct Total {
+    scenarios: u64,
+    kills: u64,
+    records: u64,
+    lost: u64,
+    duplicated: u64,
+    wrong: u64,
+    failures: u64,
+    hit: BTreeMap<Failpoint, u64>,
+}
+
+impl Total {
+    fn is_well(&self) -> bool {
+        self.lost + self.duplicated + self.wrong + self.failures == 0
+    }
+}
+
+/// Runs everything; whether all is as it must be.
+fn audit(args: &Args) -> Result<bool> {
+    let begin = Instant::now();
+    let jobs = match args.job.as_str() {
+        "all" => Job::ALL.to_vec(),
+        name => vec![Job::named(name).with_context(|| format!("there is no job '{name}'"))?],
+    };
+    let set = match args.backend.as_str() {
+        "memory" => Vec::new(),
+        "rocksdb" => vec!["state.backend=rocksdb".to_owned()],
+        other => bail!("there is no state backend '{other}'"),
+    };
+    let binary = Binary::find(guests::folder().join("compiled"))?;
+    let mut components = BTreeMap::new();
+    for job in &jobs {
+        components.insert(*job, guests::component(*job)?);
+    }
+    eprintln!("{} component(s) built in {:.1} s", jobs.len(), begin.elapsed().as_secs_f64());
+    let mut total = Total::default();
+    let numbers = args.scenario.map_or(0..u64::MAX, |only| only..only + 1);
+    for number in numbers {
+        if total.kills >= args.kills && args.scenario.is_none() {
+            break;
+        }
+        let job = jobs.get((number % jobs.len() as u64) as usize).copied().context("there are no jobs")?;
+        let component = components.get(&job).context("there is no component")?;
+        let left = args.kills.saturating_sub(total.kills).div_ceil(jobs.len() as u64);
+        let kills = if args.scenario.is_some() { KILLS_PER_SCENARIO } else { KILLS_PER_SCENARIO.min(left.max(1)) };
+        let plan = Plan::new(job, args.seed, number, kills);
+        let started = Instant::now();
+        let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
+        let outcome = Scenario::new(&binary, &plan, component, folder.path(), &set)?.run()?;
+        add(&mut total, &outcome, &plan);
+        if !report(&outcome, &plan, number, args, started.elapsed().as_secs_f64()) {
+            let kept = keep(args, folder, number)?;
+            eprintln!("  the run is kept in {}", kept.display());
+        }
+        if outcome.kills == 0 && outcome.failure.is_some() && total.failures > 10 {
+            bail!("every process fails");
+        }
+    }
+    println!("{}", summary(&total, args, &jobs, begin));
+    Ok(total.is_well())
+}
+
+fn add(total: &mut Total, outcome: &Outcome, plan: &Plan) {
+    total.scenarios += 1;
+    total.kills += outcome.kills;
+    total.records += plan.settings.records;
+    total.lost += outcome.difference.lost;
+    total.duplicated += outcome.difference.duplicated;
+    total.wrong += outcome.difference.wrong;
+    total.failures += u64::from(outcome.failure.is_some());
+    for failpoint in &outcome.hit {
+        *total.hit.entry(*failpoint).or_default() += 1;
+    }
+}
+
+/// Says what a scenario came to; whether it is as it must be.
+fn report(outcome: &Outcome, plan: &Plan, number: u64, args: &Args, seconds: f64) -> bool {
+    let Outcome { kills, hit, difference, failure } = outcome;
+    let well = failure.is_none() && difference.lost + difference.duplicated + difference.wrong == 0;
+    let names: Vec<&str> = hit.iter().map(|f| f.name()).collect();
+    let word = if well { "ok" } else { "FAILED" };
+    eprintln!("{word}: scenario {number}, {}, {seconds:.1} s, {kills} kills ({})", plan.job.name(), names.join(", "));
+    if well {
+        return true;
+    }
+    eprintln!("  {} lost, {} duplicated, {} wrong", difference.lost, difference.duplicated, difference.wrong);
+    difference.examples.iter().for_each(|example| eprintln!("    {example}"));
+    failure.iter().for_each(|failure| eprintln!("  {failure}"));
+    eprintln!("  {:?}\n  steps: {:?}", plan.settings, plan.steps);
+    eprintln!("  again: tests/e2e/audit --seed {} --job {} --scenario {number}", args.seed, args.job);
+    false
+}
+
+fn keep(args: &Args, folder: tempfile::TempDir, number: u64) -> Result<PathBuf> {
+    let kept = args.keep.clone().unwrap_or_else(|| std::env::temp_dir().join("audit-failures"));
+    std::fs::create_dir_all(&kept)?;
+    let target = kept.join(format!("seed-{}-scenario-{number}", args.seed));
+    _ = std::fs::remove_dir_all(&target);
+    let folder = folder.keep();
+    Ok(if std::fs::rename(&folder, &target).is_ok() { target } else { folder })
+}
+
+fn summary(total: &Total, args: &Args, jobs: &[Job], begin: Instant) -> serde_json::Value {
+    let hit: BTreeMap<&str, u64> = total.hit.iter().map(|(failpoint, n)| (failpoint.name(), *n)).collect();
+    let missed = Failpoint::ALL.iter().filter(|f| !total.hit.contains_key(f)).map(|f| f.name());
+    json!({
+        "kills": total.kills,
+        "failpoints": hit,
+        "failpoints_not_hit": missed.collect::<Vec<_>>(),
+        "input_records": total.records,
+        "lost": total.lost,
+        "duplicated": total.duplicated,
+        "wrong": total.wrong,
+        "failed_runs": total.failures,
+        "scenarios": total.scenarios,
+        "seconds": (begin.elapsed().as_secs_f64() * 10.0).round() / 10.0,
+        "seed": args.seed,
+        "backend": args.backend,
+        "jobs": jobs.iter().map(|job| job.name()).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,129 @@
+//! What happens to the processes of one scenario, drawn from its seed before anything runs.
+
+use tidemill_core::failpoint::Failpoint;
+
+use crate::jobs::{Job, PER_FILE, Settings};
+use crate::random::Random;
+
+/// Of so many kills, this one is a failpoint's; the others happen at random moments.
+const RANDOM_ONE_IN: u64 = 4;
+
+/// What happens to one process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It is killed at some moment.
+    Kill {
+        /// Milliseconds after its start.
+        after_ms: u64,
+    },
+    /// It kills itself.
+    Failpoint {
+        /// Where.
+        at: Failpoint,
+        /// When it comes there for this time.
+        times: u64,
+        /// What it is told meanwhile.
+        asked: Asked,
+        /// It goes on from the last checkpoint only if it was interrupted (and ends what ended).
+        recovers: bool,
+    },
+    /// It is stopped with a savepoint or without; the next one goes on from there.
+    Stop {
+        /// Milliseconds after its start.
+        after_ms: u64,
+        /// With a savepoint.
+        savepoint: bool,
+    },
+    /// A second process takes the job over while the first lives.
+    Second {
+        /// Milliseconds after its start.
+        after_ms: u64,
+    },
+}
+
+/// What a running job is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Nothing.
+    Nothing,
+    /// Savepoints, again and again.
+    Savepoints,
+    /// To stop; before, it takes no checkpoint.
+    Stop,
+}
+
+/// A run of a job from its first record to its last, with kills in between.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Whose.
+    pub job: Job,
+    /// The seed of what is drawn while it runs.
+    pub seed: u64,
+    /// Of its manifest.
+    pub settings: Settings,
+    /// One process after the other; after them, one runs to the end.
+    pub steps: Vec<Step>,
+}
+
+impl Plan {
+    /// Scenario `number` of a seed. Failpoints are dealt in turn, so that a long run comes to all of them.
+    pub fn new(job: Job, seed: u64, number: u64, kills: u64) -> Self {
+        let mut random = Random::new(seed, number);
+        let mut deck = Failpoint::ALL.to_vec();
+        Random::new(seed, u64::MAX).shuffle(&mut deck);
+        let mut dealt = deck.iter().copied().cycle().skip((number * kills) as usize % deck.len().max(1));
+        let mut steps = Vec::new();
+        let mut left = kills;
+        while left > 0 {
+            if random.one_in(8) {
+                steps.push(Step::Stop { after_ms: random.between(100, 500), savepoint: random.one_in(2) });
+            }
+            if random.one_in(RANDOM_ONE_IN) {
+                steps.push(match random.one_in(3) {
+                    true => Step::Second { after_ms: random.between(60, 500) },
+                    false => Step::Kill { after_ms: random.between(10, 600) },
+                });
+            } else if let Some(at) = dealt.next() {
+                // What only happens after another kill needs that one first.
+                let before = preparation(at);
+                left = left.saturating_sub(before.len() as u64);
+                steps.extend(before);
+                steps.push(failpoint(at, &mut random));
+            }
+            left = left.saturating_sub(1);
+        }
+        Self { job, seed: random.between(0, u64::MAX), settings: settings(job, kills, &mut random), steps }
+    }
+}
+
+fn settings(job: Job, kills: u64, random: &mut Random) -> Settings {
+    Settings {
+        records: job.records(kills).next_multiple_of(PER_FILE),
+        interval_ms: random.between(10, 200),
+        batch_rows: random.one_of(&[16, 100, 700, 4_096], 100),
+        retained: random.between(1, 4),
+        roll_bytes: random.one_of(&[500, 4_000, 1 << 20], 4_000),
+    }
+}
+
+fn failpoint(at: Failpoint, random: &mut Random) -> Step {
+    let asked = match at {
+        Failpoint::SavepointDue | Failpoint::SavepointCopied | Failpoint::SavepointDone => Asked::Savepoints,
+        Failpoint::LastCommitted => Asked::Stop,
+        _ => Asked::Nothing,
+    };
+    let once = asked != Asked::Nothing || preparation(at) != [] || at < Failpoint::StateRestored;
+    let times = if once { 1 } else { random.between(1, 5) };
+    Step::Failpoint { at, times, asked, recovers: at == Failpoint::EndedCommitted }
+}
+
+/// Where a process must die for the next one to come to a failpoint.
+fn preparation(at: Failpoint) -> Vec<Step> {
+    let dies = |at, asked| vec![Step::Failpoint { at, times: 1, asked, recovers: false }];
+    match at {
+        Failpoint::RecoverUncommitted | Failpoint::RecoverCommitted => dies(Failpoint::CommitDue, Asked::Nothing),
+        Failpoint::SinkDeleted => dies(Failpoint::PartSynced, Asked::Nothing),
+        Failpoint::EndedCommitted => dies(Failpoint::CommitDue, Asked::Stop),
+        _ => Vec::new(),
+    }
+}
