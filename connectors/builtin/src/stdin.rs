@@ -235,7 +235,7 @@ mod tests {
             match reader.poll()? {
                 ReaderPoll::Batch { batch, .. } => {
                     numbers.extend(batch.columns()[0].as_primitive::<Int64Type>().values());
-                    assert_eq!(reader.snapshot()?.len(), 1, "a split that is being read is in a checkpoint");
+                    assert_eq!(reader.snapshot(Epoch(1))?.len(), 1, "a split that is being read is in a checkpoint");
                 }
                 ReaderPoll::SplitFinished(split) => assert_eq!(split.0, SPLIT),
                 ReaderPoll::Pending(_) => woken.recv().unwrap(),

@@ -126,7 +126,7 @@ mod tests {
                 ReaderPoll::Finished => break,
             }
         }
-        Ok((numbers, total, reader.snapshot()?))
+        Ok((numbers, total, reader.snapshot(Epoch(1))?))
     }
 
     #[test]
@@ -149,9 +149,14 @@ mod tests {
             assert_eq!((source.total(), progress), (Some(size as u64), size as u64 - header), "{file}");
             // From where a checkpoint found it.
             let (mut first, _, left) = read(&source, splits, 3).unwrap();
-            let (rest, ..) = read(&source, left, usize::MAX).unwrap();
+            let (rest, ..) = read(&source, left.clone(), usize::MAX).unwrap();
             first.extend(rest);
             assert_eq!(first, numbers, "{file}");
+            // A file that was cut meanwhile.
+            let short = if file.ends_with("gz") { gz("n,other\n1,x\n") } else { b"n,other\n1,x\n".to_vec() };
+            fs::write(folder.path().join(file), short).unwrap();
+            let error = read(&source, left, usize::MAX).unwrap_err().to_string();
+            assert!(error.contains(file) && error.contains("but the checkpoint has read"), "{error}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 use tidemill_connector_kit::format::{Chunker, DecodeFormat};
-use tidemill_core::error::Result;
+use tidemill_core::error::{Error, Result};
 
 use crate::find::io_error;
 use crate::position::Position;
@@ -59,10 +59,14 @@ pub(crate) fn open(position: &mut Position, format: &DecodeFormat) -> Result<Str
         let next = position.next.unwrap_or(header.as_ref().map_or(0, |h| h.len() as u64));
         let mut text = text_of(&position.path, file, read.clone());
         let skipped = io::copy(&mut text.by_ref().take(next), &mut io::sink()).map_err(failed)?;
-        (skipped, text)
+        reaches(&position.path, skipped, next)?;
+        (next, text)
     } else {
         let next = match (position.next, &header) {
-            (Some(next), _) => next,
+            (Some(next), _) => {
+                reaches(&position.path, file.metadata().map_err(failed)?.len(), next)?;
+                next
+            }
             (None, Some(header)) if position.start == 0 => header.len() as u64,
             (None, _) => first_record(&mut file, position.start, position.end).map_err(failed)?,
         };
@@ -77,6 +81,17 @@ pub(crate) fn open(position: &mut Position, format: &DecodeFormat) -> Result<Str
         .ending_at(position.end.unwrap_or(u64::MAX))
         .with_quoted_breaks(format.has_quoted_breaks());
     Ok(Stream { chunks, header, read })
+}
+
+/// A file that is shorter than where it is to be read on is not the one that was read before: reading on would lose what
+/// is in it without a word.
+fn reaches(path: &Path, bytes: u64, next: u64) -> Result<()> {
+    if bytes >= next {
+        return Ok(());
+    }
+    let path = path.display();
+    let message = format!("file '{path}' has {bytes} bytes of text, but the checkpoint has read {next} of it");
+    Err(Error::invalid(message).mend("put the file back as it was; new content belongs into new files"))
 }
 
 /// Where the first record begins that begins at `start` or later.

@@ -68,7 +68,8 @@ pub struct Garbage {
 
 /// What is garbage when these checkpoints are retained, by number, newest first. Without any but savepoints, nothing is.
 pub fn garbage(inventory: &Inventory, retained: &[(u64, Manifest)], folder: &str) -> Garbage {
-    let newest = retained.iter().map(|(_, manifest)| manifest).find(|manifest| manifest.kind != ManifestKind::Savepoint);
+    let newest =
+        retained.iter().map(|(_, manifest)| manifest).find(|manifest| manifest.kind != ManifestKind::Savepoint);
     let (Some(newest), Some((oldest, _))) = (newest.map(Written::from), retained.last()) else {
         return Garbage::default();
     };

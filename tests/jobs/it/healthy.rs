@@ -171,7 +171,7 @@ impl SourceReader for GrantedReader {
         Ok(ReaderPoll::Batch { split: SplitId(split.id.0.clone()), batch, rejected: vec![], progress: 0 })
     }
 
-    fn snapshot(&mut self) -> Result<Vec<Split>> {
+    fn snapshot(&mut self, _epoch: Epoch) -> Result<Vec<Split>> {
         Ok(Vec::new())
     }
 }

@@ -11,6 +11,7 @@ use tidemill_core::connector::{
     Boundedness, Discovery, ReaderPoll, Sink, Source, SourceContext, SourceReader, Split, SplitEnumerator, SplitId,
 };
 use tidemill_core::graph::JobGraph;
+use tidemill_core::ids::Epoch;
 use tidemill_core::keys::hash_fixed;
 use tidemill_core::plan::{NodeKind, Plan};
 use tidemill_core::time::{Clock, Timestamp};
@@ -114,7 +115,7 @@ impl SourceReader for GivenReader {
         Ok(ReaderPoll::Batch { split, batch, rejected: vec![], progress: 0 })
     }
 
-    fn snapshot(&mut self) -> Result<Vec<Split>> {
+    fn snapshot(&mut self, _epoch: Epoch) -> Result<Vec<Split>> {
         Ok(Vec::new())
     }
 }

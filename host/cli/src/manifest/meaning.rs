@@ -277,7 +277,11 @@ impl Reader<'_> {
             }
             let name = key.spec().name;
             let message = format!("[job]: '{name}' is {value}; 1 to {max} are possible");
-            Err(places.get(name).map_or_else(|| Error::invalid(&message), |place| self.source.error(place, &message)))
+            let error =
+                places.get(name).map_or_else(|| Error::invalid(&message), |place| self.source.error(place, &message));
+            let more =
+                if name == "parallelism" && value > max { " More slots need a larger max-parallelism." } else { "" };
+            Err(error.mend(format!("Choose one of these, or leave it out for the default.{more}")))
         };
         let name = options.get(&keys::NAME)?;
         let max_parallelism = bounded(&keys::MAX_PARALLELISM, 32_768)?;

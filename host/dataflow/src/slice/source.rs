@@ -139,6 +139,12 @@ impl SourceCell {
         }
     }
 
+    /// For tests: event time came so far. Whether the source makes event time at all.
+    pub fn raise_watermark(&mut self, to: Watermark, out: &mut Emitter<'_>) -> Result<bool> {
+        self.raised(|splits| splits.raise(to), out)?;
+        Ok(self.event_time.is_some())
+    }
+
     pub fn committed(&mut self, epoch: Epoch) -> Result<()> {
         if self.acknowledges { self.reader.checkpoint_completed(epoch) } else { Ok(()) }
     }
