@@ -86,6 +86,10 @@ pub(crate) fn io_error(doing: &str, path: &Path, error: &std::io::Error) -> Erro
         }
         std::io::ErrorKind::PermissionDenied => base.mend("give the user of this process the right to do so"),
         std::io::ErrorKind::StorageFull => base.mend("make room on the disk"),
+        std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::NotADirectory => {
+            base.mend("a file stands where a folder is needed: remove it, or choose another path")
+        }
+        std::io::ErrorKind::ReadOnlyFilesystem => base.mend("choose a path on a disk that can be written"),
         _ => base,
     }
 }

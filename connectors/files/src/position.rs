@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use tidemill_connector_kit::reading::SplitPosition;
 use tidemill_core::connector::{Split, SplitId};
 use tidemill_core::error::{Error, Result};
 
@@ -38,9 +39,10 @@ impl Position {
             })
             .collect()
     }
+}
 
-    /// The split's name for the life of the job.
-    pub(crate) fn id(&self) -> SplitId {
+impl SplitPosition for Position {
+    fn id(&self) -> SplitId {
         let path = self.path.display();
         SplitId(match (self.start, self.end) {
             (0, None) => path.to_string(),
@@ -49,7 +51,7 @@ impl Position {
         })
     }
 
-    pub(crate) fn to_split(&self) -> Result<Split> {
+    fn to_split(&self) -> Result<Split> {
         let description = serde_json::to_vec(self).map_err(|e| {
             Error::invalid(format!("the path '{}' can't be written into a checkpoint: {e}", self.path.display()))
                 .mend("give the file a name in UTF-8")
@@ -57,7 +59,7 @@ impl Position {
         Ok(Split { id: self.id(), description })
     }
 
-    pub(crate) fn from_split(split: &Split) -> Result<Self> {
+    fn from_split(split: &Split) -> Result<Self> {
         let position: Self = serde_json::from_slice(&split.description)
             .map_err(|e| Error::invalid(format!("the position of split '{}' is no position: {e}", split.id.0)))?;
         let ordered = position.end.is_none_or(|end| end >= position.start)
@@ -66,5 +68,9 @@ impl Position {
             return Err(Error::invalid(format!("the position of split '{}' contradicts itself", split.id.0)));
         }
         Ok(position)
+    }
+
+    fn moved(&mut self, byte: u64, line: u64) {
+        (self.next, self.line) = (Some(byte), line);
     }
 }

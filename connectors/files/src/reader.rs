@@ -1,18 +1,13 @@
-//! The reader of one subtask: a thread reads and decodes, the slot takes batches when it wants them.
-//!
-//! Invariant: `open` says of every unfinished split where it stands after the last batch that the slot took; what the
-//! thread has read ahead is not in it, and is read again after a restore.
+//! How a part of a file is read: opened, decoded, and counted for the progress bar. The rest is the kit's.
 
-use std::sync::atomic::Ordering;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::datatypes::SchemaRef;
-use tidemill_connector_kit::format::{Chunk, Cursor, DecodeFormat, Decoded, Decoder, Piece, Rejects};
-use tidemill_connector_kit::queue::{Popped, Queue};
-use tidemill_core::Batch;
-use tidemill_core::connector::{ReaderPoll, SourceContext, SourceReader, Split, SplitId, Waker};
-use tidemill_core::error::{Error, Result};
-use tidemill_core::ids::Epoch;
+use tidemill_connector_kit::format::DecodeFormat;
+use tidemill_connector_kit::reading::{self, OpenSplits, TextReader, TextSplit};
+use tidemill_core::connector::SourceContext;
+use tidemill_core::error::Result;
 
 use crate::find::io_error;
 use crate::position::Position;
@@ -27,175 +22,31 @@ pub(crate) struct Decoding {
 }
 
 /// Starts a reader.
-pub(crate) fn reader(decoding: Decoding, context: SourceContext) -> Result<FilesReader> {
-    let work = Queue::new(usize::MAX, Waker::new(|| {}));
-    let out = Queue::new(decoding.prefetch_bytes, context.waker.clone());
-    let thread = ReadThread {
-        decoding,
-        schema: context.schema.clone(),
-        batch_rows: context.batch_rows.max(1),
-        work: work.clone(),
-        out: out.clone(),
-    };
-    thread::Builder::new()
-        .name(format!("files-read-{}", context.subtask.index.0))
-        .spawn(move || thread.run())
-        .map_err(|e| Error::internal(format!("starting a reading thread failed: {e}")))?;
-    Ok(FilesReader { context, open: Vec::new(), no_more: false, work, out })
+pub(crate) fn reader(decoding: Decoding, context: SourceContext) -> Result<TextReader<Position>> {
+    let name = format!("files-read-{}", context.subtask.index.0);
+    let prefetch_bytes = decoding.prefetch_bytes;
+    reading::reader(name, decoding, prefetch_bytes, context)
 }
 
-pub(crate) struct FilesReader {
-    context: SourceContext,
-    open: Vec<(SplitId, Position)>,
-    no_more: bool,
-    work: Queue<Position>,
-    out: Queue<Item>,
-}
+impl OpenSplits for Decoding {
+    type Position = Position;
 
-/// What the thread hands to the slot.
-enum Item {
-    Rows { split: SplitId, batch: Batch, rejects: Rejects, after: Position, progress: u64 },
-    Finished(SplitId),
-    Failed(Error),
-}
-
-impl SourceReader for FilesReader {
-    fn add_splits(&mut self, splits: Vec<Split>) -> Result<()> {
-        for split in splits {
-            let position = Position::from_split(&split)?;
-            self.work.push(position.clone(), 0);
-            self.open.push((split.id, position));
-        }
-        Ok(())
-    }
-
-    fn no_more_splits(&mut self) {
-        self.no_more = true;
-    }
-
-    fn poll(&mut self) -> Result<ReaderPoll> {
-        if self.open.is_empty() && self.no_more {
-            return Ok(ReaderPoll::Finished);
-        }
-        match self.out.pop() {
-            Popped::Item(Item::Rows { split, batch, rejects, after, progress }) => {
-                if let Some((_, position)) = self.open.iter_mut().find(|(id, _)| *id == split) {
-                    *position = after;
-                }
-                self.context.metrics.records_skipped.add(rejects.skipped);
-                Ok(ReaderPoll::Batch { split, batch, rejected: rejects.letters, progress })
-            }
-            Popped::Item(Item::Finished(split)) => {
-                self.open.retain(|(id, _)| *id != split);
-                Ok(ReaderPoll::SplitFinished(split))
-            }
-            Popped::Item(Item::Failed(error)) => Err(error),
-            Popped::Empty => Ok(ReaderPoll::Pending(None)),
-            Popped::Closed => Err(Error::internal("the reading thread has ended")),
-        }
-    }
-
-    fn snapshot(&mut self, _epoch: Epoch) -> Result<Vec<Split>> {
-        self.open.iter().map(|(_, position)| position.to_split()).collect()
-    }
-}
-
-impl Drop for FilesReader {
-    fn drop(&mut self) {
-        self.work.close();
-        self.out.close();
-    }
-}
-
-struct ReadThread {
-    decoding: Decoding,
-    schema: SchemaRef,
-    batch_rows: usize,
-    work: Queue<Position>,
-    out: Queue<Item>,
-}
-
-/// The slot has gone: nothing more is to be read.
-struct Gone;
-
-impl ReadThread {
-    fn run(self) {
-        let guard = CloseOnExit(self.out.clone());
-        while let Some(position) = self.work.pop_blocking() {
-            let id = position.id();
-            let item = match self.read(position) {
-                Ok(Ok(())) => Item::Finished(id),
-                Ok(Err(Gone)) => return,
-                Err(error) => Item::Failed(error),
-            };
-            let failed = matches!(item, Item::Failed(_));
-            if !self.out.push_blocking(item, 0) || failed {
-                return;
-            }
-        }
-        drop(guard);
-    }
-
-    fn read(&self, mut position: Position) -> Result<Result<(), Gone>> {
-        let mut done = Done { before: progress_of(&position), disk: 0, compressed: is_compressed(&position.path) };
-        let Stream { mut chunks, header, read } = stream::open(&mut position, &self.decoding.format)?;
+    fn open(&mut self, position: &mut Position, schema: &SchemaRef) -> Result<Option<TextSplit<Position>>> {
+        let mut done = Done { before: progress_of(position), disk: 0, compressed: is_compressed(&position.path) };
+        let Stream { chunks, header, read } = stream::open(position, &self.format)?;
         let place = match position.start {
             0 => format!("file '{}'", position.path.display()),
             // How many lines stand before the part is not known.
             start => format!("file '{}', in the part that begins at byte {start}", position.path.display()),
         };
-        let Decoding { format, declared, .. } = &self.decoding;
-        let mut decoder = format.decoder(place, declared, &self.schema, header.as_deref())?;
-        loop {
-            let piece = chunks.next_piece().map_err(|e| io_error("reading", &position.path, &e))?;
-            let sent = match piece {
-                None => return Ok(Ok(())),
-                Some(Piece::Records(chunk)) => {
-                    self.send_chunk(&mut decoder, &chunk, &mut position, &mut |p| done.advance(p, &read))?
-                }
-                Some(Piece::TooLong { offset, line, bytes, start }) => {
-                    let rejects = decoder.too_long(offset, line, bytes, &start)?;
-                    (position.next, position.line) = (Some(offset + bytes), line + 1);
-                    let progress = done.advance(&position, &read);
-                    self.send(self.no_rows()?, rejects, &position, 0, progress)
-                }
-            };
-            if !sent {
-                return Ok(Err(Gone));
-            }
-        }
-    }
-
-    fn send_chunk(
-        &self,
-        decoder: &mut Decoder,
-        chunk: &Chunk,
-        position: &mut Position,
-        advance: &mut dyn FnMut(&Position) -> u64,
-    ) -> Result<bool> {
-        let mut cursor = Cursor::default();
-        while cursor.at < chunk.text().len() {
-            let from = cursor.at;
-            let Decoded { batch, rejects } = decoder.decode(chunk, &mut cursor, self.batch_rows)?;
-            (position.next, position.line) = (Some(chunk.offset() + cursor.at as u64), chunk.line() + cursor.line);
-            // The texts stay in the chunk, so its bytes count; of the columns all are fixed in width.
-            let bytes = cursor.at - from + batch.rows() * 16 * batch.columns().len();
-            if !self.send(batch, rejects, position, bytes, advance(position)) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn send(&self, batch: Batch, rejects: Rejects, position: &Position, bytes: usize, progress: u64) -> bool {
-        let letters: usize = rejects.letters.iter().map(|l| l.record.len() + l.reason.len()).sum();
-        let item = Item::Rows { split: position.id(), batch, rejects, after: position.clone(), progress };
-        self.out.push_blocking(item, bytes + letters)
-    }
-
-    fn no_rows(&self) -> Result<Batch> {
-        let columns = self.schema.fields().iter().map(|f| arrow::array::new_empty_array(f.data_type())).collect();
-        Batch::new(0, columns, None)
+        let decoder = self.format.decoder(place, &self.declared, schema, header.as_deref())?;
+        let path = position.path.clone();
+        Ok(Some(TextSplit {
+            chunks,
+            decoder,
+            failed: Box::new(move |e| io_error("reading", &path, e)),
+            advance: Box::new(move |position| done.advance(position, &read)),
+        }))
     }
 }
 
@@ -208,7 +59,7 @@ struct Done {
 
 impl Done {
     /// The progress since the last call: bytes on the disk.
-    fn advance(&mut self, position: &Position, read: &std::sync::atomic::AtomicU64) -> u64 {
+    fn advance(&mut self, position: &Position, read: &Arc<AtomicU64>) -> u64 {
         if self.compressed {
             let disk = read.load(Ordering::Relaxed);
             return disk - std::mem::replace(&mut self.disk, disk);
@@ -223,11 +74,101 @@ fn progress_of(position: &Position) -> u64 {
     position.next.unwrap_or(position.start).min(position.end.unwrap_or(u64::MAX))
 }
 
-/// However the thread ends, also by a defect, the slot does not wait for it for ever.
-struct CloseOnExit(Queue<Item>);
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write as _;
+    use std::sync::mpsc;
 
-impl Drop for CloseOnExit {
-    fn drop(&mut self) {
-        self.0.close();
+    use arrow::array::AsArray;
+    use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use tidemill_connector_kit::{Binding, Registry, conformance};
+    use tidemill_core::connector::{ReaderPoll, Source, Split, Waker};
+
+    use super::*;
+
+    const ROWS: i64 = 5_000;
+
+    fn gz(text: &str) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn source(folder: &std::path::Path, file: &str) -> Arc<dyn Source> {
+        let mut registry = Registry::new();
+        crate::register(&mut registry);
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+        let options = format!("path = '{file}'\nsplit-bytes = '1 KiB'").parse().unwrap();
+        registry.source("files", Binding { name: "in", schema: &schema, options: &options, base: folder }).unwrap()
+    }
+
+    /// Reads so many batches, or to the end: the numbers, the progress, and where it stands.
+    fn read(source: &Arc<dyn Source>, splits: Vec<Split>, batches: usize) -> Result<(Vec<i64>, u64, Vec<Split>)> {
+        let (wake, woken) = mpsc::channel();
+        let waker = Waker::new(move || _ = wake.send(()));
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+        let mut reader = source.reader(conformance::source_context(schema, 512, waker))?;
+        reader.add_splits(splits)?;
+        reader.no_more_splits();
+        let (mut numbers, mut total, mut seen) = (Vec::new(), 0, 0);
+        while seen < batches {
+            match reader.poll()? {
+                ReaderPoll::Batch { batch, progress, .. } => {
+                    seen += 1;
+                    total += progress;
+                    numbers.extend(batch.columns()[0].as_primitive::<Int64Type>().values());
+                }
+                ReaderPoll::SplitFinished(_) => {}
+                ReaderPoll::Pending(_) => woken.recv().unwrap(),
+                ReaderPoll::Finished => break,
+            }
+        }
+        Ok((numbers, total, reader.snapshot(Epoch(1))?))
+    }
+
+    #[test]
+    fn a_compressed_file_is_read_as_if_it_were_plain() {
+        let folder = tempfile::tempdir().unwrap();
+        let text: String = (0..ROWS).map(|n| format!("{n},x\n")).collect();
+        // Two members, as `cat a.gz b.gz` makes.
+        let (head, tail) = text.split_at(text.find("2500,").unwrap());
+        let bytes = [gz(&format!("n,other\n{head}")), gz(tail)].concat();
+        fs::write(folder.path().join("x.csv.gz"), &bytes).unwrap();
+        fs::write(folder.path().join("x.csv"), format!("n,other\n{text}")).unwrap();
+        for (file, size, parts) in [("x.csv.gz", bytes.len(), 1), ("x.csv", text.len() + 8, 4)] {
+            let source = source(folder.path(), file);
+            let splits = source.enumerator(4).unwrap().discover().unwrap().splits;
+            assert_eq!(splits.len(), parts, "{file}: what is compressed has no parts");
+            let (numbers, progress, left) = read(&source, splits.clone(), usize::MAX).unwrap();
+            assert_eq!(numbers, (0..ROWS).collect::<Vec<_>>(), "{file}");
+            assert!(left.is_empty());
+            let header = if parts > 1 { 8 } else { 0 };
+            assert_eq!((source.total(), progress), (Some(size as u64), size as u64 - header), "{file}");
+            // From where a checkpoint found it.
+            let (mut first, _, left) = read(&source, splits, 3).unwrap();
+            let (rest, ..) = read(&source, left.clone(), usize::MAX).unwrap();
+            first.extend(rest);
+            assert_eq!(first, numbers, "{file}");
+            // A file that was cut meanwhile.
+            let short = if file.ends_with("gz") { gz("n,other\n1,x\n") } else { b"n,other\n1,x\n".to_vec() };
+            fs::write(folder.path().join(file), short).unwrap();
+            let error = read(&source, left, usize::MAX).unwrap_err().to_string();
+            assert!(error.contains(file) && error.contains("but the checkpoint has read"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_compressed_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bytes = gz(&(0..ROWS).map(|n| format!("{{\"n\":{n}}}\n")).collect::<String>());
+        bytes.truncate(bytes.len() / 2);
+        fs::write(folder.path().join("x.json.gz"), bytes).unwrap();
+        let source = source(folder.path(), "x.json.gz");
+        let splits = source.enumerator(1).unwrap().discover().unwrap().splits;
+        let error = read(&source, splits, usize::MAX).unwrap_err().to_string();
+        assert!(error.contains("reading") && error.contains("x.json.gz"), "{error}");
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidemill_connector_kit::format::DecodeFormat;
+use tidemill_connector_kit::reading::{PREFETCH_BYTES, SplitPosition};
 use tidemill_connector_kit::{ByteSize, Key, OptionSpec, Setup};
 use tidemill_core::connector::{Boundedness, Discovery, Source, SourceContext, SourceReader, SplitEnumerator};
 use tidemill_core::error::{Error, Result};
@@ -30,7 +31,6 @@ const SPLIT_BYTES: Key<ByteSize> = Key::new(
     "A file is read in several parts at once if they are at least this large (only where there are several slots).",
 )
 .or("16 MiB");
-const PREFETCH_BYTES: Key<ByteSize> = Key::new("prefetch-bytes", "What each slot may read ahead.").or("16 MiB");
 
 /// More parts of a file than this give nothing but work.
 const MAX_PARTS: u64 = 1_024;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 use tidemill_connector_kit::format::{Chunker, DecodeFormat};
-use tidemill_core::error::{Error, ErrorKind, Result};
+use tidemill_core::error::{Error, Result};
 
 use crate::find::io_error;
 use crate::position::Position;
@@ -41,7 +41,9 @@ pub(crate) fn format_extension(path: &Path) -> Option<String> {
 /// The first record of a file, without reading more of it than is needed.
 pub(crate) fn read_header(path: &Path, format: &DecodeFormat) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(|e| io_error("opening", path, &e))?;
-    header(text_of(path, file, Arc::default()).as_mut(), path, format)
+    let mut text = BufReader::with_capacity(SEARCH_BUFFER_BYTES, text_of(path, file, Arc::default()));
+    let place = format!("file '{}'", path.display());
+    format.read_header(&mut text, &place, &|e| io_error("reading", path, e))
 }
 
 /// Opens a split where it stands. The offset of the next record is put into the position.
@@ -57,10 +59,14 @@ pub(crate) fn open(position: &mut Position, format: &DecodeFormat) -> Result<Str
         let next = position.next.unwrap_or(header.as_ref().map_or(0, |h| h.len() as u64));
         let mut text = text_of(&position.path, file, read.clone());
         let skipped = io::copy(&mut text.by_ref().take(next), &mut io::sink()).map_err(failed)?;
-        (skipped, text)
+        reaches(&position.path, skipped, next)?;
+        (next, text)
     } else {
         let next = match (position.next, &header) {
-            (Some(next), _) => next,
+            (Some(next), _) => {
+                reaches(&position.path, file.metadata().map_err(failed)?.len(), next)?;
+                next
+            }
             (None, Some(header)) if position.start == 0 => header.len() as u64,
             (None, _) => first_record(&mut file, position.start, position.end).map_err(failed)?,
         };
@@ -75,6 +81,17 @@ pub(crate) fn open(position: &mut Position, format: &DecodeFormat) -> Result<Str
         .ending_at(position.end.unwrap_or(u64::MAX))
         .with_quoted_breaks(format.has_quoted_breaks());
     Ok(Stream { chunks, header, read })
+}
+
+/// A file that is shorter than where it is to be read on is not the one that was read before: reading on would lose what
+/// is in it without a word.
+fn reaches(path: &Path, bytes: u64, next: u64) -> Result<()> {
+    if bytes >= next {
+        return Ok(());
+    }
+    let path = path.display();
+    let message = format!("file '{path}' has {bytes} bytes of text, but the checkpoint has read {next} of it");
+    Err(Error::invalid(message).mend("put the file back as it was; new content belongs into new files"))
 }
 
 /// Where the first record begins that begins at `start` or later.
@@ -95,38 +112,6 @@ fn first_record(file: &mut File, start: u64, end: Option<u64>) -> io::Result<u64
         }
         input.consume(length);
     }
-}
-
-fn header(text: &mut dyn Read, path: &Path, format: &DecodeFormat) -> Result<Vec<u8>> {
-    let limit = format.max_record_bytes();
-    let mut input = BufReader::with_capacity(SEARCH_BUFFER_BYTES, text);
-    let mut header = Vec::new();
-    loop {
-        let buffer = input.fill_buf().map_err(|e| io_error("reading", path, &e))?;
-        let length = buffer.iter().position(|b| *b == b'\n').map_or(buffer.len(), |at| at + 1);
-        header.extend_from_slice(buffer.get(..length).unwrap_or_default());
-        input.consume(length);
-        let ends = header.last() == Some(&b'\n') && !(format.has_quoted_breaks() && quotes(&header) % 2 == 1);
-        if length == 0 || ends {
-            break;
-        }
-        if header.len() > limit {
-            return Err(Error::new(
-                ErrorKind::Limit,
-                format!("file '{}': the first line is longer than max-record-bytes ({limit})", path.display()),
-            )
-            .mend("check that it is a CSV file with a header (else set header = false), or raise max-record-bytes"));
-        }
-    }
-    if header.trim_ascii().is_empty() {
-        return Err(Error::invalid(format!("file '{}': the first line is empty and not a header", path.display()))
-            .mend("add a header, or set header = false"));
-    }
-    Ok(header)
-}
-
-fn quotes(text: &[u8]) -> usize {
-    text.iter().filter(|b| **b == b'"').count()
 }
 
 fn memchr_count(text: &[u8]) -> u64 {

@@ -6,6 +6,7 @@ pub mod connector;
 pub mod format;
 pub mod options;
 pub mod queue;
+pub mod reading;
 pub mod suggest;
 
 #[doc(hidden)]

@@ -9,8 +9,11 @@ use clap_complete::Shell;
 #[derive(Parser, Debug)]
 #[command(name = "tidemill", version, max_term_width = 100, propagate_version = true)]
 #[command(after_help = "Start with: tidemill new my-job\n\n\
-    Exit codes: 0 all went well; 1 the job (or its build or test) failed; 2 the command line, the manifest or the\n\
-    component is wrong; 130 stopped by Ctrl-C before the input ended.")]
+    Exit codes:\n  \
+    0    all went well\n  \
+    1    the job, its build or its test failed\n  \
+    2    the command line, the manifest or the component is wrong\n  \
+    130  cancelled by a second Ctrl-C; the first stops a job cleanly")]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -30,6 +33,12 @@ pub enum Command {
     Build(ProjectArgs),
     /// Run a project's tests natively, then build and check its component
     Test(TestArgs),
+    /// What tests under `tidemill test --sandbox` run their job in
+    #[command(hide = true)]
+    TestServer {
+        /// The component
+        component: PathBuf,
+    },
     /// Run a job in this process
     Run(RunArgs),
     /// Take a savepoint of a running job, which goes on
@@ -79,6 +88,9 @@ pub struct TestArgs {
     /// Only run tests whose names contain this
     #[arg(long, value_name = "TEXT")]
     pub filter: Option<String>,
+    /// Run the same tests again with the job in the sandbox
+    #[arg(long)]
+    pub sandbox: bool,
 }
 
 #[derive(Args, Debug)]
@@ -89,7 +101,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub component: Option<PathBuf>,
     /// Slots: threads that each run a slice of the job, instead of the manifest's
-    #[arg(long, short, value_name = "SLOTS")]
+    #[arg(long, short, value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..))]
     pub parallelism: Option<u32>,
     /// Build first
     #[arg(long, conflicts_with = "component")]
@@ -168,7 +180,8 @@ pub struct StateInspectArgs {
 pub struct StatePartArgs {
     /// The operator: its uid or its name
     pub operator: String,
-    /// The table or log, or `event-timers` or `processing-timers`, if the operator has several
+    /// One value by its name, or a whole table or log, or `event-timers` or `processing-timers`; needed if the operator
+    /// has several tables or logs
     pub part: Option<String>,
     #[command(flatten)]
     pub from: StateFromArgs,

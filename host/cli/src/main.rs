@@ -57,6 +57,7 @@ fn dispatch(command: Command, screen: &Screen) -> Outcome {
         Command::New(args) => commands::new::run(&args),
         Command::Build(args) => commands::build::run(&args),
         Command::Test(args) => commands::test::run(&args),
+        Command::TestServer { component } => commands::test::serve(&component),
         Command::Run(args) => commands::run::run(&args, screen),
         Command::Savepoint(args) => commands::control::savepoint(&args),
         Command::Stop(args) => commands::control::stop(&args),

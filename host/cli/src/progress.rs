@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use console::style;
+use console::{Term, measure_text_width, style};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -36,6 +36,19 @@ pub struct Figures {
     pub progress: u64,
     /// How much there is.
     pub total: Option<u64>,
+    /// Where the job takes any.
+    pub checkpoints: Option<Checkpoints>,
+}
+
+/// The checkpoints of a job up to one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Checkpoints {
+    pub completed: u64,
+    pub failed: u64,
+    /// Of the last one that was completed.
+    pub duration_ms: u64,
+    /// All its files together.
+    pub bytes: u64,
 }
 
 impl Figures {
@@ -67,7 +80,9 @@ impl Display {
         let kind = match format {
             Format::Quiet => Kind::Quiet,
             Format::Json => Kind::Json,
-            Format::Auto if console::user_attended_stderr() => Kind::Live(screen.bars().add(bar())),
+            Format::Auto if console::user_attended_stderr() => {
+                Kind::Live(screen.bars().add(ProgressBar::new(BAR_STEPS)))
+            }
             Format::Auto | Format::Plain => Kind::Plain,
         };
         Self { kind, begin: now, samples: VecDeque::new(), last_line: now }
@@ -83,9 +98,11 @@ impl Display {
         if let Kind::Live(bar) = &self.kind {
             let part = figures.part();
             bar.set_position(part.map_or(0, |p| (p * BAR_STEPS as f64) as u64));
-            let begin = if part.is_some() { "bounded" } else { "unbounded" };
-            bar.set_prefix(begin);
-            bar.set_message(live_line(&figures, rates, now.duration_since(self.begin)));
+            let width = usize::from(Term::stderr().size().1);
+            let (style, room) = style_of(part.is_some(), width);
+            bar.set_style(style);
+            bar.set_message(live_line(&figures, rates, now.duration_since(self.begin), room));
+            bar.tick();
             return;
         }
         if now.duration_since(self.last_line) < LINE_EVERY {
@@ -132,43 +149,76 @@ struct Rates {
     left: Option<Duration>,
 }
 
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::new(BAR_STEPS);
-    let template = "  {bar:28.cyan/dim} {msg}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("━╸─"));
-    }
-    bar
+/// The line's style for a terminal of so many columns, and how many of them are left for the figures. A job that does not
+/// end by itself has no bar but a sign of life.
+fn style_of(bounded: bool, width: usize) -> (ProgressStyle, usize) {
+    let columns = if width < 110 { 10 } else { 28 };
+    let (template, used) = match bounded {
+        true => (format!("  {{bar:{columns}.cyan/dim}} {{msg}}"), columns + 3),
+        false => ("  {spinner:.cyan} {msg}".to_owned(), 4),
+    };
+    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    // The last column stays free: a cursor behind it would be on the next line.
+    (style.progress_chars("━╸─"), width.saturating_sub(used + 1))
 }
 
-fn live_line(figures: &Figures, rates: Rates, elapsed: Duration) -> String {
-    let mut parts = Vec::new();
+/// A part of the live line. Where there is no room for all, those of the highest rank are left out first.
+type Part = (u8, String);
+
+fn live_line(figures: &Figures, rates: Rates, elapsed: Duration, width: usize) -> String {
+    let mut parts: Vec<Part> = Vec::new();
     if let Some(part) = figures.part() {
-        parts.push(style(format!("{:>3.0} %", part * 100.0)).bold().to_string());
+        parts.push((0, style(format!("{:>3.0} %", part * 100.0)).bold().to_string()));
     }
-    parts.push(format!("{}/s", style(units::short(rates.records)).bold()));
-    parts.push(format!("{} in", units::short(figures.records_in as f64)));
-    parts.push(format!("{} out", units::short(figures.records_out as f64)));
+    parts.push((0, format!("{}/s", style(units::short(rates.records)).bold())));
+    parts.push((3, format!("{} in", units::short(figures.records_in as f64))));
+    parts.push((4, format!("{} out", units::short(figures.records_out as f64))));
     if let Some(watermark) = figures.watermark {
-        parts.push(format!("watermark {}", units::time_utc(watermark - watermark.rem_euclid(1_000))));
+        parts.push((6, format!("watermark {}", units::time_utc(watermark - watermark.rem_euclid(1_000)))));
     }
-    let warn = |n: u64, what: &str| (n > 0).then(|| style(format!("{} {what}", units::count(n))).yellow().to_string());
+    let warn = |n: u64, what: &str| {
+        (n > 0).then(|| (2, style(format!("{} {what}", units::short(n as f64))).yellow().to_string()))
+    };
     parts.extend(warn(figures.late, "late"));
     parts.extend(warn(figures.dead_lettered, "dead-lettered"));
     parts.extend(warn(figures.skipped, "skipped"));
+    if let Some(checkpoints) = figures.checkpoints {
+        parts.extend((checkpoints.completed > 0).then(|| (5, checkpoint(&checkpoints))));
+        parts.extend(warn(checkpoints.failed, "checkpoints failed"));
+    }
     parts.push(match rates.left {
-        Some(left) => format!("{} left", clock(left)),
-        None => clock(elapsed),
+        Some(left) => (1, format!("{} left", clock(left))),
+        None => (1, clock(elapsed)),
     });
-    parts.join(&style("  ").to_string())
+    fit(parts, width)
+}
+
+/// `checkpoint 12: 35 ms, 1.2 MB`.
+fn checkpoint(checkpoints: &Checkpoints) -> String {
+    let took = units::duration(Duration::from_millis(checkpoints.duration_ms));
+    format!("checkpoint {}: {took}, {}", checkpoints.completed, units::bytes(checkpoints.bytes))
+}
+
+/// The parts side by side, as far as they fit.
+fn fit(mut parts: Vec<Part>, width: usize) -> String {
+    loop {
+        let line = parts.iter().map(|(_, part)| part.as_str()).collect::<Vec<_>>().join("  ");
+        let last = parts.iter().enumerate().max_by_key(|(_, (rank, _))| *rank).map(|(at, _)| at);
+        match last {
+            Some(at) if parts.len() > 1 && measure_text_width(&line) > width => drop(parts.remove(at)),
+            _ => return line,
+        }
+    }
 }
 
 fn plain_line(figures: &Figures, rates: Rates, elapsed: Duration) -> String {
     let part = figures.part().map(|p| format!("  {:.0} %", p * 100.0)).unwrap_or_default();
     let left = rates.left.map(|l| format!("  {} left", units::duration(l))).unwrap_or_default();
     let watermark = figures.watermark.map(|w| format!("  watermark {}", units::time_utc(w))).unwrap_or_default();
+    let checkpoints = figures.checkpoints.filter(|c| c.completed > 0);
+    let checkpoints = checkpoints.map(|c| format!("  {}", checkpoint(&c))).unwrap_or_default();
     format!(
-        "{:>8}{part}  {} in ({}/s)  {} out{watermark}  {} late  {} dead-lettered  {} skipped{left}",
+        "{:>8}{part}  {} in ({}/s)  {} out{watermark}  {} late  {} dead-lettered  {} skipped{checkpoints}{left}",
         units::duration(elapsed),
         units::count(figures.records_in),
         units::short(rates.records),
@@ -222,8 +272,17 @@ mod tests {
         assert_eq!(rates.left, Some(Duration::from_secs(5)));
         let (_, figures) = at(5, 500);
         console::set_colors_enabled(false);
-        assert_eq!(live_line(&figures, rates, Duration::from_secs(5)), " 50 %  100/s  500 in  0 out  0:05 left");
+        let live = |figures, width| live_line(&figures, rates, Duration::from_secs(5), width);
+        assert_eq!(live(figures, 80), " 50 %  100/s  500 in  0 out  0:05 left");
         let plain = plain_line(&figures, rates, Duration::from_secs(5));
         assert_eq!(plain, "  5.00 s  50 %  500 in (100/s)  0 out  0 late  0 dead-lettered  0 skipped  5.00 s left");
+        let checkpoints = Some(Checkpoints { completed: 3, failed: 1, duration_ms: 35, bytes: 1_200 });
+        let figures = Figures { watermark: Some(61_000), late: 7, checkpoints, ..figures };
+        let all = " 50 %  100/s  500 in  0 out  watermark 1970-01-01 00:01:01  7 late  checkpoint 3: 35 ms, 1.20 kB  \
+                   1 checkpoints failed  0:05 left";
+        assert_eq!(live(figures, all.len()), all);
+        let without_watermark = all.replace("  watermark 1970-01-01 00:01:01", "");
+        assert_eq!(live(figures, all.len() - 1), without_watermark, "what matters least is left out first");
+        assert_eq!(live(figures, 5), " 50 %");
     }
 }

@@ -1,6 +1,7 @@
 //! Components from disk: reading them, the compile cache, and the checks that need no job.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tidemill_core::Error;
 use tidemill_core::graph::JobGraph;
@@ -25,9 +26,12 @@ pub fn load(path: &Path, limits: Limits) -> Result<Job, Error> {
 
 /// A manifest's limits, as the sandbox takes them.
 pub fn limits(from: &manifest::Limits) -> Limits {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     Limits {
         memory_bytes: from.memory_bytes,
-        call_ms: u64::try_from(from.call_time.as_millis()).unwrap_or(u64::MAX),
+        call_ms: ms(from.call_time),
+        component_bytes: from.component_bytes,
+        compile_ms: ms(from.compile_time),
         transfer_bytes: from.transfer_bytes,
         emitted_rows: from.emitted_rows,
         ..Limits::default()

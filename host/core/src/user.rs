@@ -112,6 +112,12 @@ pub trait UserCode: Send {
     /// User aggregators: accumulators to results.
     fn finish(&mut self, aggregator: u32, accumulators: &ArrayRef) -> Result<ArrayRef, UserFailure>;
 
+    /// The last call, after the end of the input; not promised, since after a failure there is none. Nothing can be
+    /// emitted or stored any more.
+    fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Bytes of memory that the instance holds.
     fn memory_bytes(&self) -> usize;
 }

@@ -157,6 +157,13 @@ impl SplitWatermarks {
         self.merge()
     }
 
+    /// All splits came at least so far; the reader's watermark, if it rose.
+    pub fn raise(&mut self, to: Watermark) -> Option<Watermark> {
+        self.splits.iter_mut().for_each(|split| _ = split.watermark.raise(to));
+        self.ended.raise(to);
+        self.merge()
+    }
+
     /// Marks splits without rows for so long as idle; the reader's watermark, if it rose.
     pub fn look_for_idle(&mut self, now: Timestamp, idle_after_ms: i64) -> Option<Watermark> {
         for split in &mut self.splits {

@@ -168,6 +168,15 @@ impl Slice {
         self.cells.iter_mut().try_for_each(Cell::committed)
     }
 
+    /// For tests: everything that makes event time came so far. Whether there is any such thing.
+    pub fn raise_watermark(&mut self, to: Watermark) -> Result<bool> {
+        let mut any = false;
+        for cell in &mut self.cells {
+            any |= cell.raise_watermark(to, &mut self.inboxes, &mut self.letters)?;
+        }
+        Ok(any)
+    }
+
     /// Fires processing-time timers before anything else: they are late already.
     fn run_timers(&mut self, waits: &mut Waits) -> Result<bool> {
         let timers = self.cells.iter().filter_map(Cell::timer);

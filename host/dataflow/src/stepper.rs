@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use tidemill_core::Result;
 use tidemill_core::connector::Waker;
 use tidemill_core::keys::hash_fixed;
-use tidemill_core::time::Timestamp;
+use tidemill_core::time::{Timestamp, Watermark};
 
 use crate::collect::{Collector, Unwritten};
 use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest, recover};
@@ -125,6 +125,16 @@ impl Stepper {
                 return Ok(Stepped::Idle(until.into_iter().chain(due).min()));
             }
         }
+    }
+
+    /// Event time came so far, whatever the rows say: sources, and what assigns event time behind them, raise their
+    /// watermarks to it. It takes effect with the next steps. False: nothing in the job makes event time (any more).
+    pub fn raise_watermark(&mut self, to: Watermark) -> Result<bool> {
+        let mut any = false;
+        for slice in &mut self.slices {
+            any |= slice.raise_watermark(to)?;
+        }
+        Ok(any)
     }
 
     /// Whether everything ended and is committed.

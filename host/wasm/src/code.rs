@@ -109,6 +109,7 @@ enum Functions {
 struct Live {
     store: Store<HostState>,
     functions: Functions,
+    close: TypedFunc<(), Answer>,
 }
 
 impl Starter {
@@ -125,18 +126,12 @@ impl Starter {
         let functions = self.functions(&mut store, &instance)?;
         let open =
             component.function::<(Subtask, &[(String, String)]), Answer>(&mut store, &instance, "lifecycle", "open")?;
+        let close = component.function::<(), Answer>(&mut store, &instance, "lifecycle", "close")?;
         self.metrics.crossings.add(1);
         let answer = open.call(&mut store, (self.subtask, &self.config)).map_err(|e| failed(e, store.data_mut()))?;
         store.data_mut().end();
-        match answer {
-            (Ok(()),) => Ok(Live { store, functions }),
-            (Err(Failure::Retry(reason)),) => Err(Error::new(ErrorKind::Retry, reason)),
-            (Err(Failure::Fatal(reason)),) => Err(Error::new(ErrorKind::UserCode, reason)),
-            (Err(Failure::Rows(_)),) => Err(Error::new(
-                ErrorKind::UserCode,
-                "the component broke the contract: open fails for single rows, but it has none",
-            )),
-        }
+        without_rows("open", answer)?;
+        Ok(Live { store, functions, close })
     }
 
     fn functions(&self, store: &mut Store<HostState>, instance: &Instance) -> Result<Functions> {
@@ -153,6 +148,19 @@ impl Starter {
                 component.function(store, instance, "aggregate", "finish")?,
             ),
         })
+    }
+}
+
+/// The answer of a call that has no rows.
+fn without_rows(call: &str, answer: Answer) -> Result<()> {
+    match answer {
+        (Ok(()),) => Ok(()),
+        (Err(Failure::Retry(reason)),) => Err(Error::new(ErrorKind::Retry, reason)),
+        (Err(Failure::Fatal(reason)),) => Err(Error::new(ErrorKind::UserCode, reason)),
+        (Err(Failure::Rows(_)),) => Err(Error::new(
+            ErrorKind::UserCode,
+            format!("the component broke the contract: {call} fails for single rows, but it has none"),
+        )),
     }
 }
 
@@ -331,6 +339,21 @@ impl UserCode for Sandboxed {
             let function: Finish<'_> = *function;
             function.call(store, (aggregator, number(groups)?, accumulators))
         })
+    }
+
+    /// An instance that was lost in a trap and not needed again is not made for this.
+    fn close(&mut self) -> Result<()> {
+        let Some(Live { mut store, close, .. }) = self.live.take() else { return Ok(()) };
+        self.starter.metrics.crossings.add(1);
+        store.data_mut().begin(Call::Quiet, Effects::default());
+        self.starter.component.rewind(&mut store);
+        let answer = close.call(&mut store, ());
+        store.data_mut().end();
+        let failed = |error: Error| error.mend("Correct the code that runs when the operator is closed.");
+        match answer {
+            Ok(answer) => without_rows("close", answer).map_err(failed),
+            Err(error) => Err(failed(Error::new(ErrorKind::UserCode, trap::explain(&error, store.data_mut())))),
+        }
     }
 
     fn memory_bytes(&self) -> usize {

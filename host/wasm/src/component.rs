@@ -1,6 +1,8 @@
 //! A loaded job: compiled, checked against the contract, ready to be planned and run.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::{Error, ErrorKind, Result};
@@ -16,6 +18,9 @@ use crate::shape::Shape;
 use crate::state::{Call, HostState, Identity};
 use crate::wasi::{self, Wasi};
 use crate::{trap, trusted};
+
+/// The compiler recurses on what is nested, as deep as the validator lets it.
+const COMPILER_STACK_BYTES: usize = 16 << 20;
 
 /// A job's component. Cloning copies a pointer.
 #[derive(Clone)]
@@ -59,7 +64,7 @@ impl Sandbox {
     pub fn load(&self, what: &str, bytes: &[u8]) -> Result<Component> {
         let limit = self.limits().component_bytes;
         if bytes.len() > limit {
-            let message = format!("{what} has {} bytes; limits.component_bytes is {limit}", bytes.len());
+            let message = format!("{what} has {} bytes; limits.component is {limit}", bytes.len());
             return Err(
                 Error::new(ErrorKind::Limit, message).mend("Strip it of debug information, or raise the limit.")
             );
@@ -92,7 +97,7 @@ impl Sandbox {
                 Err(error) => tracing::warn!("an entry of the compile cache is not used: {error:#}"),
             }
         }
-        let compiled = wasmtime::component::Component::from_binary(engine, bytes).map_err(|error| {
+        let compiled = self.compile_in_time(what, bytes)?.map_err(|error| {
             Error::invalid(format!("{what} is damaged, or uses what the sandbox does not allow: {error:#}"))
                 .mend("Build it again with `tidemill build`; if it was copied, compare its size with the original's.")
         })?;
@@ -104,6 +109,33 @@ impl Sandbox {
             }
         }
         Ok((compiled, false))
+    }
+}
+
+impl Sandbox {
+    /// The compiler can't be interrupted, so one that takes too long goes on alone, on a thread of its own, and what it
+    /// makes is dropped: the caller does not wait for it. The size of what it works on is bounded by the caller.
+    fn compile_in_time(&self, what: &str, bytes: &[u8]) -> Result<wasmtime::Result<wasmtime::component::Component>> {
+        let limit_ms = self.limits().compile_ms;
+        let (engine, bytes) = (self.0.engine.clone(), bytes.to_vec());
+        let (answer, compiled) = mpsc::sync_channel(1);
+        let compile = move || {
+            // If nobody waits any more, it was told so.
+            _ = answer.send(wasmtime::component::Component::from_binary(&engine, &bytes));
+        };
+        let thread = thread::Builder::new().name("tidemill-compile".into()).stack_size(COMPILER_STACK_BYTES);
+        thread.spawn(compile).map_err(|e| Error::internal(format!("no thread could be started: {e}")))?;
+        compiled.recv_timeout(Duration::from_millis(limit_ms)).map_err(|error| match error {
+            mpsc::RecvTimeoutError::Timeout => {
+                let message =
+                    format!("{what} takes longer than {limit_ms} ms to compile, which is limits.compile-time");
+                Error::new(ErrorKind::Limit, message)
+                    .mend("Make it smaller, or split its largest functions; or raise the limit.")
+            }
+            mpsc::RecvTimeoutError::Disconnected => {
+                Error::internal(format!("the compiler panicked on {what}")).mend("Build it with another toolchain.")
+            }
+        })
     }
 }
 

@@ -1,4 +1,5 @@
-//! What an instance may use. Each bound is a field here, and a message about a bound names its field.
+//! What an instance may use. Each bound is a field here, and a message about a bound names it as manifests do
+//! (`limits.call-time` is `call_ms`); those that manifests can't set are named as the field.
 
 /// The bounds of user code. One set for all components of a [`crate::Sandbox`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,9 @@ pub struct Limits {
     pub stack_bytes: usize,
     /// The largest component, in bytes: what is compiled costs time and memory in proportion.
     pub component_bytes: usize,
+    /// Time of compiling a component, in milliseconds. Above what the largest sensible one takes (an interpreter of 18 MB
+    /// takes 6 s), below what would look like a hang.
+    pub compile_ms: u64,
     /// The largest plan document, in bytes.
     pub plan_bytes: usize,
 }
@@ -33,6 +37,7 @@ impl Default for Limits {
             log_bytes: 16 << 10,
             stack_bytes: 1 << 20,
             component_bytes: 64 << 20,
+            compile_ms: 60_000,
             plan_bytes: 4 << 20,
         }
     }

@@ -116,13 +116,13 @@ impl HostState {
         if self.budget.transferred > self.limits.transfer_bytes {
             return violation(format!(
                 "it hands more than {} bytes to the host in one call; emit less, use smaller batches, or raise \
-                 limits.transfer_bytes",
+                 limits.transfer",
                 self.limits.transfer_bytes
             ));
         }
         if self.budget.rows > self.limits.emitted_rows {
             return violation(format!(
-                "it emits more than {} rows in one call; emit less, use smaller batches, or raise limits.emitted_rows",
+                "it emits more than {} rows in one call; emit less, use smaller batches, or raise limits.emitted-rows",
                 self.limits.emitted_rows
             ));
         }

@@ -74,7 +74,7 @@ fn cause(error: &wasmtime::Error, state: &HostState) -> String {
         Some(Trap::Interrupt) => {
             return format!(
                 "the component took longer than {} ms in one call; make it faster, use smaller batches, or raise \
-                 limits.call_ms",
+                 limits.call-time",
                 limits.call_ms
             );
         }
@@ -89,7 +89,7 @@ fn cause(error: &wasmtime::Error, state: &HostState) -> String {
     }
     if let Some(asked) = state.memory.denied {
         return format!(
-            "the component ran out of memory: it asked for {asked} bytes, and limits.memory_bytes is {}; use less, \
+            "the component ran out of memory: it asked for {asked} bytes, and limits.memory is {}; use less, \
              or raise it",
             limits.memory_bytes
         );
@@ -98,7 +98,7 @@ fn cause(error: &wasmtime::Error, state: &HostState) -> String {
     if root.contains("fuel allocated for hostcalls") {
         return format!(
             "the component broke the contract: it hands more than {} bytes to the host in one call; emit less, use \
-             smaller batches, or raise limits.transfer_bytes",
+             smaller batches, or raise limits.transfer",
             limits.transfer_bytes
         );
     }

@@ -1,7 +1,5 @@
 //! Raises an alert for each flight that departed and did not arrive in time, with a timer per flight.
 
-use std::time::Duration;
-
 use tidemill::prelude::*;
 
 /// The columns of the flights that are read.
@@ -17,7 +15,7 @@ pub struct Flight<'a> {
 }
 
 /// A flight departs, or arrives.
-#[derive(Row)]
+#[derive(Row, Clone, Copy)]
 pub struct Movement<'a> {
     carrier: &'a str,
     flight: i64,
@@ -47,17 +45,11 @@ pub fn arrival_alerts(flow: &mut Flow) {
             let Some(delay) = f.dep_delay else { return };
             let (carrier, flight, tailnum) = (f.carrier, f.flight, f.tailnum.unwrap_or_default());
             let scheduled = f.time_hour + mins(f.minute as u64);
-            let departed = later(scheduled, delay);
-            out.emit(Movement { carrier, flight, tailnum, scheduled, arrival: false, at: departed });
+            let departed = Timestamp::from_millis(scheduled.millis() + delay * 60_000); // early, if it is negative
+            let departure = Movement { carrier, flight, tailnum, scheduled, arrival: false, at: departed };
+            out.emit(departure);
             if let Some(air_time) = f.air_time {
-                out.emit(Movement {
-                    carrier,
-                    flight,
-                    tailnum,
-                    scheduled,
-                    arrival: true,
-                    at: later(departed, air_time),
-                });
+                out.emit(Movement { arrival: true, at: departed + mins(air_time as u64), ..departure });
             }
         })
         .watermark(|m| m.at, BoundedOutOfOrderness::of(hours(30)))
@@ -103,9 +95,4 @@ impl KeyedProcess for Watch {
         }
         Ok(())
     }
-}
-
-/// Minutes later, or earlier if negative.
-fn later(time: Timestamp, minutes: i64) -> Timestamp {
-    Timestamp::from_millis(time.millis() + minutes * 60_000)
 }

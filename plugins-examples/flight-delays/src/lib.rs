@@ -44,7 +44,6 @@ pub struct PerCarrier {
 /// The job.
 #[tidemill::job]
 pub fn flight_delays(flow: &mut Flow) {
-    let disorder_hours = flow.param_or("disorder-hours", 30);
     let departures = flow
         .source::<Flight>("flights")
         .filter_map(|f| {
@@ -53,7 +52,7 @@ pub fn flight_delays(flow: &mut Flow) {
             let departed = Timestamp::from_millis(departed.millis() + delay * 60_000);
             Some(Departure { origin: f.origin.to_owned(), carrier: f.carrier.to_owned(), delay, departed })
         })
-        .watermark(|d| d.departed, BoundedOutOfOrderness::of(hours(disorder_hours)));
+        .watermark(|d| d.departed, BoundedOutOfOrderness::of(hours(30)));
 
     departures
         .clone()

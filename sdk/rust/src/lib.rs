@@ -75,5 +75,6 @@ pub mod prelude {
     pub use crate::stream::Stream;
     pub use crate::time::{BoundedOutOfOrderness, Date, Timestamp, days, hours, millis, mins, secs};
     pub use crate::window::{Session, Sliding, Tumbling, Windowed, WindowedRow};
+    pub use std::time::Duration;
     pub use tidemill_macros::Row;
 }

@@ -58,12 +58,12 @@ const ALL: Ends = Letters(ROWS as usize);
 /// Deed, what does it, how it ends, and what the message says.
 const DEEDS: &[(&str, Kind, Ends, &[&str])] = &[
     // Running away.
-    ("loop", Kind::Ints, ALL, &["longer than 100 ms", "raise limits.call_ms", "evil::anywhere (evil.wasm"]),
-    ("memory", Kind::Ints, ALL, &["out of memory", "limits.memory_bytes is 67108864"]),
+    ("loop", Kind::Ints, ALL, &["longer than 100 ms", "raise limits.call-time", "evil::anywhere (evil.wasm"]),
+    ("memory", Kind::Ints, ALL, &["out of memory", "limits.memory is 67108864"]),
     ("recurse", Kind::Ints, ALL, &["recursed", "limits.stack_bytes"]),
-    ("huge-emit", Kind::Ints, ALL, &["more than 8388608 bytes", "raise limits.transfer_bytes"]),
-    ("emit-forever", Kind::Ints, ALL, &["raise limits.transfer_bytes"]),
-    ("billion-rows", Kind::Bare, ALL, &["rows in one call", "limits.emitted_rows"]),
+    ("huge-emit", Kind::Ints, ALL, &["more than 8388608 bytes", "raise limits.transfer"]),
+    ("emit-forever", Kind::Ints, ALL, &["raise limits.transfer"]),
+    ("billion-rows", Kind::Bare, ALL, &["rows in one call", "limits.emitted-rows"]),
     // Lies about what is emitted.
     ("row-lie-long", Kind::Ints, ALL, &["column 'n': its values have 8 bytes; 1001 values need 8008"]),
     ("row-lie-short", Kind::Ints, ALL, &["column 'n': its values have 8 bytes; 0 values need 0"]),
@@ -87,7 +87,7 @@ const DEEDS: &[(&str, Kind, Ends, &[&str])] = &[
     ("key", Kind::Keyed, ALL, &["state 'count': its keys name 1"]),
     ("values", Kind::Keyed, ALL, &["state 'count': column 'count': its values have 1 bytes"]),
     ("timer-key", Kind::Keyed, ALL, &["state.set-timers: its keys name 1"]),
-    ("put-forever", Kind::Keyed, ALL, &["raise limits.transfer_bytes"]),
+    ("put-forever", Kind::Keyed, ALL, &["raise limits.transfer"]),
     // Aggregators.
     ("accumulate:silent", Kind::Window, ALL, &["returned without emitting"]),
     ("accumulate:fewer", Kind::Window, ALL, &["0 results for 1 groups"]),
@@ -105,8 +105,8 @@ const DEEDS: &[(&str, Kind, Ends, &[&str])] = &[
     ("finish:trap", Kind::Window, Fails, &["failed in 'finish'", "unreachable", "mend: "]),
     // In `open` no row is to blame; nor in what says that it will never succeed.
     ("open:trap", Kind::Ints, Fails, &["open", "unreachable"]),
-    ("open:loop", Kind::Ints, Fails, &["open", "raise limits.call_ms"]),
-    ("open:memory", Kind::Ints, Fails, &["open", "limits.memory_bytes"]),
+    ("open:loop", Kind::Ints, Fails, &["open", "raise limits.call-time"]),
+    ("open:memory", Kind::Ints, Fails, &["open", "limits.memory"]),
     ("open:fatal", Kind::Ints, Fails, &["open", "it will not open"]),
     ("fatal", Kind::Ints, Fails, &["never"]),
 ];
@@ -245,12 +245,27 @@ fn an_evil_job_ends_with_a_clear_message_and_its_neighbour_does_not_notice() {
     healthy.end();
 }
 
-/// What traps in `close` is not heard of: the host drops instances without it.
+/// What fails when an operator is closed fails the job, though all its records were processed: it may be the last thing
+/// that the code does of what it must.
 #[test]
-fn a_trap_in_close_costs_nothing() {
-    let job = evil("close:trap", Kind::Bare, false);
-    assert_eq!(run(&job), None);
-    assert_eq!(job.outputs["out"].rows(), 2, "the even ones");
+fn what_fails_in_close_fails_the_job() {
+    for (deed, expected) in [
+        ("close:trap", "unreachable"),
+        ("close:loop", "raise limits.call-time"),
+        ("close:fatal", "it will not close"),
+        ("close:emit", "there is nothing to emit in this call"),
+    ] {
+        for kind in [Kind::Bare, Kind::Keyed, Kind::Window] {
+            let job = evil(deed, kind, true);
+            let error = run(&job).unwrap_or_else(|| panic!("{deed} of {kind:?}: the job ended well"));
+            contains(
+                deed,
+                &error,
+                &["job 'evil', operator 'deed' (1/1), closing: ", expected, "mend: Correct the code"],
+            );
+            assert!(job.letters.batches().is_empty(), "{deed}: dead letters where no row is to blame");
+        }
+    }
 }
 
 /// Components that never become a job: what is wrong, the bytes, what the message says.

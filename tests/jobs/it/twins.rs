@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::Value;
-use tidemill::Flow;
+use tidemill::prelude::*;
 use tidemill_testkit::{Harness, json};
 use tidemill_wasm::WasmCode;
 
@@ -112,4 +112,65 @@ fn arrival_alerts() {
         alerts += got.len();
     });
     assert!(alerts > 100, "{alerts} alerts show little");
+}
+
+/// A job of two operators of which one refuses rows.
+fn halves(flow: &mut Flow) {
+    #[derive(Row)]
+    struct Number {
+        n: i64,
+        at: Timestamp,
+    }
+    #[derive(Row)]
+    struct Total {
+        sum: i64,
+        end: Timestamp,
+    }
+    let halve = |row: Number| {
+        if row.n % 2 == 1 {
+            return Err(RowError::new("it is odd"));
+        }
+        Ok(Number { n: row.n / 2, at: row.at })
+    };
+    flow.source::<Number>("numbers")
+        .watermark(|n| n.at, BoundedOutOfOrderness::secs(1))
+        .try_map(halve)
+        .key_by(|_| ())
+        .window(Tumbling::secs(1))
+        .aggregate(|n| Sum(n.n))
+        .map(|w| Total { sum: w.value, end: w.end })
+        .sink("sums");
+}
+
+#[test]
+fn event_time_moves_by_hand_and_dead_letters_are_read() {
+    let number = |n: i64| json!({ "n": n, "at": n * 100 });
+    let mut job = Harness::new("halves", halves).unwrap().with_dead_letters().unwrap();
+    job.push("numbers", &[number(2), number(3), number(4), number(12)]).unwrap();
+    let letters = job.dead_letters().unwrap();
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert_eq!(
+        (&letters[0]["reason"], &letters[0]["event_time"]),
+        (&json!("it is odd"), &json!("1970-01-01T00:00:00.300"))
+    );
+    assert!(job.dead_letters().unwrap().is_empty(), "they are read once");
+    job.watermark(998).unwrap();
+    assert!(job.rows("sums").unwrap().is_empty(), "the window is open to its last millisecond");
+    job.watermark(999).unwrap();
+    assert_eq!(job.rows("sums").unwrap(), [json!({ "sum": 3, "end": "1970-01-01T00:00:01" })]);
+    job.watermark(500).unwrap();
+    job.push("numbers", &[number(6)]).unwrap();
+    job.end().unwrap();
+    assert_eq!(job.rows("sums").unwrap(), [json!({ "sum": 6, "end": "1970-01-01T00:00:02" })], "600 ms is late");
+    let error = job.watermark(5_000).unwrap_err().to_string();
+    assert!(error.contains("its input ended"), "{error}");
+}
+
+#[test]
+fn without_dead_letters_the_first_row_that_fails_is_an_error() {
+    let mut job = Harness::new("halves", halves).unwrap();
+    let error = job.push("numbers", &[json!({ "n": 3, "at": 1 })]).unwrap_err().to_string();
+    assert!(error.contains("it is odd"), "{error}");
+    let error = job.dead_letters().unwrap_err().to_string();
+    assert!(error.contains(".with_dead_letters()"), "{error}");
 }

@@ -23,7 +23,12 @@ pub struct Chunk {
 
 impl Chunk {
     /// From whole records. `offset` and `line` (from 0) say where in the stream they begin.
-    pub fn new(text: Vec<u8>, offset: u64, line: u64) -> Self {
+    pub fn new(mut text: Vec<u8>, offset: u64, line: u64) -> Self {
+        // Columns keep the text alive, and queues count its bytes: a few lines of a slow pipe must not hold a whole
+        // buffer each.
+        if text.capacity() / 2 > text.len() {
+            text.shrink_to_fit();
+        }
         let utf8 = simdutf8::basic::from_utf8(&text).is_ok();
         Self { text: Buffer::from_vec(text), utf8, offset, line }
     }

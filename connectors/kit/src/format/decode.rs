@@ -18,7 +18,7 @@ use crate::options::{ByteSize, Key, OptionSpec, Options};
 const FORMAT: Key<String> = Key::new(
     "format",
     "What a record is: a JSON object per line, CSV fields, or a line of text for the only column. Without it, what the \
-     name of the file says, else JSON.",
+     name of the file says (if there is one), else JSON.",
 )
 .one_of(&["json", "csv", "lines"]);
 const ON_ERROR: Key<String> =

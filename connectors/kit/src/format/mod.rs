@@ -8,6 +8,7 @@ mod columns;
 mod csv;
 mod decode;
 mod encode;
+mod header;
 mod json;
 mod nested;
 mod time;

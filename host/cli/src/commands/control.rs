@@ -18,7 +18,8 @@ pub fn savepoint(args: &SavepointArgs) -> Outcome {
 pub fn stop(args: &StopArgs) -> Outcome {
     let savepoint = args.savepoint.as_deref().map(absolute).transpose()?;
     let said = ask(&args.running, &Request::Stop { savepoint })?;
-    say("stopped", &said);
+    let verb = if args.savepoint.is_some() { "stopped" } else { "stopping" };
+    say(verb, &said);
     Ok(())
 }
 

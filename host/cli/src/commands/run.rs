@@ -19,7 +19,7 @@ use super::{build, manifest, registry_on};
 use crate::args::{Format, RunArgs};
 use crate::failure::{INTERRUPTED, Outcome};
 use crate::manifest::Manifest;
-use crate::progress::{Display, Figures};
+use crate::progress::{Checkpoints, Display, Figures};
 use crate::screen::Screen;
 use crate::{sandbox, units};
 
@@ -121,20 +121,21 @@ fn watch(
                 _ => handle.cancel(),
             }
         }
-        display.update(Instant::now(), figures(handle.tasks(), total));
+        display.update(Instant::now(), figures(&handle, total));
         std::thread::park_timeout(LOOK_EVERY);
     }
     display.clear();
-    let tasks = handle.tasks().to_vec();
+    let (tasks, checkpoints) = (handle.tasks().to_vec(), handle.checkpoints());
     let ended = handle.wait();
     if format == Format::Auto || format == Format::Plain {
-        summary::print(&tasks, begin.elapsed());
+        summary::print(&tasks, checkpoints.as_ref(), begin.elapsed());
     }
     Ok(ended?.ending)
 }
 
 /// The figures of now, over all operators.
-fn figures(tasks: &[TaskStatus], total: Option<u64>) -> Figures {
+fn figures(job: &JobHandle, total: Option<u64>) -> Figures {
+    let tasks = job.tasks();
     let sum = |kind: Option<&str>, counter: fn(&TaskMetrics) -> u64| -> u64 {
         tasks.iter().filter(|t| kind.is_none_or(|k| t.kind == k)).map(|t| counter(&t.metrics)).sum()
     };
@@ -149,6 +150,12 @@ fn figures(tasks: &[TaskStatus], total: Option<u64>) -> Figures {
         skipped: sum(None, |m| m.records_skipped.get()),
         progress: sum(Some("source"), |m| m.progress.get()),
         total,
+        checkpoints: job.checkpoints().map(|c| Checkpoints {
+            completed: c.completed,
+            failed: c.failed,
+            duration_ms: c.duration_ms,
+            bytes: c.bytes,
+        }),
     }
 }
 

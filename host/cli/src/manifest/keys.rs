@@ -64,6 +64,10 @@ pub const FAILURE_INTERVAL: Key<Duration> = Key::new("interval", "failure-rate: 
 
 pub const STATE_MEMORY: Key<ByteSize> =
     Key::new("memory", "What the keyed state of the whole job may take of memory; without it there is no limit.");
+pub const COMPONENT_BYTES: Key<ByteSize> =
+    Key::new("component", "The largest component that is loaded: compiling costs time and memory in proportion.")
+        .or("64 MiB");
+pub const COMPILE_TIME: Key<Duration> = Key::new("compile-time", "Time of compiling the component.").or("60 s");
 
 pub fn job() -> Vec<OptionSpec> {
     vec![NAME.spec(), COMPONENT.spec(), PARALLELISM.spec(), BATCH_ROWS.spec(), MAX_PARALLELISM.spec(), EXCHANGE.spec()]
@@ -93,7 +97,14 @@ pub fn state() -> Vec<OptionSpec> {
 }
 
 pub fn limits() -> Vec<OptionSpec> {
-    vec![MEMORY.spec(), CALL_TIME.spec(), TRANSFER.spec(), EMITTED_ROWS.spec()]
+    vec![
+        MEMORY.spec(),
+        CALL_TIME.spec(),
+        TRANSFER.spec(),
+        EMITTED_ROWS.spec(),
+        COMPONENT_BYTES.spec(),
+        COMPILE_TIME.spec(),
+    ]
 }
 
 /// The manifest's own keys, as Markdown.

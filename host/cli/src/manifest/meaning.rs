@@ -85,6 +85,8 @@ pub struct Limits {
     pub call_time: Duration,
     pub transfer_bytes: u64,
     pub emitted_rows: u64,
+    pub component_bytes: usize,
+    pub compile_time: Duration,
 }
 
 /// A connector with its options.
@@ -275,7 +277,11 @@ impl Reader<'_> {
             }
             let name = key.spec().name;
             let message = format!("[job]: '{name}' is {value}; 1 to {max} are possible");
-            Err(places.get(name).map_or_else(|| Error::invalid(&message), |place| self.source.error(place, &message)))
+            let error =
+                places.get(name).map_or_else(|| Error::invalid(&message), |place| self.source.error(place, &message));
+            let more =
+                if name == "parallelism" && value > max { " More slots need a larger max-parallelism." } else { "" };
+            Err(error.mend(format!("Choose one of these, or leave it out for the default.{more}")))
         };
         let name = options.get(&keys::NAME)?;
         let max_parallelism = bounded(&keys::MAX_PARALLELISM, 32_768)?;
@@ -374,7 +380,9 @@ impl Reader<'_> {
             let none = match name.as_str() {
                 "memory" => zero(options.need::<ByteSize>(&keys::MEMORY)?.0),
                 "transfer" => zero(options.need::<ByteSize>(&keys::TRANSFER)?.0),
+                "component" => zero(options.need::<ByteSize>(&keys::COMPONENT_BYTES)?.0),
                 "call-time" => options.need::<Duration>(&keys::CALL_TIME)?.as_millis() == 0,
+                "compile-time" => options.need::<Duration>(&keys::COMPILE_TIME)?.as_millis() == 0,
                 _ => zero(options.need::<u64>(&keys::EMITTED_ROWS)?),
             };
             if none {
@@ -387,6 +395,8 @@ impl Reader<'_> {
             call_time: options.need(&keys::CALL_TIME)?,
             transfer_bytes: options.need(&keys::TRANSFER)?.0,
             emitted_rows: options.need(&keys::EMITTED_ROWS)?,
+            component_bytes: options.need(&keys::COMPONENT_BYTES)?.as_usize(),
+            compile_time: options.need(&keys::COMPILE_TIME)?,
         })
     }
 

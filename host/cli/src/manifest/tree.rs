@@ -53,6 +53,7 @@ impl Source {
         let parsed = DeTable::parse(&self.text).map_err(|e| {
             let place = Place::File(e.span().unwrap_or_default());
             self.error(&place, format!("this is not TOML: {}", e.message()))
+                .mend("Correct it there; https://toml.io shows how TOML is written.")
         })?;
         Ok(convert(parsed.get_ref()))
     }

@@ -110,6 +110,11 @@ impl Aggregates {
         Ok(made)
     }
 
+    /// The input ended.
+    pub(super) fn close(&mut self) -> Result<()> {
+        self.user.as_mut().map_or(Ok(()), |user| user.close())
+    }
+
     fn declare(&mut self, index: u32, aggregate: &Aggregate, fields: &[OutputField]) -> Result<Outcome> {
         let input = |column: u32| {
             let field = fields.get(column as usize);

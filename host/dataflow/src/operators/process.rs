@@ -195,6 +195,10 @@ impl Operator for Process {
         self.engine.state.snapshot(kind).map(Some)
     }
 
+    fn close(&mut self) -> Result<()> {
+        self.engine.user.close()
+    }
+
     fn next_timer(&self) -> Option<Timestamp> {
         if self.work.is_some() {
             return self.transaction.retry_at();

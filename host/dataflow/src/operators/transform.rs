@@ -96,6 +96,10 @@ impl Operator for Transform {
     fn next_timer(&self) -> Option<Timestamp> {
         self.transaction.retry_at()
     }
+
+    fn close(&mut self) -> Result<()> {
+        self.user.close()
+    }
 }
 
 struct Call<'a> {

@@ -285,6 +285,21 @@ impl Cell {
         self.call(None, "firing timers", inboxes, letters, |operator, out| operator.on_processing_time(now, out))
     }
 
+    /// For tests: what makes event time here came so far. Whether anything does.
+    pub fn raise_watermark(&mut self, to: Watermark, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<bool> {
+        let (subtask, metrics, routes, passed) = (&self.subtask, &*self.metrics, &mut self.routes, self.passed);
+        let mut out = Emitter { routes, inboxes, letters, subtask, metrics, passed, emitted: false };
+        match &mut self.work {
+            _ if matches!(self.state, State::Ended) => Ok(false),
+            Work::Source(source) => source.raise_watermark(to, &mut out),
+            Work::Assign(assign) => {
+                assign.watermark.raise(to).map_or(Ok(()), |watermark| out.watermark(watermark))?;
+                Ok(true)
+            }
+            Work::Operator(_) | Work::Sink(_) => Ok(false),
+        }
+    }
+
     fn batch(&mut self, input: InputIndex, batch: Batch, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<()> {
         match &mut self.work {
             Work::Operator(_) => {

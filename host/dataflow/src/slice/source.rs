@@ -156,6 +156,12 @@ impl SourceCell {
         }
     }
 
+    /// For tests: event time came so far. Whether the source makes event time at all.
+    pub fn raise_watermark(&mut self, to: Watermark, out: &mut Emitter<'_>) -> Result<bool> {
+        self.raised(|splits| splits.raise(to), out)?;
+        Ok(self.event_time.is_some())
+    }
+
     /// Everything is committed, up to the last snapshot.
     pub fn committed(&mut self) -> Result<()> {
         match self.snapshot_of.filter(|_| self.acknowledges) {

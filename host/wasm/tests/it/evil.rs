@@ -39,8 +39,8 @@ fn bare() -> Node {
 fn transforms() {
     let list = || DataType::List(Box::new(field("item", DataType::Int64, false)));
     let cases: Vec<(&str, Node, &[&str])> = vec![
-        ("loop", numbers(), &["longer than 200 ms", "raise limits.call_ms", "at evil::anywhere (evil.wasm"]),
-        ("memory", numbers(), &["out of memory", "limits.memory_bytes is 67108864"]),
+        ("loop", numbers(), &["longer than 200 ms", "raise limits.call-time", "at evil::anywhere (evil.wasm"]),
+        ("memory", numbers(), &["out of memory", "limits.memory is 67108864"]),
         ("recurse", numbers(), &["recursed", "limits.stack_bytes", "evil::recurse"]),
         ("trap", numbers(), &["trapped", "unreachable", "evil::anywhere"]),
         ("divide", numbers(), &["trapped"]),
@@ -52,7 +52,7 @@ fn transforms() {
         ("emit-inherited", transform(vec![inherited("id", DataType::Int64)]), &["use output.forward"]),
         ("row-lie-long", numbers(), &["column 'n': its values have 32 bytes; 1004 values need 8032"]),
         ("row-lie-short", numbers(), &["its values have 32 bytes; 3 values need 24"]),
-        ("billion-rows", bare(), &["more than 8388608 rows in one call", "limits.emitted_rows"]),
+        ("billion-rows", bare(), &["more than 8388608 rows in one call", "limits.emitted-rows"]),
         ("forward-billions", bare(), &["in one call", "raise limits."]),
         ("timestamps", numbers(), &["its timestamps have 3 bytes; 4 of them need 32"]),
         ("offsets-of-number", numbers(), &["column 'n': offsets for a Int64"]),
@@ -69,8 +69,8 @@ fn transforms() {
         ("utf8", texts(), &["column 's': value 1 is not UTF-8 (at byte 2"]),
         ("utf8-split", texts(), &["value 1 starts inside a character (offset 1)"]),
         ("list-child", transform(vec![new("l", list())]), &["column 'l': column 'item'", "16 bytes; 5 values need 40"]),
-        ("huge-emit", numbers(), &["broke the contract", "more than 8388608 bytes", "raise limits.transfer_bytes"]),
-        ("emit-forever", numbers(), &["more than 8388608 bytes", "raise limits.transfer_bytes"]),
+        ("huge-emit", numbers(), &["broke the contract", "more than 8388608 bytes", "raise limits.transfer"]),
+        ("emit-forever", numbers(), &["more than 8388608 bytes", "raise limits.transfer"]),
         ("empty-emits", numbers(), &["more than 8388608 bytes"]),
         ("put", numbers(), &["state.put: only calls of keyed have keys"]),
         ("timer", numbers(), &["state.set-timers: only calls of keyed have keys"]),
@@ -108,8 +108,8 @@ fn keyed() {
         ("values", &["state 'count': column 'count': its values have 1 bytes; 2 values need 16"]),
         ("timer-key", &["state.set-timers: its keys name 2"]),
         ("timer-times", &["its timestamps have 8 bytes; 2 of them need 16"]),
-        ("put-forever", &["state.put", "raise limits.transfer_bytes"]),
-        ("timers-forever", &["state.set-timers", "raise limits.transfer_bytes"]),
+        ("put-forever", &["state.put", "raise limits.transfer"]),
+        ("timers-forever", &["state.set-timers", "raise limits.transfer"]),
         ("trap", &["unreachable", "keyed"]),
     ];
     let mut neighbour = open("good", &bare());
@@ -172,8 +172,8 @@ fn aggregators() {
 fn opening() {
     for (deed, kind, expected) in [
         ("open:trap", ErrorKind::UserCode, "unreachable"),
-        ("open:loop", ErrorKind::UserCode, "raise limits.call_ms"),
-        ("open:memory", ErrorKind::UserCode, "limits.memory_bytes"),
+        ("open:loop", ErrorKind::UserCode, "raise limits.call-time"),
+        ("open:memory", ErrorKind::UserCode, "limits.memory"),
         ("open:fatal", ErrorKind::UserCode, "it will not open"),
         ("open:retry", ErrorKind::Retry, "not yet"),
         ("open:rows", ErrorKind::UserCode, "open fails for single rows"),
@@ -188,8 +188,8 @@ fn opening() {
 fn plans() {
     for (deed, expected) in [
         ("trap", "unreachable"),
-        ("loop", "raise limits.call_ms"),
-        ("memory", "limits.memory_bytes"),
+        ("loop", "raise limits.call-time"),
+        ("memory", "limits.memory"),
         ("recurse", "limits.stack_bytes"),
         ("refuse", "no job here"),
         ("no-json", "can't be read"),
@@ -223,4 +223,33 @@ fn instances_can_be_dropped_by_another_thread() {
     .join()
     .unwrap();
     check_neighbour(&mut *code);
+}
+
+#[test]
+fn closing_runs_once_and_says_what_went_wrong() {
+    let close = |deed: &str| {
+        let mut code = open(deed, &bare());
+        call(&mut *code, &batch(vec![ids(&[1])])).unwrap();
+        code.close().and_then(|()| code.close()).map_err(|e| e.at(&subtask(), "closing").to_string())
+    };
+    assert_eq!(close("good"), Ok(()));
+    let cases: [(&str, &[&str]); 5] = [
+        ("close:fatal", &["it will not close"]),
+        ("close:rows", &["close fails for single rows"]),
+        ("close:trap", &["trapped", "unreachable"]),
+        ("close:loop", &["longer than 200 ms", "limits.call-time"]),
+        ("close:emit", &["there is nothing to emit in this call"]),
+    ];
+    for (deed, expected) in cases {
+        let message = close(deed).unwrap_err();
+        check(&message, expected);
+        assert!(message.contains("closing: ") && message.contains("mend: Correct the code"), "{message}");
+    }
+}
+
+#[test]
+fn an_instance_that_was_lost_is_not_made_again_to_be_closed() {
+    let mut code = open("trap", &bare());
+    call(&mut *code, &batch(vec![ids(&[1])])).unwrap_err();
+    code.close().unwrap();
 }

@@ -20,9 +20,12 @@ fn what_is_no_component_is_refused() {
     refused(b"\x7fELF and so on", &["is not WebAssembly"]);
     refused(b"\0asm", &["is damaged"]);
     refused(&EVIL_MODULE, &["is a core WebAssembly module", "tidemill build"]);
+    let hasty = sandbox(Limits { compile_ms: 1, ..limits() });
+    let error = hasty.load("job.wasm", &EVIL).err().unwrap().to_string();
+    assert!(error.contains("longer than 1 ms to compile, which is limits.compile-time"), "{error}");
     let big = sandbox(Limits { component_bytes: 1_000, ..limits() });
     let error = big.load("job.wasm", &EVIL).err().unwrap().to_string();
-    assert!(error.contains("limits.component_bytes is 1000"), "{error}");
+    assert!(error.contains("limits.component is 1000"), "{error}");
 }
 
 #[test]

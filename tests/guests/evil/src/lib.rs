@@ -70,8 +70,19 @@ impl lifecycle::Guest for Evil {
     }
 
     fn close() -> Result<(), Failure> {
-        anywhere(&deed("close"));
-        Ok(())
+        let deed = deed("close");
+        match deed.as_str() {
+            "fatal" => Err(Failure::Fatal("it will not close".into())),
+            "rows" => Err(Failure::Rows(vec![])),
+            "emit" => {
+                output::emit(0, 0, &[], &[]);
+                Ok(())
+            }
+            other => {
+                anywhere(other);
+                Ok(())
+            }
+        }
     }
 }
 

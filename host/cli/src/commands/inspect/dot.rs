@@ -31,7 +31,7 @@ pub fn graph(graph: &JobGraph) -> String {
 
 fn look(node: &Node) -> &'static str {
     match node.kind {
-        NodeKind::Source { .. } | NodeKind::Sink { .. } => ", shape=cds, fillcolor=\"#e8f1fa\"",
+        NodeKind::Source { .. } | NodeKind::Sink { .. } => ", shape=cds, height=0.8, fillcolor=\"#e8f1fa\"",
         _ if runs_user_code(node) => ", fillcolor=\"#f6e6fa\"",
         _ => "",
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tidemill_dataflow::TaskStatus;
+use tidemill_dataflow::{CheckpointFigures, TaskStatus};
 
 use crate::commands::build::say;
 use crate::report::{Align, table};
@@ -23,7 +23,7 @@ struct Counts {
 }
 
 /// Prints the table.
-pub fn print(tasks: &[TaskStatus], elapsed: Duration) {
+pub fn print(tasks: &[TaskStatus], checkpoints: Option<&CheckpointFigures>, elapsed: Duration) {
     let mut operators: BTreeMap<u32, Counts> = BTreeMap::new();
     for task in tasks {
         let counts = operators.entry(task.subtask.node.0).or_default();
@@ -49,5 +49,23 @@ pub fn print(tasks: &[TaskStatus], elapsed: Duration) {
     for line in table(&align, &rows) {
         eprintln!("  {line}");
     }
+    if let Some(checkpoints) = checkpoints {
+        say("checkpoints", &taken(checkpoints));
+    }
     say("ended", &format!("after {}", units::duration(elapsed)));
+}
+
+/// `12 taken, the last in 35 ms with 1.20 MB (200 kB of them new); 1 given up, the last since ...`.
+fn taken(checkpoints: &CheckpointFigures) -> String {
+    let mut text = format!("{} taken", units::count(checkpoints.completed));
+    if checkpoints.completed > 0 {
+        let took = units::duration(Duration::from_millis(checkpoints.duration_ms));
+        let (all, new) = (units::bytes(checkpoints.bytes), units::bytes(checkpoints.new_bytes));
+        text.push_str(&format!(", the last in {took} with {all} ({new} of them new)"));
+    }
+    if checkpoints.failed > 0 {
+        let why = checkpoints.failure.as_deref().unwrap_or("for no reason that is known");
+        text.push_str(&format!("; {} given up, the last since {why}", units::count(checkpoints.failed)));
+    }
+    text
 }

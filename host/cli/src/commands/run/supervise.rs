@@ -85,7 +85,7 @@ impl Supervisor<'_> {
                 return Ok(Ending::Finished);
             }
         };
-        announce(&owner);
+        self.announce(&owner);
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let checkpoints = Checkpoints {
             store: self.store.clone(),
@@ -105,6 +105,21 @@ impl Supervisor<'_> {
         let ended = watch(handle, total(self.spec), self.interrupts, self.args.format, self.screen);
         self.running.set(None);
         ended
+    }
+
+    /// Says from where the attempt goes on.
+    fn announce(&self, owner: &Owner) {
+        let Some(restored) = owner.restored() else {
+            if self.args.from.is_some() && !self.ran {
+                say("starting", &format!("anew: there is no checkpoint in {} yet", self.settings.location));
+            }
+            return;
+        };
+        let from = match &restored.origin {
+            Origin::Checkpoint(number) => format!("checkpoint {number}"),
+            Origin::Savepoint(location) => format!("the savepoint in {location}"),
+        };
+        say("going on", &format!("from {from} of epoch {}", restored.manifest.epoch));
     }
 
     /// Waits before the next attempt; false: Ctrl-C ended the wait.
@@ -152,15 +167,6 @@ fn restart_after(restarts: &mut Restarts, error: &Error) -> Option<Duration> {
     }
 }
 
-fn announce(owner: &Owner) {
-    let Some(restored) = owner.restored() else { return };
-    let from = match &restored.origin {
-        Origin::Checkpoint(number) => format!("checkpoint {number}"),
-        Origin::Savepoint(location) => format!("the savepoint in {location}"),
-    };
-    say("going on", &format!("from {from} of epoch {}", restored.manifest.epoch));
-}
-
 /// The last words.
 fn said(ending: Ending, store: Option<&Store>) -> Outcome {
     match (ending, store) {
@@ -169,7 +175,14 @@ fn said(ending: Ending, store: Option<&Store>) -> Outcome {
             say("stopped", "with a checkpoint; go on with `tidemill run --from latest`");
             Ok(())
         }
-        (Ending::Finished | Ending::Stopped, _) => Ok(()),
+        (Ending::Stopped, None) => {
+            say(
+                "stopped",
+                "what was read is written; open windows and timers did not fire (with [checkpoints] they would be kept)",
+            );
+            Ok(())
+        }
+        (Ending::Finished, _) => Ok(()),
     }
 }
 

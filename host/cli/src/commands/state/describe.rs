@@ -56,7 +56,8 @@ pub(super) fn text(found: &Found) -> Result<String> {
         }
         for part in parts(found, operator)? {
             let schema = part.fields.iter().map(|(name, kind)| format!("{name} {kind}")).collect::<Vec<_>>().join(", ");
-            let _ = writeln!(text, "  {:<10} {}: {} written, {schema}", part.kind, part.name, part.written);
+            let name = if part.name.is_empty() { String::new() } else { format!(" {}", part.name) };
+            let _ = writeln!(text, "  {:<10}{name}: {} written; {schema}", part.kind, units::count(part.written));
         }
     }
     Ok(text)
@@ -112,7 +113,9 @@ fn parts(found: &Found, operator: &OperatorState) -> Result<Vec<Part>> {
         written: part.written,
         fields: part.schema.fields().iter().map(|f| (f.name().clone(), f.data_type().to_string())).collect(),
     });
-    Ok(parts.filter(|part| part.written > 0 || part.kind != super::rows::kind_name(PartKind::EventTimers)).collect())
+    // Every operator with state has timers that could be set.
+    let timers = [PartKind::EventTimers, PartKind::ProcessingTimers].map(super::rows::kind_name);
+    Ok(parts.filter(|part| part.written > 0 || !timers.contains(&part.kind)).collect())
 }
 
 /// The least of the subtasks'; `None`: there is none yet, or the input has ended.

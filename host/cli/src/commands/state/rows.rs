@@ -23,11 +23,11 @@ use crate::units;
 pub(super) fn query(args: &StateQueryArgs) -> Outcome {
     let found = find(&args.part.from)?;
     let reader = reader(&found, &args.part)?;
-    let part = part(&reader, &args.part)?;
+    let Meant { part, columns } = part(&reader, &args.part)?;
     let key = (!args.key.is_empty()).then(|| key(part, &args.key)).transpose()?;
     let mut left = args.limit.unwrap_or(usize::MAX);
     let shown = reader.rows(part.kind, &part.name, key.as_deref(), &mut |batch| {
-        let batch = batch.slice(0, batch.num_rows().min(left));
+        let batch = batch.project(&columns)?.slice(0, batch.num_rows().min(left));
         left -= batch.num_rows();
         print(&String::from_utf8_lossy(&json_lines(&batch)?));
         // The rest need not be read; the error says so, and is none.
@@ -42,7 +42,7 @@ pub(super) fn query(args: &StateQueryArgs) -> Outcome {
 pub(super) fn export(args: &StateExportArgs) -> Outcome {
     let found = find(&args.part.from)?;
     let reader = reader(&found, &args.part)?;
-    let part = part(&reader, &args.part)?;
+    let Meant { part, columns } = part(&reader, &args.part)?;
     let to = &args.to;
     let file = File::create_new(to).with_context(|| format!("making {}", to.display()))?;
     let mut rows = 0_u64;
@@ -52,15 +52,15 @@ pub(super) fn export(args: &StateExportArgs) -> Outcome {
             let mut file = BufWriter::new(file);
             reader.rows(part.kind, &part.name, None, &mut |batch| {
                 rows += batch.num_rows() as u64;
-                file.write_all(&json_lines(&batch)?).map_err(|e| failed(e.to_string()))
+                file.write_all(&json_lines(&batch.project(&columns)?)?).map_err(|e| failed(e.to_string()))
             })?;
             file.flush().map_err(|e| failed(e.to_string()))?;
         }
         Some("parquet") => {
-            let mut writer = ArrowWriter::try_new(file, part.schema.clone(), None)?;
+            let mut writer = ArrowWriter::try_new(file, Arc::new(part.schema.project(&columns)?), None)?;
             reader.rows(part.kind, &part.name, None, &mut |batch| {
                 rows += batch.num_rows() as u64;
-                writer.write(&batch).map_err(|e| failed(e.to_string()))
+                writer.write(&batch.project(&columns)?).map_err(|e| failed(e.to_string()))
             })?;
             writer.close()?;
         }
@@ -89,22 +89,42 @@ fn reader(found: &Found, args: &StatePartArgs) -> Result<StateReader> {
     StateReader::open(&handles, found.files.clone())
 }
 
-/// The part that is meant: by its name, by its kind, or the only one that has rows.
-fn part<'a>(reader: &'a StateReader, args: &StatePartArgs) -> Result<&'a PartInfo> {
+/// A part of an operator's state, and which of its columns are wanted.
+struct Meant<'a> {
+    part: &'a PartInfo,
+    columns: Vec<usize>,
+}
+
+/// What is meant: by the name of a part, by its kind, by the name of one value in it (then with its key alone), or the only
+/// part that has rows.
+fn part<'a>(reader: &'a StateReader, args: &StatePartArgs) -> Result<Meant<'a>> {
     let meant: Vec<&PartInfo> = match &args.part {
         Some(name) => reader.parts().filter(|p| p.name == *name || kind_name(p.kind) == name).collect(),
         None => reader.parts().filter(|p| p.written > 0).collect(),
     };
-    if let [only] = meant.as_slice() {
-        return Ok(only);
+    if let [part] = meant.as_slice() {
+        return Ok(Meant { part, columns: (0..part.schema.fields().len()).collect() });
     }
-    let all: Vec<&str> =
-        reader.parts().map(|p| if p.name.is_empty() { kind_name(p.kind) } else { p.name.as_str() }).collect();
+    let valued = |part: &'a PartInfo| {
+        let at = values(part).find(|(_, name)| Some(*name) == args.part.as_deref())?.0;
+        Some(Meant { part, columns: (1..=part.keys).chain([at]).collect() })
+    };
+    if let Some(meant) = reader.parts().find_map(valued) {
+        return Ok(meant);
+    }
+    let parts = reader.parts().map(|p| if p.name.is_empty() { kind_name(p.kind) } else { p.name.as_str() });
+    let all: Vec<&str> = parts.chain(reader.parts().flat_map(values).map(|(_, name)| name)).collect();
     let message = match &args.part {
         Some(name) => format!("operator '{}' has no state '{name}'", args.operator),
         None => format!("operator '{}' has not just one state", args.operator),
     };
     Err(Error::invalid(message).mend(format!("Name one of: {}.", all.join(", "))))
+}
+
+/// The columns of a table behind its namespace and key.
+fn values(part: &PartInfo) -> impl Iterator<Item = (usize, &str)> {
+    let columns = if part.kind == PartKind::Table { part.schema.fields().as_ref() } else { &[] };
+    columns.iter().enumerate().skip(1 + part.keys).map(|(at, field)| (at, field.name().as_str()))
 }
 
 /// A key as it was typed.

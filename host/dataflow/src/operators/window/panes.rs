@@ -164,6 +164,10 @@ impl Operator for PaneWindows {
     fn next_timer(&self) -> Option<Timestamp> {
         self.transaction.retry_at()
     }
+
+    fn close(&mut self) -> Result<()> {
+        self.core.aggregates.close()
+    }
 }
 
 /// Adding the rows of a batch with user aggregators.

@@ -157,6 +157,10 @@ impl Operator for SessionWindows {
     fn next_timer(&self) -> Option<Timestamp> {
         self.transaction.retry_at()
     }
+
+    fn close(&mut self) -> Result<()> {
+        self.core.aggregates.close()
+    }
 }
 
 /// Adding the rows of a batch with user aggregators.
