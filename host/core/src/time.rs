@@ -99,6 +99,11 @@ impl WatermarkMerge {
         self.merged.get()
     }
 
+    /// An input's watermark.
+    pub fn of(&self, input: usize) -> Watermark {
+        self.inputs.get(input).map_or(Watermark::MIN, |(own, _)| own.get())
+    }
+
     /// Whether every input is idle (and there is at least one).
     pub fn all_idle(&self) -> bool {
         !self.inputs.is_empty() && self.inputs.iter().all(|(_, idle)| *idle)

@@ -2,8 +2,13 @@
 //!
 //! Each cell (operator subtask) has an inbox of elements before it. A step runs the most downstream cell that has
 //! something to do and room for what it emits; only when there is none does it look at the queues from other slots
-//! and at its sources, in turn. So what is in flight is bounded by what one call emits, and since the last cell can
-//! always run, slots that wait for each other's queues can't wait forever.
+//! and at its sources. So what is in flight is bounded by what one call emits, and since the last cell can always run,
+//! slots that wait for each other's queues can't wait forever.
+//!
+//! Of these origins it takes the one that is most behind in event time. In turn, a slot that the system has kept from
+//! running would mix the old rows of its source with the new ones that others have sent meanwhile, and stay behind:
+//! measured, two slots drift apart by as much as their queue holds, and what keeps state by time (windows, sessions)
+//! keeps that much more of it. Nothing waits for an origin that has nothing.
 //!
 //! A step never blocks and reads no clock but the injected one.
 #![allow(
@@ -78,9 +83,11 @@ pub struct Slice {
     cells: Vec<Cell>,
     /// Before the cell of the same index.
     inboxes: Vec<Inbox>,
-    /// Queues from other slots and sources, taken in turn.
+    /// Queues from other slots and sources.
     origins: Vec<Origin>,
-    next_origin: usize,
+    turn: Turn,
+    /// The origins that had nothing in this step.
+    tried: Vec<usize>,
     letters: Letters,
     /// The dead letters as a task of checkpoints.
     letters_task: Arc<SubtaskId>,
@@ -96,6 +103,31 @@ pub struct Slice {
 enum Origin {
     Queue { from: QueueReceiver, cell: usize, channel: u32 },
     Source { cell: usize },
+}
+
+/// Whose turn it is.
+#[derive(Default)]
+struct Turn {
+    next: usize,
+    /// Elements taken and polls.
+    pulls: u32,
+}
+
+impl Turn {
+    /// One pull of so many goes to an origin in turn, also where others are behind it: the watermark of one that always
+    /// has rows may stand still for a reason of its own, such as a quiet split beside a busy one. More often would let a
+    /// source with sparse rows run ahead of one with dense rows. A prime, so that it comes to each origin.
+    const STRICT: u32 = 257;
+
+    /// Goes on to the origin after `first`.
+    fn pass(&mut self, first: usize, origins: usize) {
+        self.next = (first + 1) % origins.max(1);
+        self.pulls = self.pulls.wrapping_add(1);
+    }
+
+    fn is_strict(&self) -> bool {
+        self.pulls.is_multiple_of(Self::STRICT)
+    }
 }
 
 /// What a slice waits for.
@@ -266,41 +298,22 @@ impl Slice {
         Ok(())
     }
 
-    /// Takes one element from another slot, or polls one source.
+    /// Takes one element from another slot, or polls sources until one has something.
     fn pull(&mut self, waits: &mut Waits) -> Result<bool> {
-        for _ in 0..self.origins.len() {
-            let at = self.next_origin;
-            self.next_origin = (at + 1) % self.origins.len();
+        if self.read_news()? {
+            return Ok(true);
+        }
+        self.tried.clear();
+        while let Some(at) = self.choose(waits) {
             match &self.origins[at] {
                 Origin::Queue { from, cell, channel } => {
-                    // A cell that can't run keeps its inbox: what waits for it stays in the queue and is counted there.
-                    if self.inboxes[*cell].is_empty()
-                        && !self.cells[*cell].is_pending()
-                        && !self.inboxes[*cell].is_blocked(*channel)
-                        && let Some(element) = from.pop()
-                    {
+                    if let Some(element) = from.pop() {
                         self.inboxes[*cell].push(*channel, element);
                         return Ok(true);
                     }
                 }
                 Origin::Source { cell } => {
-                    let cell = *cell;
-                    if self.cells[cell].has_ended() {
-                        continue;
-                    }
-                    if let Some(passed) = self.cells[cell].news(&*self.clock, &mut self.inboxes, &mut self.letters)? {
-                        self.events.push(TaskEvent::Passed(passed));
-                        if self.cells[cell].has_ended() {
-                            self.ended(cell, None)?;
-                        }
-                        self.pass_letters()?;
-                        return Ok(true);
-                    }
-                    if self.is_full(cell) {
-                        waits.blocked = true;
-                        continue;
-                    }
-                    let stopping = self.stop.is_stopping();
+                    let (cell, stopping) = (*cell, self.stop.is_stopping());
                     match self.cells[cell].poll(stopping, &*self.clock, &mut self.inboxes, &mut self.letters)? {
                         SourceStep::Emitted => return Ok(true),
                         SourceStep::Ended => {
@@ -311,8 +324,84 @@ impl Slice {
                     }
                 }
             }
+            self.tried.push(at);
         }
         Ok(false)
+    }
+
+    /// Whether a source had a barrier among its news: it is passed at once, whoever's turn it is.
+    fn read_news(&mut self) -> Result<bool> {
+        for at in 0..self.origins.len() {
+            let Origin::Source { cell } = self.origins[at] else { continue };
+            if self.cells[cell].has_ended() {
+                continue;
+            }
+            if let Some(passed) = self.cells[cell].news(&*self.clock, &mut self.inboxes, &mut self.letters)? {
+                self.events.push(TaskEvent::Passed(passed));
+                if self.cells[cell].has_ended() {
+                    self.ended(cell, None)?;
+                }
+                self.pass_letters()?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Of the origins that may be taken from: the one in turn, if nothing is known of its event time, and otherwise the
+    /// one that is most behind of those of which something is known.
+    fn choose(&mut self, waits: &mut Waits) -> Option<usize> {
+        let origins = self.origins.len();
+        let (mut first, mut best) = (None, None);
+        for at in (self.turn.next..origins).chain(0..self.turn.next) {
+            if self.tried.contains(&at) || !self.has_something(at, waits) {
+                continue;
+            }
+            let time = self.event_time(at);
+            if first.is_none() {
+                first = Some(at);
+                if time.is_none() || self.turn.is_strict() {
+                    best = Some((at, Watermark::MIN));
+                    break;
+                }
+            }
+            // Of equal ones, the one whose turn comes first.
+            if let Some(time) = time.filter(|time| best.is_none_or(|(_, least)| *time < least)) {
+                best = Some((at, time));
+            }
+        }
+        self.turn.pass(first?, origins);
+        best.map(|(at, _)| at)
+    }
+
+    /// Whether an origin may be taken from and has something, as far as one can see.
+    fn has_something(&self, at: usize, waits: &mut Waits) -> bool {
+        match &self.origins[at] {
+            // A cell that can't run keeps its inbox: what waits for it stays in the queue and is counted there.
+            Origin::Queue { from, cell, channel } => {
+                !from.is_empty()
+                    && self.inboxes[*cell].is_empty()
+                    && !self.cells[*cell].is_pending()
+                    && !self.inboxes[*cell].is_blocked(*channel)
+            }
+            Origin::Source { cell } => {
+                if self.cells[*cell].has_ended() {
+                    return false;
+                }
+                let is_full = self.is_full(*cell);
+                waits.blocked |= is_full;
+                !is_full
+            }
+        }
+    }
+
+    /// How far an origin has come; none: nothing is known.
+    fn event_time(&self, at: usize) -> Option<Watermark> {
+        let time = match &self.origins[at] {
+            Origin::Queue { cell, channel, .. } => self.cells[*cell].channel_watermark(*channel),
+            Origin::Source { cell } => self.cells[*cell].source_watermark(),
+        };
+        Some(time).filter(|time| *time > Watermark::MIN)
     }
 
     fn is_full(&self, cell: usize) -> bool {

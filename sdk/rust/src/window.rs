@@ -52,6 +52,11 @@ pub struct Sliding {
 }
 
 /// Windows that end when a key has had no rows for a gap.
+///
+/// Rows that are exactly the gap apart are in one session. So a session `[start, end)` fires when the watermark reaches
+/// `end`, one millisecond later than in Flink: only then can no row come any more that belongs to it, and the same rows
+/// give the same sessions whatever their batches and the parallelism. Its result has `end` as its timestamp; those of
+/// other windows have their last millisecond, `end - 1`.
 #[derive(Clone, Copy, Debug)]
 pub struct Session {
     gap: Duration,

@@ -3,7 +3,7 @@
 //! What all kinds share is here: which rows are let in, late rows, and how results become rows. Tumbling and sliding
 //! windows are made of panes (`panes`); session windows grow and merge (`sessions`).
 //!
-//! A window fires when the watermark reaches its last millisecond. It is kept for the allowed lateness; a row that comes
+//! A window fires when the watermark reaches its last millisecond (a session: its end, see `sessions`). It is kept for the allowed lateness; a row that comes
 //! within it changes the result, and the window fires again at once, for the row's key, with the full new result (once
 //! per key, window and batch). A row that is later than that for all its windows goes to the late port, or is counted
 //! and dropped.
@@ -117,9 +117,11 @@ impl ResultColumn {
     }
 }
 
-/// The windows of some result rows: one for all, or one each.
+/// The windows of some result rows.
 enum Spans<'a> {
+    /// One for all.
     One { start: i64, end: i64 },
+    /// Sessions, one each.
     Each { starts: &'a [i64], ends: &'a [i64] },
 }
 
@@ -193,9 +195,10 @@ impl Common {
             ResultColumn::End => Ok(spans.ends(rows)),
             ResultColumn::Aggregate(index) => results.get(*index).cloned().flatten().ok_or_else(missing),
         });
+        // What the watermark has to reach for them to fire, so they are not late for what follows.
         let timestamps = match spans {
             Spans::One { end, .. } => vec![end - 1; rows].into(),
-            Spans::Each { ends, .. } => ends.iter().map(|end| end - 1).collect::<ScalarBuffer<i64>>(),
+            Spans::Each { ends, .. } => ScalarBuffer::from(ends.to_vec()),
         };
         out.emit(Port(0), Batch::new(rows, columns.collect::<Result<_>>()?, Some(timestamps))?)
     }

@@ -18,7 +18,7 @@ use super::cell::{AssignCell, Cell, Work};
 use super::route::{Route, Routes, Target};
 use super::sink::SinkCell;
 use super::source::SourceCell;
-use super::{Origin, Slice, StopSignal};
+use super::{Origin, Slice, StopSignal, Turn};
 use crate::element::Inbox;
 use crate::event_time::EventTimeReader;
 use crate::exchange::partition::{HashPartitioner, Partitioner};
@@ -201,7 +201,8 @@ impl Assembler<'_> {
             inboxes: cells.iter().map(|_| Inbox::default()).collect(),
             cells,
             origins,
-            next_origin: 0,
+            turn: Turn::default(),
+            tried: Vec::new(),
             letters,
             clock: self.spec.clock.clone(),
             stop: self.stop.clone(),

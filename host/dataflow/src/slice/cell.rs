@@ -149,6 +149,19 @@ impl Cell {
         }
     }
 
+    /// How far a channel has come in event time.
+    pub fn channel_watermark(&self, channel: u32) -> Watermark {
+        self.channels.merge.of(channel as usize)
+    }
+
+    /// Sources: how far it has come in event time, if it makes any.
+    pub fn source_watermark(&self) -> Watermark {
+        match &self.work {
+            Work::Source(source) => source.watermark(),
+            _ => Watermark::MIN,
+        }
+    }
+
     /// Sources.
     pub fn poll(
         &mut self,

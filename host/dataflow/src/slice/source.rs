@@ -100,6 +100,11 @@ impl SourceCell {
         Ok(None)
     }
 
+    /// How far it has come in event time, if it makes any.
+    pub fn watermark(&self) -> Watermark {
+        if self.event_time.is_some() { self.splits.watermark() } else { Watermark::MIN }
+    }
+
     /// Where it stands after what was emitted.
     pub fn snapshot(&mut self, epoch: Epoch) -> Result<SourceSnapshot> {
         let splits = self.read_snapshot(epoch)?.into_iter();

@@ -123,3 +123,42 @@ fn event_time_can_be_assigned_in_the_middle() {
     assert_eq!(after, vec![i64::MIN, 96, 196]);
     assert_eq!(*job.out.timestamps.lock().unwrap(), vec![100, 90, 200, 150]);
 }
+
+/// One source has a row per millisecond, the other one per hundred: in turn, the second would be read to its end first.
+#[test]
+fn what_is_behind_in_event_time_is_read_first() {
+    let dense = MemorySource::rows(vec![(0..5_000).map(|i| (0, i)).collect()], 1);
+    let sparse = MemorySource::rows(vec![(0..50).map(|i| (1, i * 100)).collect()], 1);
+    let mut plan = PlanBuilder::new();
+    let from = [plan.source("dense", event_time(0, None)), plan.source("sparse", event_time(0, None))];
+    let both = plan.union("both", &from);
+    plan.sink("out", both, Exchange::Forward);
+    let job = job(plan, 1, vec![("dense", dense), ("sparse", sparse)]);
+    job.step_to_end(0).unwrap();
+    let written = job.out.written.lock().unwrap();
+    let (mut came, mut rows) = ([0, 0], 0);
+    for &(source, time) in written.iter().flat_map(|(_, rows)| rows) {
+        came[source as usize] = time;
+        rows += 1;
+        assert!(came[1] - came[0] <= 300 && came[0] - came[1] <= 300, "{came:?}");
+    }
+    assert_eq!(rows, 5_050);
+}
+
+/// Event time stands still, since a split is quiet, while another always has rows: that must not hold up who is ahead.
+#[test]
+fn who_is_ahead_is_read_too() {
+    let stuck =
+        MemorySource::of(vec![vec![Poll::Rows(vec![(0, 1)]); 10_000], vec![Poll::Rows(vec![(0, 1)]), Poll::Until(9)]]);
+    let ahead = MemorySource::rows(vec![(0..10).map(|i| (1, 1_000 + i)).collect()], 1);
+    let mut plan = PlanBuilder::new();
+    let from = [plan.source("stuck", event_time(0, None)), plan.source("ahead", event_time(0, None))];
+    let both = plan.union("both", &from);
+    plan.sink("out", both, Exchange::Forward);
+    let job = job(plan, 1, vec![("stuck", stuck), ("ahead", ahead)]);
+    job.step_to_end(0).unwrap();
+    let written = job.out.written.lock().unwrap();
+    let sources: Vec<i64> = written.iter().flat_map(|(_, rows)| rows).map(|row| row.0).collect();
+    let last = sources.iter().rposition(|source| *source == 1).unwrap();
+    assert!(last < 8_000, "{last}");
+}

@@ -1,5 +1,11 @@
 //! Session windows: a row at t opens `[t, t + gap)`, and sessions of a key that overlap or touch are one.
 //!
+//! **When they fire.** When the watermark reaches the *end*, not, as other windows, the last millisecond: a row at the
+//! very end touches the session and belongs to it, and at the last millisecond such rows may still come. The result has
+//! the end as its timestamp, since one before it could be late already for what follows. Flink, whose sessions merge
+//! likewise, fires at the last millisecond; there it depends on when watermarks come, thus on batches and parallelism,
+//! whether a row at the end joins the session or begins one.
+//!
 //! **State.** A table `latest` has each key's latest session, in the global namespace: start, end, when it is to be
 //! looked at, and the accumulators. Where time is in order that is the only session of the key, and adding a row is an
 //! extension in place. A table `older` has those sessions before it that still wait for the watermark or for late rows;
@@ -217,12 +223,11 @@ impl Core {
 
     fn time(&self) -> Time {
         let watermark = self.common.watermark;
-        let fired_upto = watermark.saturating_add(1);
         let expired_upto = match watermark {
             i64::MAX => i64::MAX,
-            _ => fired_upto.saturating_sub(self.common.lateness_ms),
+            _ => watermark.saturating_sub(self.common.lateness_ms),
         };
-        Time { gap_ms: self.gap_ms, fired_upto, expired_upto }
+        Time { gap_ms: self.gap_ms, fired_upto: watermark, expired_upto }
     }
 
     fn at_latest(&self) -> At {
@@ -244,7 +249,7 @@ impl Core {
         let mut slots = Vec::new();
         self.state.resolve(self.latest, Namespace::GLOBAL, &keys, &mut slots)?;
         let values = self.state.values(self.latest, Namespace::GLOBAL)?;
-        let (mut plan, deferred) = Plan::new(batch, keys, slots, &mut bounds(values)?, time);
+        let (mut plan, deferred) = Plan::new(batch, keys, slots, &mut bounds(values)?, &self.older, time);
         if !deferred.is_empty() {
             let rows: Vec<u32> = plan.slow.iter().map(|key| key.row).collect();
             let keys = self.state.codec().take(&plan.keys, &rows)?;

@@ -7,11 +7,14 @@
 //! tried and cost five times as much: sessions that grew are put down for ends all over a gap, one or two for each.
 //!
 //! A cache: it is made anew from the tables. It holds keys, not slots, since slots hold only until the next commit.
-#![allow(clippy::indexing_slicing, reason = "a day's order has the numbers of its own entries")]
+#![allow(
+    clippy::indexing_slicing,
+    reason = "a day's order has the numbers of its own entries, and days those of pages"
+)]
 
 use std::collections::BTreeMap;
 
-use tidemill_core::keys::{KeyCodec, KeyData, Keys};
+use tidemill_core::keys::{KeyCodec, KeyData, Keys, hash_fixed};
 use tidemill_core::{Error, Result};
 
 /// A day is at most 128 ms long: while it passes it is sorted again and again, so it must not have too many entries.
@@ -19,24 +22,44 @@ const MAX_SHIFT: u32 = 7;
 /// And a gap has at least so many days, as two to the power of this.
 const DAYS_PER_GAP_SHIFT: u32 = 6;
 
+/// So many days in a row are found at once: some gaps long.
+const RECENT: usize = 512;
+
 /// Keys by the end of a session.
 #[derive(Debug)]
 pub(super) struct Calendar {
     /// A day is two to the power of this long, in milliseconds.
     shift: u32,
-    days: BTreeMap<i64, Day>,
+    /// Where each day is among `pages`.
+    days: BTreeMap<i64, usize>,
+    /// The same of those days that were asked for last, by their lowest bits.
+    recent: Vec<(i64, usize)>,
+    pages: Vec<Day>,
+    /// Pages of no day. They keep their memory: a day needs what the one before it needed.
+    free: Vec<usize>,
     /// That the days hold.
     bytes: usize,
 }
 
 #[derive(Debug)]
 struct Day {
-    ends: Vec<i64>,
-    keys: Keys,
-    /// Those entries that are sorted by their ends and not taken yet, the first one last.
-    order: Vec<(i64, u32)>,
+    entries: Entries,
+    /// Those entries that are sorted by their ends and not taken yet, the first one last: how far into the day the end
+    /// lies, and in the low half the entry's number.
+    order: Vec<u64>,
     /// How many entries have been sorted.
     sorted: usize,
+}
+
+/// Ends with their keys.
+#[derive(Debug)]
+enum Entries {
+    /// Side by side, since they are put down one here and one there.
+    Fixed(Vec<(i64, u64)>),
+    Rows {
+        ends: Vec<i64>,
+        keys: Keys,
+    },
 }
 
 /// Keys whose time has come.
@@ -50,94 +73,186 @@ pub(super) struct Due {
 impl Calendar {
     pub(super) fn new(gap_ms: i64) -> Self {
         let shift = gap_ms.max(1).ilog2().saturating_sub(DAYS_PER_GAP_SHIFT).min(MAX_SHIFT);
-        Self { shift, days: BTreeMap::new(), bytes: 0 }
+        let (days, pages, free) = Default::default();
+        Self { shift, days, recent: vec![(i64::MAX, 0); RECENT], pages, free, bytes: 0 }
     }
 
     /// Puts down the keys of some rows, each with the end of a session.
     pub(super) fn put(&mut self, codec: &KeyCodec, keys: &Keys, entries: &[(i64, u32)]) -> Result<()> {
         for &(end, row) in entries {
-            let day = match self.days.entry(end >> self.shift) {
-                std::collections::btree_map::Entry::Occupied(day) => day.into_mut(),
-                std::collections::btree_map::Entry::Vacant(place) => place.insert(Day::new(codec)?),
-            };
-            self.bytes += day.push(end, keys, row as usize)?;
+            let day = end >> self.shift;
+            let recent = self.recent[day as usize % RECENT];
+            let page = if recent.0 == day { recent.1 } else { self.page(codec, day)? };
+            self.bytes += self.pages[page].entries.push(end, keys, row as usize)?;
         }
         Ok(())
+    }
+
+    /// Where a day is that was not asked for lately; it is begun if need be.
+    #[cold]
+    fn page(&mut self, codec: &KeyCodec, day: i64) -> Result<usize> {
+        let page = match self.days.get(&day) {
+            Some(&page) => page,
+            None => {
+                let page = match self.free.pop() {
+                    Some(page) => page,
+                    None => {
+                        self.pages.push(Day::new(codec)?);
+                        self.pages.len() - 1
+                    }
+                };
+                self.days.insert(day, page);
+                page
+            }
+        };
+        self.recent[day as usize % RECENT] = (day, page);
+        Ok(page)
     }
 
     /// Takes the next keys whose end is due, up to `limit`, all of one day.
     pub(super) fn take(&mut self, codec: &KeyCodec, upto: i64, limit: usize) -> Result<Option<Due>> {
         loop {
-            let Some(mut day) = self.days.first_entry().filter(|day| *day.key() <= upto >> self.shift) else {
+            let Some((&number, &page)) = self.days.first_key_value().filter(|(day, _)| **day <= upto >> self.shift)
+            else {
                 return Ok(None);
             };
-            let rows = day.get_mut().take(upto, limit);
-            let due = Due {
-                ends: rows.iter().map(|&row| day.get().ends[row as usize]).collect(),
-                keys: codec.take(&day.get().keys, &rows)?,
-            };
-            if !day.get().order.is_empty() {
+            let day = &mut self.pages[page];
+            let rows = day.take(number << self.shift, upto, limit);
+            let due = day.entries.due(codec, &rows)?;
+            if !day.order.is_empty() {
                 return Ok((!rows.is_empty()).then_some(due));
             }
-            self.bytes -= day.remove().memory_bytes();
+            self.bytes -= day.entries.bytes();
+            self.remove(codec, number, page)?;
             if !rows.is_empty() {
                 return Ok(Some(due));
             }
         }
     }
 
+    fn remove(&mut self, codec: &KeyCodec, number: i64, page: usize) -> Result<()> {
+        self.days.remove(&number);
+        let recent = &mut self.recent[number as usize % RECENT];
+        if recent.0 == number {
+            *recent = (i64::MAX, 0);
+        }
+        if self.days.is_empty() {
+            self.pages.clear();
+            self.free.clear();
+        } else {
+            self.pages[page].clear(codec)?;
+            self.free.push(page);
+        }
+        Ok(())
+    }
+
     /// Bytes held.
     pub(super) fn memory_bytes(&self) -> usize {
-        // B-trees are about two thirds full.
-        self.bytes * 3 / 2 + self.days.len() * size_of::<Day>() * 3 / 2
+        // Vectors that grew by doubling are about two thirds full; B-trees too.
+        self.bytes * 3 / 2 + self.pages.len() * (size_of::<Day>() + 24)
     }
 }
 
 impl Day {
     fn new(codec: &KeyCodec) -> Result<Self> {
-        let data = match codec.is_fixed() {
-            true => KeyData::Fixed(Vec::new()),
-            false => KeyData::Rows(codec.empty_rows(0, 0).ok_or_else(other_codec)?),
-        };
-        Ok(Self { ends: Vec::new(), keys: Keys { data, hashes: Vec::new() }, order: Vec::new(), sorted: 0 })
+        Ok(Self { entries: Entries::new(codec)?, order: Vec::new(), sorted: 0 })
+    }
+
+    fn clear(&mut self, codec: &KeyCodec) -> Result<()> {
+        self.sorted = 0;
+        match &mut self.entries {
+            Entries::Fixed(entries) => entries.clear(),
+            rows @ Entries::Rows { .. } => *rows = Entries::new(codec)?,
+        }
+        Ok(())
+    }
+
+    /// The next entries whose end is due, of a day that begins then.
+    fn take(&mut self, begin: i64, upto: i64, limit: usize) -> Vec<u32> {
+        let len = self.entries.len();
+        if self.sorted < len {
+            let had = self.order.len();
+            let number = |n: usize| ((self.entries.end(n) - begin) as u64) << 32 | n as u64;
+            self.order.extend((self.sorted..len).map(number));
+            self.sorted = len;
+            if had == 0 {
+                self.order.sort_unstable_by(|a, b| b.cmp(a));
+            } else {
+                // A sort that takes what is sorted already as it is.
+                self.order.sort_by(|a, b| b.cmp(a));
+            }
+        }
+        let is_due = |order: &u64| (*order >> 32) as i64 + begin <= upto;
+        let due = self.order.iter().rev().take(limit).take_while(|order| is_due(order)).count();
+        let due = self.order.drain(self.order.len() - due..);
+        due.rev().map(|order| order as u32).collect()
+    }
+}
+
+impl Entries {
+    fn new(codec: &KeyCodec) -> Result<Self> {
+        if codec.is_fixed() {
+            return Ok(Self::Fixed(Vec::new()));
+        }
+        let data = KeyData::Rows(codec.empty_rows(0, 0).ok_or_else(other_codec)?);
+        Ok(Self::Rows { ends: Vec::new(), keys: Keys { data, hashes: Vec::new() } })
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Fixed(entries) => entries.len(),
+            Self::Rows { ends, .. } => ends.len(),
+        }
+    }
+
+    fn end(&self, entry: usize) -> i64 {
+        match self {
+            Self::Fixed(entries) => entries[entry].0,
+            Self::Rows { ends, .. } => ends[entry],
+        }
     }
 
     /// Adds an entry; the bytes that it takes.
     fn push(&mut self, end: i64, keys: &Keys, row: usize) -> Result<usize> {
-        self.ends.push(end);
-        self.keys.hashes.push(*keys.hashes.get(row).ok_or_else(other_codec)?);
-        match (&mut self.keys.data, &keys.data) {
-            (KeyData::Fixed(to), KeyData::Fixed(from)) => to.push(*from.get(row).ok_or_else(other_codec)?),
-            (KeyData::Rows(to), KeyData::Rows(from)) => {
-                to.push(from.row(row));
-                return Ok(24 + from.row_len(row));
+        match (self, &keys.data) {
+            (Self::Fixed(entries), KeyData::Fixed(from)) => {
+                entries.push((end, *from.get(row).ok_or_else(other_codec)?));
+                Ok(16)
             }
-            _ => return Err(other_codec()),
+            (Self::Rows { ends, keys: Keys { data: KeyData::Rows(to), hashes } }, KeyData::Rows(from)) => {
+                ends.push(end);
+                hashes.push(*keys.hashes.get(row).ok_or_else(other_codec)?);
+                to.push(from.row(row));
+                Ok(24 + from.row_len(row))
+            }
+            _ => Err(other_codec()),
         }
-        Ok(24)
     }
 
-    /// The next entries whose end is due.
-    fn take(&mut self, upto: i64, limit: usize) -> Vec<u32> {
-        if self.sorted < self.ends.len() {
-            let new = self.ends.iter().copied().zip(0..).skip(self.sorted);
-            self.order.extend(new);
-            self.sorted = self.ends.len();
-            // A sort that takes what is sorted already as it is.
-            self.order.sort_by(|a, b| b.cmp(a));
+    /// These entries.
+    fn due(&self, codec: &KeyCodec, entries: &[u32]) -> Result<Due> {
+        match self {
+            Self::Fixed(all) => {
+                let (ends, values): (_, Vec<u64>) = entries.iter().map(|&entry| all[entry as usize]).unzip();
+                let hashes = values.iter().map(|&value| hash_fixed(value)).collect();
+                Ok(Due { ends, keys: Keys { data: KeyData::Fixed(values), hashes } })
+            }
+            Self::Rows { ends, keys } => {
+                let ends = entries.iter().map(|&entry| ends[entry as usize]).collect();
+                Ok(Due { ends, keys: codec.take(keys, entries)? })
+            }
         }
-        let due = self.order.iter().rev().take(limit).take_while(|(end, _)| *end <= upto).count();
-        let due = self.order.drain(self.order.len() - due..);
-        due.rev().map(|(_, row)| row).collect()
     }
 
     /// What `push` answered for all entries.
-    fn memory_bytes(&self) -> usize {
-        let keys = match &self.keys.data {
-            KeyData::Fixed(_) => 0,
-            KeyData::Rows(rows) => (0..self.ends.len()).map(|row| rows.row_len(row)).sum(),
-        };
-        self.ends.len() * 24 + keys
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Fixed(entries) => entries.len() * 16,
+            Self::Rows { ends, keys: Keys { data: KeyData::Rows(rows), .. } } => {
+                ends.len() * 24 + (0..ends.len()).map(|row| rows.row_len(row)).sum::<usize>()
+            }
+            Self::Rows { .. } => 0,
+        }
     }
 }
 

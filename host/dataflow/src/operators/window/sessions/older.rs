@@ -26,17 +26,27 @@ pub(super) struct Older {
     table: TableId,
     sessions: Vec<BTreeMap<i64, Old>>,
     count: usize,
+    /// How many keys are here, by some bits of their hashes: most rows that ask find nothing.
+    filter: Vec<u32>,
 }
+
+/// Counters of the filter: 256 kB, which stays in the second-level cache. Far more keys than that make it answer "maybe".
+const FILTER: usize = 1 << 16;
 
 impl Older {
     pub(super) fn new(codec: KeyCodec) -> Result<Self> {
         let mut index = MemoryBackend::new().open(StateSpec::empty(codec))?;
         let table = index.table("keys", Vec::new())?;
-        Ok(Self { index, table, sessions: Vec::new(), count: 0 })
+        Ok(Self { index, table, sessions: Vec::new(), count: 0, filter: vec![0; FILTER] })
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Whether a key with this hash may have sessions here; false: it has none.
+    pub(super) fn may_have(&self, hash: u64) -> bool {
+        self.count > 0 && self.filter[filtered(hash)] > 0
     }
 
     /// Per key, where its sessions are, for `of`; [`tidemill_core::state::NO_SLOT`]: it has none.
@@ -60,10 +70,11 @@ impl Older {
     pub(super) fn insert(&mut self, keys: &Keys, sessions: &[(i64, Old)]) -> Result<()> {
         let mut slots = Vec::new();
         self.index.resolve(self.table, Namespace::GLOBAL, keys, &mut slots)?;
-        for (&slot, &(start, old)) in slots.iter().zip(sessions) {
+        for ((&slot, &(start, old)), &hash) in slots.iter().zip(sessions).zip(&keys.hashes) {
             if slot as usize >= self.sessions.len() {
                 self.sessions.resize_with(slot as usize + 1, BTreeMap::new);
             }
+            self.filter[filtered(hash)] += u32::from(self.sessions[slot as usize].is_empty());
             self.count += usize::from(self.sessions[slot as usize].insert(start, old).is_none());
         }
         Ok(())
@@ -72,10 +83,14 @@ impl Older {
     /// Removes a session per key, by its start.
     pub(super) fn remove(&mut self, keys: &Keys, starts: &[i64]) -> Result<()> {
         let (slots, mut gone) = (self.find(keys)?, Vec::new());
-        for (&slot, start) in slots.iter().zip(starts) {
+        for ((&slot, start), &hash) in slots.iter().zip(starts).zip(&keys.hashes) {
             let Some(sessions) = self.sessions.get_mut(slot as usize) else { continue };
-            self.count -= usize::from(sessions.remove(start).is_some());
+            if sessions.remove(start).is_none() {
+                continue;
+            }
+            self.count -= 1;
             if sessions.is_empty() {
+                self.filter[filtered(hash)] -= 1;
                 gone.push(slot);
             }
         }
@@ -89,6 +104,11 @@ impl Older {
     pub(super) fn memory_bytes(&self) -> usize {
         // B-trees are about two thirds full.
         let sessions = self.count * 36 + self.sessions.capacity() * size_of::<BTreeMap<i64, Old>>();
-        self.index.memory_bytes() + sessions
+        self.index.memory_bytes() + sessions + FILTER * size_of::<u32>()
     }
+}
+
+/// Its counter. The highest bits choose the key group, so a subtask has few of them; the lowest place keys in tables.
+fn filtered(hash: u64) -> usize {
+    (hash >> 24) as usize % FILTER
 }

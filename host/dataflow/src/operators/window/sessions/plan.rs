@@ -1,8 +1,8 @@
 //! What the rows of a batch do to sessions, before any accumulator is touched.
 //!
-//! Nearly every row falls into the latest session of its key, or begins the first one: that is decided in one loop over
-//! the rows, which moves the bounds of the sessions in place. The rows of all other keys are *slow*: their sessions are
-//! laid out one by one, in order of time, with the stored sessions that they touch.
+//! Nearly every row falls into the latest session of its key, extends it at either end, or begins the first one: that is
+//! decided in one loop over the rows, which moves the bounds of the sessions in place. The rows of all other keys are
+//! *slow*: their sessions are laid out one by one, in order of time, with the stored sessions that they touch.
 //!
 //! Invariant: a plan that is undone leaves nothing but entries without values.
 #![allow(clippy::indexing_slicing, reason = "slots were resolved in the columns, rows lie within their batch")]
@@ -14,10 +14,13 @@ use tidemill_core::keys::Keys;
 use tidemill_core::state::Slot;
 
 use super::NEVER;
-use super::older::Old;
+use super::older::{Old, Older};
 
 /// The bounds of a key's latest session while its rows are slow: no row falls into it.
 const MARKED: i64 = i64::MAX;
+
+/// In `before`: the row left the start as it is.
+const KEPT: i64 = i64::MIN;
 
 /// What a batch does.
 pub(super) struct Plan {
@@ -31,7 +34,7 @@ pub(super) struct Plan {
     pub(super) moved: Vec<u32>,
     pub(super) late: Vec<u32>,
     pub(super) slow: Vec<SlowKey>,
-    /// Per row, the bounds of the latest session before it.
+    /// Per row, the bounds of the latest session before it; those of an empty entry are equal.
     pub(super) before: Vec<(i64, i64)>,
 }
 
@@ -96,12 +99,13 @@ impl Plan {
         keys: Keys,
         slots: Vec<Slot>,
         bounds: &mut Bounds<'_>,
+        older: &Older,
         time: Time,
     ) -> (Self, Vec<u32>) {
         let before = Vec::with_capacity(slots.len());
         let (fast, moved, late, slow) = Default::default();
         let mut plan = Self { batch, keys, slots, fast, moved, late, slow, before };
-        let any_slow = plan.extend_latest(bounds, time);
+        let any_slow = plan.extend_latest(bounds, older, time);
         let deferred = if any_slow { plan.defer(bounds) } else { Vec::new() };
         if any_slow || !plan.late.is_empty() {
             let mut left_out = deferred.iter().chain(&plan.late).copied().collect::<Vec<u32>>();
@@ -115,14 +119,26 @@ impl Plan {
     }
 
     /// The loop over all rows; whether some are slow.
-    fn extend_latest(&mut self, bounds: &mut Bounds<'_>, time: Time) -> bool {
+    fn extend_latest(&mut self, bounds: &mut Bounds<'_>, older: &Older, time: Time) -> bool {
         let mut any_slow = false;
         let times = self.batch.timestamps().map_or(&[][..], |t| t);
         for (row, (&t, &slot)) in times.iter().zip(&self.slots).enumerate() {
             let slot = slot as usize;
-            let (start, end) = (bounds.starts[slot], bounds.ends[slot]);
+            let (end, reached) = (bounds.ends[slot], t + time.gap_ms);
+            // A session lasts at least from a gap before its end, so its start need not be looked at: a column less to
+            // fetch. An empty entry has an end of 0, which may be that of a session too.
+            if t <= end && end <= reached && end != 0 {
+                self.before.push((KEPT, end));
+                if reached > end {
+                    bounds.ends[slot] = reached;
+                    if end <= time.fired_upto {
+                        self.moved.push(row as u32);
+                    }
+                }
+                continue;
+            }
+            let start = bounds.starts[slot];
             self.before.push((start, end));
-            let reached = t + time.gap_ms;
             if start <= t && t <= end && start < end {
                 if reached > end {
                     bounds.ends[slot] = reached;
@@ -138,6 +154,9 @@ impl Plan {
                     (bounds.starts[slot], bounds.ends[slot]) = (t, reached);
                     self.moved.push(row as u32);
                 }
+            } else if start < end && t < start && start <= reached && !older.may_have(self.keys.hashes[row]) {
+                // It touches the latest session from before, and there is no other that it could touch too.
+                bounds.starts[slot] = t;
             } else {
                 bounds.starts[slot] = MARKED;
                 any_slow = true;
@@ -174,7 +193,11 @@ impl Plan {
     fn restore(&self, bounds: &mut Bounds<'_>, rows: impl Iterator<Item = u32>) {
         for row in rows {
             let slot = self.slots[row as usize] as usize;
-            (bounds.starts[slot], bounds.ends[slot]) = self.before[row as usize];
+            let (start, end) = self.before[row as usize];
+            if start != KEPT {
+                bounds.starts[slot] = start;
+            }
+            bounds.ends[slot] = end;
         }
     }
 
