@@ -163,7 +163,14 @@ impl Store {
     }
 
     fn newest(&self, start: &Start) -> Result<Option<Newest>> {
+        // The markers first: an entry is there before its marker, and when it is deleted there are newer entries.
+        let marked = self.journal.marked()?.into_iter().max();
         let numbers = self.journal.numbers()?;
+        if !matches!(start, Start::Anew | Start::At(_))
+            && let Some(gone) = marked.filter(|marked| numbers.last().is_none_or(|newest| newest < marked))
+        {
+            return Err(self.with_usable_before(gone, self.named(self.journal.gone(gone))));
+        }
         let Some(number) = numbers.last().copied() else { return Ok(None) };
         let error = match self.journal.entry(number) {
             Ok(Some(stored)) => {

@@ -16,6 +16,8 @@ mod guests;
 mod process;
 mod scenario;
 
+mod faults;
+
 mod check;
 
 use std::collections::BTreeMap;
@@ -52,12 +54,15 @@ struct Args {
     /// The state backend: memory or rocksdb
     #[arg(long, default_value = "memory")]
     backend: String,
-    /// Only this scenario of the seed, as a failure names it
+    /// Only this scenario of the seed, with so many kills, as a failure names it
     #[arg(long)]
     scenario: Option<u64>,
     /// Where the runs are kept that failed [default: audit-failures in the folder of temporary files]
     #[arg(long)]
     keep: Option<PathBuf>,
+    /// Break what is below a job instead of killing it: disks, files of checkpoints
+    #[arg(long)]
+    faults: bool,
     /// Print the failpoints and where they are
     #[arg(long)]
     list: bool,
@@ -101,20 +106,20 @@ impl Total {
 /// Runs everything; whether all is as it must be.
 fn audit(args: &Args) -> Result<bool> {
     let begin = Instant::now();
+    if args.faults {
+        return break_what_is_below(args);
+    }
     let jobs = match args.job.as_str() {
         "all" => Job::ALL.to_vec(),
         name => vec![Job::named(name).with_context(|| format!("there is no job '{name}'"))?],
     };
-    let set = match args.backend.as_str() {
-        "memory" => Vec::new(),
-        "rocksdb" => vec!["state.backend=rocksdb".to_owned()],
-        other => bail!("there is no state backend '{other}'"),
-    };
+    let set = backend(&args.backend)?;
     let binary = Binary::find(guests::folder().join("compiled"))?;
     let mut components = BTreeMap::new();
     for job in &jobs {
         components.insert(*job, guests::component(*job)?);
     }
+    try_out(&binary, &components, &set, &args.backend)?;
     eprintln!("{} component(s) built in {:.1} s", jobs.len(), begin.elapsed().as_secs_f64());
     let mut total = Total::default();
     let numbers = args.scenario.map_or(0..u64::MAX, |only| only..only + 1);
@@ -125,7 +130,7 @@ fn audit(args: &Args) -> Result<bool> {
         let job = jobs.get((number % jobs.len() as u64) as usize).copied().context("there are no jobs")?;
         let component = components.get(&job).context("there is no component")?;
         let left = args.kills.saturating_sub(total.kills).div_ceil(jobs.len() as u64);
-        let kills = if args.scenario.is_some() { KILLS_PER_SCENARIO } else { KILLS_PER_SCENARIO.min(left.max(1)) };
+        let kills = if args.scenario.is_some() { args.kills } else { KILLS_PER_SCENARIO.min(left.max(1)) };
         let plan = Plan::new(job, args.seed, number, kills);
         let started = Instant::now();
         let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
@@ -141,6 +146,34 @@ fn audit(args: &Args) -> Result<bool> {
     }
     println!("{}", summary(&total, args, &jobs, begin));
     Ok(total.is_well())
+}
+
+/// Before anything is killed: whether the binary has the state backend that is asked for.
+fn try_out(binary: &Binary, components: &BTreeMap<Job, PathBuf>, set: &[String], backend: &str) -> Result<()> {
+    let Some((job, component)) = components.first_key_value().filter(|_| !set.is_empty()) else { return Ok(()) };
+    let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
+    let plan = Plan::undisturbed(*job);
+    match Scenario::new(binary, &plan, component, folder.path(), set)?.run()?.failure {
+        Some(why) => bail!("this tidemill does not run with the state backend {backend}: {why}"),
+        None => Ok(()),
+    }
+}
+
+fn break_what_is_below(args: &Args) -> Result<bool> {
+    let binary = Binary::find(guests::folder().join("compiled"))?;
+    let failed = faults::run(&binary, &guests::component(Job::Keyed)?, &backend(&args.backend)?)?;
+    println!("{}", json!({ "failed": failed, "backend": args.backend }));
+    Ok(failed == 0)
+}
+
+/// What chooses a state backend, as `--set` takes it.
+fn backend(name: &str) -> Result<Vec<String>> {
+    match name {
+        // What a manifest has that says nothing.
+        "memory" => Ok(Vec::new()),
+        "rocksdb" => Ok(vec!["state.backend=rocksdb".to_owned()]),
+        other => bail!("there is no state backend '{other}'; there are memory and rocksdb"),
+    }
 }
 
 fn add(total: &mut Total, outcome: &Outcome, plan: &Plan) {
@@ -170,7 +203,10 @@ fn report(outcome: &Outcome, plan: &Plan, number: u64, args: &Args, seconds: f64
     difference.examples.iter().for_each(|example| eprintln!("    {example}"));
     failure.iter().for_each(|failure| eprintln!("  {failure}"));
     eprintln!("  {:?}\n  steps: {:?}", plan.settings, plan.steps);
-    eprintln!("  again: tests/e2e/audit --seed {} --job {} --scenario {number}", args.seed, args.job);
+    eprintln!(
+        "  again: tests/e2e/audit --seed {} --job {} --scenario {number} --kills {}",
+        args.seed, args.job, plan.kills
+    );
     false
 }
 

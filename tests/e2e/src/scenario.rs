@@ -56,6 +56,8 @@ pub struct Scenario<'a> {
     from: Option<String>,
     /// The last run may have ended well: without `--from`, the next one might start anew.
     may_have_ended: bool,
+    /// The last process was killed after the job's end, so nobody has cleaned up after those before.
+    ended_unseen: bool,
     outcome: Outcome,
 }
 
@@ -93,6 +95,7 @@ impl<'a> Scenario<'a> {
             processes: 0,
             from: None,
             may_have_ended: false,
+            ended_unseen: false,
             outcome: Outcome::default(),
         })
     }
@@ -114,6 +117,10 @@ impl<'a> Scenario<'a> {
             return self.failed(failure);
         }
         let found = check::found(self.plan.job, self.folder)?;
+        let left = check::left_behind(self.plan.job, self.folder)?;
+        if !self.ended_unseen && !left.is_empty() {
+            self.outcome.failure = Some(format!("hidden files are left behind: {}", left.join(", ")));
+        }
         self.outcome.difference = check::compare(&self.plan.job.expected(self.plan.settings.records), &found);
         Ok(self.outcome)
     }
@@ -238,6 +245,7 @@ impl<'a> Scenario<'a> {
     fn ended_badly(&mut self, process: &Process, status: ExitStatus) -> Result<bool> {
         let said = process.said();
         if said.contains(ALREADY) && self.plan.job.ends() && !self.may_have_ended {
+            self.ended_unseen = true;
             return Ok(true);
         }
         bail!("a process failed ({status}): {}", said.trim())

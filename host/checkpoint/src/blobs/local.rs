@@ -6,6 +6,7 @@
 //! is a lost blob. Hidden names that a killed process left are swept when the folder is opened.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +26,9 @@ pub struct Local {
     root: PathBuf,
     location: String,
     staged: AtomicU64,
+    /// What no other opened folder's hidden names have. A process id would not do: a process may open a folder twice,
+    /// and two machines that share a file system may have processes of the same id.
+    own: u64,
 }
 
 impl Local {
@@ -32,7 +36,8 @@ impl Local {
     pub fn open(root: impl Into<PathBuf>) -> Self {
         let root = root.into();
         sweep(&root);
-        Self { location: root.display().to_string(), root, staged: AtomicU64::new(0) }
+        let own = RandomState::new().build_hasher().finish();
+        Self { location: root.display().to_string(), root, staged: AtomicU64::new(0), own }
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -45,11 +50,11 @@ impl Local {
         move |error| io_failed(&doing, &whole_path, &error)
     }
 
-    /// A name that no other process uses, in the folder of `path`: only within a folder is a link sure to be possible.
+    /// A name that nobody else uses, in the folder of `path`: only within a folder is a link sure to be possible.
     fn staging_path(&self, path: &Path) -> PathBuf {
         let n = self.staged.fetch_add(1, Ordering::Relaxed);
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        path.with_file_name(format!(".{name}.{}-{n}.tmp", std::process::id()))
+        path.with_file_name(format!(".{name}.{:016x}-{n}.tmp", self.own))
     }
 }
 
