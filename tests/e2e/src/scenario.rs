@@ -141,7 +141,7 @@ impl<'a> Scenario<'a> {
             }
             Step::Failpoint { at, times, asked, recovers } => {
                 let last_was_hit = self.outcome.hit.last() == Some(&Failpoint::CommitDue);
-                if *recovers && !last_was_hit {
+                if *recovers && !(last_was_hit && self.left_to_commit()?) {
                     return Ok(false);
                 }
                 let mut process = self.start(Some((*at, *times, *asked)), *recovers)?;
@@ -151,6 +151,14 @@ impl<'a> Scenario<'a> {
             Step::Stop { after_ms, savepoint } => self.stop(*after_ms, *savepoint),
             Step::Second { after_ms } => self.second(*after_ms),
         }
+    }
+
+    /// Whether the newest checkpoint has something to commit. One that ended the job and has nothing is complete with its
+    /// claim: started without `--from`, the job would begin anew.
+    fn left_to_commit(&self) -> Result<bool> {
+        let log = self.folder.join(format!("checkpoints/audit-{}/log", self.plan.job.name()));
+        let newest = fs::read_dir(&log)?.flatten().map(|entry| entry.path()).max().context("the log is empty")?;
+        Ok(!fs::read_to_string(newest)?.contains("\"committables\":[]"))
     }
 
     /// Starts the next process.
