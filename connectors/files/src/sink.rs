@@ -135,8 +135,12 @@ fn hidden_by(job: &str, name: &str) -> Option<u64> {
     rest.split_once('-')?.0.parse().ok()
 }
 
+/// Deletes a file, if it is still there: another process whose job is being taken over deletes its own as it ends.
 fn delete(path: &Path) -> Result<()> {
-    fs::remove_file(path).map_err(|e| io_error("deleting", path, &e))
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("deleting", path, &e)),
+        _ => Ok(()),
+    }
 }
 
 impl Sink for FilesSink {
@@ -201,33 +205,40 @@ impl SinkCommitter for FilesCommitter {
     fn commit(&mut self, committables: &[Committable]) -> Result<()> {
         for committable in committables {
             for (hidden, name) in Prepared::from_committable(committable)?.files {
-                let (hidden, name) = (self.folder.join(hidden), self.folder.join(name));
-                match (exists(&hidden)?, exists(&name)?) {
-                    (true, false) => {
-                        fs::rename(&hidden, &name).map_err(|e| io_error("renaming", &hidden, &e))?;
-                        Failpoint::CommitRenamed.reach();
-                    }
-                    (false, true) => {}
-                    (true, true) => {
-                        return Err(Error::invalid(format!(
-                            "'{}' was written by someone else while this job ran; its own rows are in '{}'",
-                            name.display(),
-                            hidden.display()
-                        ))
-                        .mend("move the file away and commit again; give each job a folder of its own"));
-                    }
-                    (false, false) => {
-                        return Err(Error::invalid(format!(
-                            "the rows of a checkpoint are lost: there is neither '{}' nor '{}'",
-                            hidden.display(),
-                            name.display()
-                        ))
-                        .mend("do not delete hidden files of a running job; restart it from an earlier checkpoint"));
-                    }
-                }
+                show(&self.folder.join(hidden), &self.folder.join(name))?;
             }
         }
         sync_folder(&self.folder)
+    }
+}
+
+/// Makes a file visible, unless it is already. Another process may be doing the same at this moment: one that took the
+/// job over, or the one from which it was taken.
+fn show(hidden: &Path, name: &Path) -> Result<()> {
+    match (exists(hidden)?, exists(name)?) {
+        (true, false) => match fs::rename(hidden, name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && exists(name)? => Ok(()),
+            Err(e) => Err(io_error("renaming", hidden, &e)),
+            Ok(()) => {
+                Failpoint::CommitRenamed.reach();
+                Ok(())
+            }
+        },
+        (false, true) => Ok(()),
+        // Between the two questions.
+        (true, true) if !exists(hidden)? => Ok(()),
+        (true, true) => Err(Error::invalid(format!(
+            "'{}' was written by someone else while this job ran; its own rows are in '{}'",
+            name.display(),
+            hidden.display()
+        ))
+        .mend("move the file away and commit again; give each job a folder of its own")),
+        (false, false) => Err(Error::invalid(format!(
+            "the rows of a checkpoint are lost: there is neither '{}' nor '{}'",
+            hidden.display(),
+            name.display()
+        ))
+        .mend("do not delete hidden files of a running job; restart it from an earlier checkpoint")),
     }
 }
 
@@ -237,4 +248,55 @@ fn exists(path: &Path) -> Result<bool> {
 
 fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| io_error("syncing the folder", folder, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sink(folder: &Path) -> FilesSink {
+        FilesSink {
+            folder: folder.to_owned(),
+            format: EncodeFormat::json(),
+            existing: Existing::Fail,
+            roll_bytes: 1,
+            buffer_bytes: 1,
+            owner: "sink 'out'".to_owned(),
+        }
+    }
+
+    /// Of two processes at one job, the first commits a checkpoint from which the second goes on, which commits it too.
+    #[test]
+    fn two_processes_may_commit_the_same_checkpoint_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..20 {
+            let names = |n: u32| (format!(".part-{round}-{n}.unfinished"), format!("part-{round}-{n}.jsonl"));
+            let files: Vec<(String, String)> = (0..100).map(names).collect();
+            files.iter().for_each(|(hidden, _)| fs::write(folder.path().join(hidden), "{}\n").unwrap());
+            let prepared = Prepared { files }.committable().unwrap();
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    let mut committer = sink(folder.path()).committer().unwrap();
+                    let prepared = prepared.clone();
+                    scope.spawn(move || committer.commit(&[prepared]).unwrap());
+                }
+            });
+        }
+        assert_eq!(part_files(folder.path()).unwrap().len(), 2_000);
+    }
+
+    /// A process whose job was taken over deletes what it had in the making, while the other one cleans up.
+    #[test]
+    fn what_somebody_else_deletes_need_not_be_cleaned_up() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..20 {
+            let names = (0..100).map(|n| format!("{}{round}-{n}.unfinished", hidden_prefix("job", 1)));
+            let paths: Vec<PathBuf> = names.map(|name| folder.path().join(name)).collect();
+            paths.iter().for_each(|path| fs::write(path, "{}\n").unwrap());
+            std::thread::scope(|scope| {
+                scope.spawn(|| paths.iter().rev().for_each(|path| _ = fs::remove_file(path)));
+                sink(folder.path()).begin(&Attempt { job: "job", number: 2, goes_on: true }).unwrap();
+            });
+        }
+    }
 }

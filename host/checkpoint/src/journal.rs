@@ -207,6 +207,14 @@ impl Journal {
         Error::invalid(format!("'{}' can't be read: {damage}", self.whole(&entry_path(number)))).mend(mend)
     }
 
+    /// The error of an entry that was deleted by someone else: going on from the one before would do again what the
+    /// sinks have committed for it.
+    pub(crate) fn gone(&self, number: u64) -> Error {
+        let (entry, marker) = (self.whole(&entry_path(number)), self.whole(&committed_path(number)));
+        Error::invalid(format!("'{entry}' is gone, although '{marker}' says that this checkpoint was committed"))
+            .mend("put the file back")
+    }
+
     fn no_checkpoint(&self, number: u64, why: &str) -> Error {
         Error::invalid(format!("job '{}' has no checkpoint {number} in '{}': {why}", self.job, self.blobs.location()))
             .mend("list the checkpoints and choose one of them")

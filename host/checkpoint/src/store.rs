@@ -132,7 +132,10 @@ impl Store {
     /// Adds to the error of an unusable checkpoint which older one is usable.
     pub fn with_usable_before(&self, number: u64, error: Error) -> Error {
         match self.newest_usable_before(number) {
-            Ok(Some(older)) => error.mend(format!("start from checkpoint {older}, the newest one that is whole")),
+            Ok(Some(older)) => error.mend(format!(
+                "put the file back, or start from checkpoint {older}, the newest one that is whole: what sinks wrote since \
+                 is then written again"
+            )),
             _ => error.mend("put the file back, or start from a savepoint or anew: no older checkpoint is whole"),
         }
     }
@@ -164,7 +167,14 @@ impl Store {
     }
 
     fn newest(&self, start: &Start) -> Result<Option<Newest>> {
+        // The markers first: an entry is there before its marker, and when it is deleted there are newer entries.
+        let marked = self.journal.marked()?.into_iter().max();
         let numbers = self.journal.numbers()?;
+        if !matches!(start, Start::Anew | Start::At(_))
+            && let Some(gone) = marked.filter(|marked| numbers.last().is_none_or(|newest| newest < marked))
+        {
+            return Err(self.named(self.journal.gone(gone)));
+        }
         let Some(number) = numbers.last().copied() else { return Ok(None) };
         let error = match self.journal.entry(number) {
             Ok(Some(stored)) => {

@@ -73,7 +73,6 @@ pub fn found(job: Job, folder: &Path) -> Result<Outputs> {
 }
 
 /// Hidden part files: after a clean end there are none.
-#[allow(dead_code, reason = "tmp")]
 pub fn left_behind(job: Job, folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for sink in job.sinks() {

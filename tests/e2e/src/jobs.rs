@@ -37,8 +37,8 @@ const fn json(name: &'static str, columns: &'static [&'static str]) -> SinkSpec 
     SinkSpec { name, json: true, columns }
 }
 
-/// Records per file of the job `files`.
-pub const PER_FILE: u64 = 60;
+/// Records per file of the job `files`: enough for a barrier to come in the middle of one.
+pub const PER_FILE: u64 = 300;
 /// Events per second of real time, while there are kills to come.
 const PACE: u64 = 12_000;
 
@@ -110,7 +110,7 @@ impl Job {
     /// Input records for a run with so many kills.
     pub fn records(self, kills: u64) -> u64 {
         match self {
-            Self::Files => (20 + 8 * kills) * PER_FILE,
+            Self::Files => (10 + 4 * kills) * PER_FILE,
             _ => 5_000 + 4_500 * kills,
         }
     }
@@ -140,7 +140,9 @@ impl Job {
         if self == Self::Files {
             for (source, format) in [("tables", "csv"), ("objects", "json")] {
                 line(format!("\n[sources.{source}]\nconnector = \"files\"\npath = '{folder}/in-{source}'"));
-                line(format!("format = \"{format}\"\ndiscover-every = \"20 ms\"\non-error = \"dead-letter\""));
+                line(format!(
+                    "format = \"{format}\"\ndiscover-every = \"20 ms\"\nsplit-bytes = \"4 KiB\"\non-error = \"dead-letter\""
+                ));
             }
         } else {
             line(format!("\n[sources.bids]\nconnector = \"bids\"\nrecords = {records}\nauctions = {AUCTIONS}"));

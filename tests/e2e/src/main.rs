@@ -16,10 +16,12 @@ mod guests;
 mod process;
 mod scenario;
 
+mod faults;
+
 mod check;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -35,6 +37,9 @@ use crate::scenario::{Outcome, Scenario};
 
 /// Kills of one scenario: enough for one to build on what another left, few enough for a failure to be read.
 const KILLS_PER_SCENARIO: u64 = 8;
+
+/// A machine on which every run fails need not go on for an hour.
+const MAX_FAILURES: u64 = 10;
 
 /// Kills jobs of every stateful kind and counts what comes out, record by record.
 #[derive(Parser, Debug)]
@@ -52,12 +57,18 @@ struct Args {
     /// The state backend: memory or rocksdb
     #[arg(long, default_value = "memory")]
     backend: String,
-    /// Only this scenario of the seed, as a failure names it
+    /// Only this scenario of the seed, with so many kills, as a failure names it
     #[arg(long)]
     scenario: Option<u64>,
+    /// Before anything else, the scenarios that this file names: lines of `SEED SCENARIO KILLS`
+    #[arg(long, value_name = "FILE")]
+    replay: Option<PathBuf>,
     /// Where the runs are kept that failed [default: audit-failures in the folder of temporary files]
     #[arg(long)]
     keep: Option<PathBuf>,
+    /// Break what is below a job instead of killing it: disks, files of checkpoints
+    #[arg(long)]
+    faults: bool,
     /// Print the failpoints and where they are
     #[arg(long)]
     list: bool,
@@ -101,46 +112,115 @@ impl Total {
 /// Runs everything; whether all is as it must be.
 fn audit(args: &Args) -> Result<bool> {
     let begin = Instant::now();
+    if args.faults {
+        return break_what_is_below(args);
+    }
     let jobs = match args.job.as_str() {
         "all" => Job::ALL.to_vec(),
         name => vec![Job::named(name).with_context(|| format!("there is no job '{name}'"))?],
     };
-    let set = match args.backend.as_str() {
-        "memory" => Vec::new(),
-        "rocksdb" => vec!["state.backend=rocksdb".to_owned()],
-        other => bail!("there is no state backend '{other}'"),
-    };
+    let set = backend(&args.backend)?;
     let binary = Binary::find(guests::folder().join("compiled"))?;
     let mut components = BTreeMap::new();
     for job in &jobs {
         components.insert(*job, guests::component(*job)?);
     }
+    try_out(&binary, &components, &set, &args.backend)?;
     eprintln!("{} component(s) built in {:.1} s", jobs.len(), begin.elapsed().as_secs_f64());
-    let mut total = Total::default();
-    let numbers = args.scenario.map_or(0..u64::MAX, |only| only..only + 1);
-    for number in numbers {
-        if total.kills >= args.kills && args.scenario.is_none() {
-            break;
-        }
-        let job = jobs.get((number % jobs.len() as u64) as usize).copied().context("there are no jobs")?;
-        let component = components.get(&job).context("there is no component")?;
-        let left = args.kills.saturating_sub(total.kills).div_ceil(jobs.len() as u64);
-        let kills = if args.scenario.is_some() { KILLS_PER_SCENARIO } else { KILLS_PER_SCENARIO.min(left.max(1)) };
-        let plan = Plan::new(job, args.seed, number, kills);
-        let started = Instant::now();
-        let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
-        let outcome = Scenario::new(&binary, &plan, component, folder.path(), &set)?.run()?;
-        add(&mut total, &outcome, &plan);
-        if !report(&outcome, &plan, number, args, started.elapsed().as_secs_f64()) {
-            let kept = keep(args, folder, number)?;
-            eprintln!("  the run is kept in {}", kept.display());
-        }
-        if outcome.kills == 0 && outcome.failure.is_some() && total.failures > 10 {
-            bail!("every process fails");
-        }
+    let mut audit = Audit { args, binary, jobs, components, set, total: Total::default() };
+    for [seed, number, kills] in args.replay.as_deref().map_or(Ok(Vec::new()), read_scenarios)? {
+        audit.scenario(seed, number, kills)?;
     }
+    match args.scenario {
+        Some(number) => audit.scenario(args.seed, number, args.kills)?,
+        None => audit.scenarios()?,
+    }
+    let Audit { total, jobs, .. } = audit;
     println!("{}", summary(&total, args, &jobs, begin));
     Ok(total.is_well())
+}
+
+struct Audit<'a> {
+    args: &'a Args,
+    binary: Binary,
+    jobs: Vec<Job>,
+    components: BTreeMap<Job, PathBuf>,
+    set: Vec<String>,
+    total: Total,
+}
+
+impl Audit<'_> {
+    /// One after the other, until there are enough kills.
+    fn scenarios(&mut self) -> Result<()> {
+        let before = self.total.kills;
+        for number in 0.. {
+            let left = self.args.kills.saturating_sub(self.total.kills - before);
+            if left == 0 {
+                break;
+            }
+            let kills = KILLS_PER_SCENARIO.min(left.div_ceil(self.jobs.len() as u64));
+            self.scenario(self.args.seed, number, kills)?;
+            if self.total.failures > MAX_FAILURES {
+                bail!("{MAX_FAILURES} runs failed: that is enough");
+            }
+        }
+        Ok(())
+    }
+
+    fn scenario(&mut self, seed: u64, number: u64, kills: u64) -> Result<()> {
+        let job = self.jobs.get((number % self.jobs.len().max(1) as u64) as usize).copied();
+        let job = job.context("there are no jobs")?;
+        let component = self.components.get(&job).context("there is no component")?;
+        let plan = Plan::new(job, seed, number, kills);
+        let started = Instant::now();
+        let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
+        let outcome = Scenario::new(&self.binary, &plan, component, folder.path(), &self.set)?.run()?;
+        add(&mut self.total, &outcome, &plan);
+        if !report(&outcome, &plan, (seed, number), &self.args.job, started.elapsed().as_secs_f64()) {
+            let kept = keep(self.args, folder, (seed, number))?;
+            eprintln!("  the run is kept in {}", kept.display());
+        }
+        Ok(())
+    }
+}
+
+/// The scenarios that a file names. What is behind `#` is for people.
+fn read_scenarios(path: &Path) -> Result<Vec<[u64; 3]>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let lines = text.lines().filter_map(|line| line.split('#').next()).filter(|line| !line.trim().is_empty());
+    let numbers = |line: &str| -> Option<[u64; 3]> {
+        let numbers: Vec<u64> = line.split_whitespace().map(|n| n.parse().ok()).collect::<Option<_>>()?;
+        numbers.try_into().ok()
+    };
+    lines.map(|line| numbers(line).with_context(|| format!("{}: not three numbers: {line}", path.display()))).collect()
+}
+
+/// Before anything is killed: whether the binary has the state backend that is asked for.
+fn try_out(binary: &Binary, components: &BTreeMap<Job, PathBuf>, set: &[String], backend: &str) -> Result<()> {
+    let Some((job, component)) = components.first_key_value().filter(|_| !set.is_empty()) else { return Ok(()) };
+    let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
+    let plan = Plan::undisturbed(*job);
+    match Scenario::new(binary, &plan, component, folder.path(), set)?.run()?.failure {
+        Some(why) => bail!("this tidemill does not run with the state backend {backend}: {why}"),
+        None => Ok(()),
+    }
+}
+
+fn break_what_is_below(args: &Args) -> Result<bool> {
+    let binary = Binary::find(guests::folder().join("compiled"))?;
+    let failed = faults::run(&binary, &guests::component(Job::Keyed)?, &backend(&args.backend)?)?;
+    println!("{}", json!({ "failed": failed, "backend": args.backend }));
+    Ok(failed == 0)
+}
+
+/// What chooses a state backend, as `--set` takes it.
+fn backend(name: &str) -> Result<Vec<String>> {
+    match name {
+        // What a manifest has that says nothing.
+        "memory" => Ok(Vec::new()),
+        "rocksdb" => Ok(vec!["state.backend=rocksdb".to_owned()]),
+        other => bail!("there is no state backend '{other}'; there are memory and rocksdb"),
+    }
 }
 
 fn add(total: &mut Total, outcome: &Outcome, plan: &Plan) {
@@ -157,7 +237,7 @@ fn add(total: &mut Total, outcome: &Outcome, plan: &Plan) {
 }
 
 /// Says what a scenario came to; whether it is as it must be.
-fn report(outcome: &Outcome, plan: &Plan, number: u64, args: &Args, seconds: f64) -> bool {
+fn report(outcome: &Outcome, plan: &Plan, (seed, number): (u64, u64), jobs: &str, seconds: f64) -> bool {
     let Outcome { kills, hit, difference, failure } = outcome;
     let well = failure.is_none() && difference.lost + difference.duplicated + difference.wrong == 0;
     let names: Vec<&str> = hit.iter().map(|f| f.name()).collect();
@@ -170,14 +250,14 @@ fn report(outcome: &Outcome, plan: &Plan, number: u64, args: &Args, seconds: f64
     difference.examples.iter().for_each(|example| eprintln!("    {example}"));
     failure.iter().for_each(|failure| eprintln!("  {failure}"));
     eprintln!("  {:?}\n  steps: {:?}", plan.settings, plan.steps);
-    eprintln!("  again: tests/e2e/audit --seed {} --job {} --scenario {number}", args.seed, args.job);
+    eprintln!("  again: tests/e2e/audit --seed {seed} --job {jobs} --scenario {number} --kills {}", plan.kills);
     false
 }
 
-fn keep(args: &Args, folder: tempfile::TempDir, number: u64) -> Result<PathBuf> {
+fn keep(args: &Args, folder: tempfile::TempDir, (seed, number): (u64, u64)) -> Result<PathBuf> {
     let kept = args.keep.clone().unwrap_or_else(|| std::env::temp_dir().join("audit-failures"));
     std::fs::create_dir_all(&kept)?;
-    let target = kept.join(format!("seed-{}-scenario-{number}", args.seed));
+    let target = kept.join(format!("seed-{seed}-scenario-{number}"));
     _ = std::fs::remove_dir_all(&target);
     let folder = folder.keep();
     Ok(if std::fs::rename(&folder, &target).is_ok() { target } else { folder })

@@ -59,6 +59,8 @@ pub struct Plan {
     pub job: Job,
     /// The seed of what is drawn while it runs.
     pub seed: u64,
+    /// How many kills were asked for.
+    pub kills: u64,
     /// Of its manifest.
     pub settings: Settings,
     /// One process after the other; after them, one runs to the end.
@@ -66,6 +68,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// One process from the first record to the last, of which there are few.
+    pub fn undisturbed(job: Job) -> Self {
+        let mut random = Random::new(0, 0);
+        Self { job, seed: 0, kills: 0, settings: settings(job, 0, &mut random), steps: Vec::new() }
+    }
+
     /// Scenario `number` of a seed. Failpoints are dealt in turn, so that a long run comes to all of them.
     pub fn new(job: Job, seed: u64, number: u64, kills: u64) -> Self {
         let mut random = Random::new(seed, number);
@@ -92,7 +100,8 @@ impl Plan {
             }
             left = left.saturating_sub(1);
         }
-        Self { job, seed: random.between(0, u64::MAX), settings: settings(job, kills, &mut random), steps }
+        let (seed, settings) = (random.between(0, u64::MAX), settings(job, kills, &mut random));
+        Self { job, seed, kills, settings, steps }
     }
 }
 

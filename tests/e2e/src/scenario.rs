@@ -56,6 +56,8 @@ pub struct Scenario<'a> {
     from: Option<String>,
     /// The last run may have ended well: without `--from`, the next one might start anew.
     may_have_ended: bool,
+    /// The last process was killed after the job's end, so nobody has cleaned up after those before.
+    ended_unseen: bool,
     outcome: Outcome,
 }
 
@@ -93,6 +95,7 @@ impl<'a> Scenario<'a> {
             processes: 0,
             from: None,
             may_have_ended: false,
+            ended_unseen: false,
             outcome: Outcome::default(),
         })
     }
@@ -114,6 +117,10 @@ impl<'a> Scenario<'a> {
             return self.failed(failure);
         }
         let found = check::found(self.plan.job, self.folder)?;
+        let left = check::left_behind(self.plan.job, self.folder)?;
+        if !self.ended_unseen && !left.is_empty() {
+            self.outcome.failure = Some(format!("hidden files are left behind: {}", left.join(", ")));
+        }
         self.outcome.difference = check::compare(&self.plan.job.expected(self.plan.settings.records), &found);
         Ok(self.outcome)
     }
@@ -134,7 +141,7 @@ impl<'a> Scenario<'a> {
             }
             Step::Failpoint { at, times, asked, recovers } => {
                 let last_was_hit = self.outcome.hit.last() == Some(&Failpoint::CommitDue);
-                if *recovers && !last_was_hit {
+                if *recovers && !(last_was_hit && self.left_to_commit()?) {
                     return Ok(false);
                 }
                 let mut process = self.start(Some((*at, *times, *asked)), *recovers)?;
@@ -144,6 +151,14 @@ impl<'a> Scenario<'a> {
             Step::Stop { after_ms, savepoint } => self.stop(*after_ms, *savepoint),
             Step::Second { after_ms } => self.second(*after_ms),
         }
+    }
+
+    /// Whether the newest checkpoint has something to commit. One that ended the job and has nothing is complete with its
+    /// claim: started without `--from`, the job would begin anew.
+    fn left_to_commit(&self) -> Result<bool> {
+        let log = self.folder.join(format!("checkpoints/audit-{}/log", self.plan.job.name()));
+        let newest = fs::read_dir(&log)?.flatten().map(|entry| entry.path()).max().context("the log is empty")?;
+        Ok(!fs::read_to_string(newest)?.contains("\"committables\":[]"))
     }
 
     /// Starts the next process.
@@ -238,6 +253,7 @@ impl<'a> Scenario<'a> {
     fn ended_badly(&mut self, process: &Process, status: ExitStatus) -> Result<bool> {
         let said = process.said();
         if said.contains(ALREADY) && self.plan.job.ends() && !self.may_have_ended {
+            self.ended_unseen = true;
             return Ok(true);
         }
         bail!("a process failed ({status}): {}", said.trim())

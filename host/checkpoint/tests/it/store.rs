@@ -1,5 +1,6 @@
 //! One job's life in its store: attempts, claims, fencing, ends.
 
+use tidemill_checkpoint::blobs::Blobs as _;
 use tidemill_checkpoint::manifest::ManifestKind;
 use tidemill_checkpoint::{Begun, Claim, Start, Store};
 
@@ -56,4 +57,21 @@ fn a_job_that_ended_starts_anew_once_its_output_is_committed() {
     // That attempt took no checkpoint; the next one goes on from the same.
     assert_eq!(from(&begin(&store)), Some(number));
     assert_eq!(from(&run(store.begin(&Start::Anew, 0).unwrap())), None);
+}
+
+/// Going on from the one before would write once more what was committed for the newest.
+#[test]
+fn a_newest_entry_that_is_gone_is_missed() {
+    let (blobs, store) = in_memory();
+    let mut owner = begin(&store);
+    checkpoint(&mut owner, 1, &[]);
+    let (number, _) = checkpoint(&mut owner, 2, &[]);
+    blobs.delete(&format!("log/{number:020}.json")).unwrap();
+    let Err(error) = store.begin(&Start::Recover, 0) else { panic!("it began") };
+    let error = error.to_string();
+    assert!(
+        error.contains(&format!("log/{number:020}.json' is gone")) && error.contains("put the file back"),
+        "{error}"
+    );
+    assert!(store.begin(&Start::Anew, 0).is_ok(), "who starts anew does not need it");
 }

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Kills jobs of every stateful kind in real processes, and breaks what is below them; nothing may be lost or there twice.
+# Scenarios that once failed are among them. `tests/long/audit` does the same for longer.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+"$root/tests/e2e/audit" --kills 20 --replay "$root/tests/e2e/seeds"
+"$root/tests/e2e/audit" --faults
