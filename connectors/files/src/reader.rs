@@ -86,6 +86,7 @@ mod tests {
     use flate2::write::GzEncoder;
     use tidemill_connector_kit::{Binding, Registry, conformance};
     use tidemill_core::connector::{ReaderPoll, Source, Split, Waker};
+    use tidemill_core::ids::Epoch;
 
     use super::*;
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use proptest::prelude::*;
 use tidemill_checkpoint::blobs::{BlobError, BlobWriter, Blobs, Listed, Memory, PutNew, Trouble};
 use tidemill_checkpoint::garbage::Written;
+use tidemill_checkpoint::manifest::ManifestKind;
 use tidemill_checkpoint::{Claim, Owner, Start};
 use tidemill_core::snapshot::FileRef;
 

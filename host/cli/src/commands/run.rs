@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::time::SystemClock;
-use tidemill_dataflow::{Ending, JobHandle, JobSettings, JobSpec, TaskStatus};
+use tidemill_dataflow::{Ending, JobHandle, JobSettings, JobSpec};
 use tidemill_state::MemoryBackend;
 use tidemill_wasm::WasmCode;
 
