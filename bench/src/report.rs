@@ -49,7 +49,9 @@ pub fn summarise(query: &str, runs: &[Measured]) -> Row {
     };
     let rate = |runs: &[&Measured]| median(runs.iter().map(|r| r.steady_rps).collect());
     let (sandbox, native, hand) = (of("sandbox", 1), of("native", 1), of("hand", 1));
-    let taxes = sandbox.iter().zip(&native).map(|(s, n)| n.steady_rps / s.steady_rps.max(1.0)).collect();
+    // A run that was over before there was a steady rate has none, and so no ratio.
+    let pairs = sandbox.iter().zip(&native).filter(|(s, n)| s.steady_rps > 0.0 && n.steady_rps > 0.0);
+    let taxes = pairs.map(|(s, n)| n.steady_rps / s.steady_rps).collect();
     let mut answers = runs.iter().filter(|r| r.query == query).map(|r| (r.out_records, r.checksum));
     let first = answers.next();
     Row {
@@ -98,14 +100,16 @@ pub fn html(rows: &[Row], records: u64) -> String {
     let mut out = String::from(HEAD);
     let _ = writeln!(
         out,
-        "<p>Medians of alternating runs over {records} records; one slot unless said. <b>Tax</b> is the time in the \
+        "<p>Medians of alternating runs over {} records, in <b>million records per second</b>; one slot unless said. \
+         A dash: not measured, or over too soon to be. <b>Tax</b> is the time in the \
          sandbox by the time of the same code linked natively into the same engine. <b>Hand</b> is a plain \
          single-threaded loop without any engine: the limit. <b>Flink</b> is 2.3, DataStream, one slot, measured on \
-         this kind of machine.</p>"
+         this kind of machine.</p>",
+        grouped(records),
     );
     out.push_str(
-        "<table><tr><th>query<th>sandbox<th>native<th>hand<th>Flink<th>two slots<th>tax<th>2 / 1 slots<th>of hand\
-         <th>by Flink<th>peak MiB<th>answers</tr>\n",
+        "<table><tr><th>query<th>sandbox<th>native<th>hand<th>Flink<th>two slots<th>tax<th>two slots / one\
+         <th>sandbox / hand<th>sandbox / Flink<th>peak MiB<th>answers</tr>\n",
     );
     for r in rows {
         let flink = FLINK.iter().find(|(q, _)| *q == r.query).map_or(f64::NAN, |(_, m)| m * 1e6);
@@ -127,18 +131,49 @@ pub fn html(rows: &[Row], records: u64) -> String {
         );
     }
     out.push_str("</table>\n<h2>Million records per second, one slot (logarithmic)</h2>\n");
+    scale(&mut out);
     rows.iter().for_each(|r| bars(&mut out, r));
     out.push_str("</body></html>\n");
     out
+}
+
+/// Where the bars begin, and how long the scale is, in pixels.
+const LEFT: f64 = 80.0;
+/// See `LEFT`.
+const LENGTH: f64 = 520.0;
+/// What the scale is marked with, in millions.
+const DECADES: [f64; 5] = [0.1, 1.0, 10.0, 100.0, 1_000.0];
+
+/// The place of a rate on the scale.
+fn at(rate: f64) -> f64 {
+    LEFT + (rate / 1e5).log10().clamp(0.0, 4.0) / 4.0 * LENGTH
+}
+
+/// The marks above the bars.
+fn scale(out: &mut String) {
+    out.push_str("<svg width=\"760\" height=\"18\" role=\"img\">");
+    for m in DECADES {
+        let _ =
+            write!(out, "<text class=\"value\" text-anchor=\"middle\" x=\"{:.0}\" y=\"14\">{m}</text>", at(m * 1e6));
+    }
+    out.push_str("</svg>\n");
+}
+
+/// `200,000`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|g| std::str::from_utf8(g).ok()).collect();
+    groups.join(",")
 }
 
 /// The bars of one query, on one logarithmic scale from 0.1 to 1000 million.
 fn bars(out: &mut String, row: &Row) {
     let flink = FLINK.iter().find(|(q, _)| *q == row.query).map_or(f64::NAN, |(_, m)| m * 1e6);
     let _ = write!(out, "<svg width=\"760\" height=\"92\" role=\"img\"><text x=\"0\" y=\"50\">{}</text>", row.query);
+    DECADES.iter().for_each(|m| _ = write!(out, "<path class=\"grid\" d=\"M{0:.0} 0V92\"/>", at(m * 1e6)));
     let twins = [("sandbox", row.sandbox), ("native", row.native), ("hand", row.hand), ("flink", flink)];
     for (i, (name, rate)) in twins.into_iter().enumerate().filter(|(_, (_, rate))| rate.is_finite() && *rate > 0.0) {
-        let width = ((rate / 1e5).log10().max(0.0) / 4.0 * 520.0).max(2.0);
+        let width = (at(rate) - LEFT).max(2.0);
         let y = 8 + i * 20;
         let _ = write!(
             out,
@@ -149,13 +184,13 @@ fn bars(out: &mut String, row: &Row) {
             million(rate),
         );
     }
-    out.push_str("</svg><br>\n");
+    out.push_str("</svg>\n");
 }
 
 fn million(rate: f64) -> String {
     let m = rate / 1e6;
     match m {
-        _ if !m.is_finite() => "-".to_owned(),
+        _ if !m.is_finite() || m <= 0.0 => "-".to_owned(),
         _ if m >= 10.0 => format!("{m:.0}"),
         _ if m >= 1.0 => format!("{m:.1}"),
         _ => format!("{m:.2}"),
@@ -163,7 +198,7 @@ fn million(rate: f64) -> String {
 }
 
 fn ratio(ratio: f64) -> String {
-    if ratio.is_finite() { format!("{ratio:.2}") } else { "-".to_owned() }
+    if ratio.is_finite() && ratio > 0.0 { format!("{ratio:.2}") } else { "-".to_owned() }
 }
 
 const HEAD: &str =
@@ -174,5 +209,6 @@ th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #dde3
 th:first-child, td:first-child { text-align: left; font-weight: 600; }
 svg text { font-size: 13px; fill: #1b2733; font-weight: 600; } svg text.value { font-weight: 400; fill: #51606e; }
 .sandbox { fill: #0b7285; } .native { fill: #66b2bf; } .hand { fill: #c9d3dc; } .flink { fill: #e8590c; }
+svg { display: block; } .grid { stroke: #e9eef2; fill: none; }
 </style></head><body><h1>Tidemill benchmarks</h1>
 ";

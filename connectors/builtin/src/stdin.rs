@@ -205,6 +205,7 @@ mod tests {
     use arrow::datatypes::{DataType, Field, Int64Type, Schema};
     use tidemill_connector_kit::{Binding, Registry, conformance};
     use tidemill_core::connector::{ReaderPoll, Waker};
+    use tidemill_core::ids::Epoch;
 
     use super::*;
 

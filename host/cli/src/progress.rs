@@ -172,9 +172,9 @@ fn live_line(figures: &Figures, rates: Rates, elapsed: Duration, width: usize) -
     }
     parts.push((0, format!("{}/s", style(units::short(rates.records)).bold())));
     parts.push((3, format!("{} in", units::short(figures.records_in as f64))));
-    parts.push((4, format!("{} out", units::short(figures.records_out as f64))));
+    parts.push((5, format!("{} out", units::short(figures.records_out as f64))));
     if let Some(watermark) = figures.watermark {
-        parts.push((6, format!("watermark {}", units::time_utc(watermark - watermark.rem_euclid(1_000)))));
+        parts.push((7, format!("watermark {}", units::time_utc(watermark - watermark.rem_euclid(1_000)))));
     }
     let warn = |n: u64, what: &str| {
         (n > 0).then(|| (2, style(format!("{} {what}", units::short(n as f64))).yellow().to_string()))
@@ -183,7 +183,10 @@ fn live_line(figures: &Figures, rates: Rates, elapsed: Duration, width: usize) -
     parts.extend(warn(figures.dead_lettered, "dead-lettered"));
     parts.extend(warn(figures.skipped, "skipped"));
     if let Some(checkpoints) = figures.checkpoints {
-        parts.extend((checkpoints.completed > 0).then(|| (5, checkpoint(&checkpoints))));
+        if checkpoints.completed > 0 {
+            parts.push((4, checkpoint(&checkpoints)));
+            parts.push((6, units::bytes(checkpoints.bytes)));
+        }
         parts.extend(warn(checkpoints.failed, "checkpoints failed"));
     }
     parts.push(match rates.left {
@@ -193,10 +196,10 @@ fn live_line(figures: &Figures, rates: Rates, elapsed: Duration, width: usize) -
     fit(parts, width)
 }
 
-/// `checkpoint 12: 35 ms, 1.2 MB`.
+/// `checkpoint 12 in 35 ms`.
 fn checkpoint(checkpoints: &Checkpoints) -> String {
     let took = units::duration(Duration::from_millis(checkpoints.duration_ms));
-    format!("checkpoint {}: {took}, {}", checkpoints.completed, units::bytes(checkpoints.bytes))
+    format!("checkpoint {} in {took}", checkpoints.completed)
 }
 
 /// The parts side by side, as far as they fit.
@@ -216,7 +219,8 @@ fn plain_line(figures: &Figures, rates: Rates, elapsed: Duration) -> String {
     let left = rates.left.map(|l| format!("  {} left", units::duration(l))).unwrap_or_default();
     let watermark = figures.watermark.map(|w| format!("  watermark {}", units::time_utc(w))).unwrap_or_default();
     let checkpoints = figures.checkpoints.filter(|c| c.completed > 0);
-    let checkpoints = checkpoints.map(|c| format!("  {}", checkpoint(&c))).unwrap_or_default();
+    let checkpoints =
+        checkpoints.map(|c| format!("  {}, {}", checkpoint(&c), units::bytes(c.bytes))).unwrap_or_default();
     format!(
         "{:>8}{part}  {} in ({}/s)  {} out{watermark}  {} late  {} dead-lettered  {} skipped{checkpoints}{left}",
         units::duration(elapsed),
@@ -278,11 +282,13 @@ mod tests {
         assert_eq!(plain, "  5.00 s  50 %  500 in (100/s)  0 out  0 late  0 dead-lettered  0 skipped  5.00 s left");
         let checkpoints = Some(Checkpoints { completed: 3, failed: 1, duration_ms: 35, bytes: 1_200 });
         let figures = Figures { watermark: Some(61_000), late: 7, checkpoints, ..figures };
-        let all = " 50 %  100/s  500 in  0 out  watermark 1970-01-01 00:01:01  7 late  checkpoint 3: 35 ms, 1.20 kB  \
+        let all = " 50 %  100/s  500 in  0 out  watermark 1970-01-01 00:01:01  7 late  checkpoint 3 in 35 ms  1.20 kB  \
                    1 checkpoints failed  0:05 left";
         assert_eq!(live(figures, all.len()), all);
         let without_watermark = all.replace("  watermark 1970-01-01 00:01:01", "");
         assert_eq!(live(figures, all.len() - 1), without_watermark, "what matters least is left out first");
+        let narrow = " 50 %  100/s  500 in  7 late  checkpoint 3 in 35 ms  1 checkpoints failed  0:05 left";
+        assert_eq!(live(figures, narrow.len()), narrow);
         assert_eq!(live(figures, 5), " 50 %");
     }
 }

@@ -195,7 +195,7 @@ fn plans() {
         ("no-json", "can't be read"),
         ("unknown", "unknown field `vision`"),
         ("deep", "can't be read"),
-        ("huge", "transfer_bytes"),
+        ("huge", "raise limits.transfer"),
         ("emit", "there is nothing to emit in this call"),
     ] {
         let sandbox = if deed == "loop" { &HASTY } else { &SANDBOX };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use console::measure_text_width;
 use tidemill_dataflow::{CheckpointFigures, TaskStatus};
 
 use crate::commands::build::say;
@@ -46,13 +47,29 @@ pub fn print(tasks: &[TaskStatus], checkpoints: Option<&CheckpointFigures>, elap
     }
     let mut align = vec![Align::Left, Align::Left];
     align.extend(std::iter::repeat_n(Align::Right, heads.len() - 2));
-    for line in table(&align, &rows) {
+    let mut lines = table(&align, &rows);
+    let width = console::Term::stderr().size_checked().map_or(usize::MAX, |(_, columns)| usize::from(columns));
+    if lines.iter().any(|line| measure_text_width(line) + 2 > width) {
+        leave_out_zeros(&mut rows, &mut align);
+        lines = table(&align, &rows);
+    }
+    for line in lines {
         eprintln!("  {line}");
     }
     if let Some(checkpoints) = checkpoints {
         say("checkpoints", &taken(checkpoints));
     }
     say("ended", &format!("after {}", units::duration(elapsed)));
+}
+
+/// Where there is no room for all columns, those that are zero for every operator say the least.
+fn leave_out_zeros(rows: &mut [Vec<String>], align: &mut Vec<Align>) {
+    for column in (0..align.len()).rev() {
+        if rows.iter().skip(1).all(|row| row.get(column).is_none_or(|cell| cell == "0")) {
+            rows.iter_mut().for_each(|row| drop(row.remove(column)));
+            align.remove(column);
+        }
+    }
 }
 
 /// `12 taken, the last in 35 ms with 1.20 MB (200 kB of them new); 1 given up, the last since ...`.
@@ -68,4 +85,21 @@ fn taken(checkpoints: &CheckpointFigures) -> String {
         text.push_str(&format!("; {} given up, the last since {why}", units::count(checkpoints.failed)));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_of_zeros_are_left_out() {
+        let row = |cells: [&str; 4]| cells.map(str::to_owned).to_vec();
+        let mut rows =
+            vec![row(["operator", "in", "late", "skipped"]), row(["a", "0", "0", "0"]), row(["b", "3", "0", "1"])];
+        let mut align = vec![Align::Left, Align::Right, Align::Right, Align::Right];
+        leave_out_zeros(&mut rows, &mut align);
+        assert_eq!(rows[0], ["operator", "in", "skipped"]);
+        assert_eq!(rows[2], ["b", "3", "1"]);
+        assert_eq!(align.len(), 3);
+    }
 }
