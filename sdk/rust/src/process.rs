@@ -170,7 +170,7 @@ impl<O: EmitRow> Context<'_, O> {
     #[inline]
     pub fn emit<V: IntoRow<Row = O>>(&mut self, row: V) {
         O::write(&mut self.out.writer, &row.into_view());
-        self.out.rows.push(self.row as u32);
+        self.out.note(self.row as u32);
     }
 
     /// Emits a row to a side output.
@@ -178,7 +178,7 @@ impl<O: EmitRow> Context<'_, O> {
     pub fn side<R: EmitRow, V: IntoRow<Row = R>>(&mut self, side: &Side<R>, row: V) {
         if let Some(cell) = self.sides.get_mut(&side.0) {
             R::write(&mut cell.writer, &row.into_view());
-            cell.rows.push(self.row as u32);
+            cell.note(self.row as u32);
         }
     }
 
@@ -394,13 +394,12 @@ impl Failures {
 
 /// Emits what was collected. Where each row of the call gave one row, the host need not pick any.
 fn flush_rows<R: EmitRow>(out: &Rows<R>, port: u32, rows: usize, host: &mut dyn HostCalls) {
-    if out.rows.is_empty() {
+    if out.is_empty() {
         return;
     }
     let mut columns = Vec::new();
     out.writer.columns(&mut columns);
-    let each_once = out.rows.len() == rows && out.rows.iter().enumerate().all(|(i, &row)| i == row as usize);
-    host.forward(port, (!each_once).then_some(&out.rows), &columns);
+    host.forward(port, out.origins(rows).as_deref(), &columns);
 }
 
 /// A side output, whatever its rows.

@@ -4,6 +4,7 @@
 //! that, the node answers row numbers and no column leaves the sandbox. With the first map it becomes a chain that
 //! makes rows. Every adapter is a generic struct that the compiler inlines, so that a chain is one loop.
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use tidemill_plan::{Origin, Output, OutputField};
@@ -560,19 +561,54 @@ fn map_node<S: Stage<Out: EmitRow>>(mut stage: S, reads: &mut Reads<'_>) -> Made
 /// Rows on their way out, and which input rows they derive from.
 pub(crate) struct Rows<R: EmitRow> {
     pub(crate) writer: R::Writer,
-    pub(crate) rows: Vec<u32>,
+    /// So many rows at the beginning of the call gave one row each: as long as the next one does, no number is written.
+    once: u32,
+    /// The rows of the call from which these derive, unless that is said by `once`.
+    rows: Vec<u32>,
 }
 
 impl<R: EmitRow> Default for Rows<R> {
     fn default() -> Self {
-        Self { writer: R::Writer::default(), rows: Vec::new() }
+        Self { writer: R::Writer::default(), once: 0, rows: Vec::new() }
     }
 }
 
 impl<R: EmitRow> Rows<R> {
     pub(crate) fn clear(&mut self) {
         self.writer.clear();
+        self.once = 0;
         self.rows.clear();
+    }
+
+    /// One more was written; it derives from this row of the call.
+    #[inline(always)]
+    pub(crate) fn note(&mut self, row: u32) {
+        if !self.rows.is_empty() {
+            self.rows.push(row);
+        } else if row == self.once {
+            self.once += 1;
+        } else {
+            self.begin_numbers(row);
+        }
+    }
+
+    #[cold]
+    fn begin_numbers(&mut self, row: u32) {
+        self.rows.extend(0..self.once);
+        self.rows.push(row);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.once == 0 && self.rows.is_empty()
+    }
+
+    /// The rows of a call of so many from which these derive; none: each gave one, in order.
+    pub(crate) fn origins(&self, rows: usize) -> Option<Cow<'_, [u32]>> {
+        match self.rows.is_empty() {
+            true if self.once as usize == rows => None,
+            true => Some(Cow::Owned((0..self.once).collect())),
+            false => Some(Cow::Borrowed(&self.rows)),
+        }
     }
 }
 
@@ -603,10 +639,11 @@ impl<S: Stage<Out: EmitRow>> NodeRuntime for MapNode<S> {
         if !collect.failures.is_empty() {
             return Err(Failure::Rows(collect.failures));
         }
-        if S::ONE_TO_ONE || !self.made.rows.is_empty() {
+        if S::ONE_TO_ONE || !self.made.is_empty() {
             let mut columns = Vec::new();
             self.made.writer.columns(&mut columns);
-            host.forward(0, (!S::ONE_TO_ONE).then_some(&self.made.rows), &columns);
+            let origins = if S::ONE_TO_ONE { None } else { self.made.origins(batch.rows) };
+            host.forward(0, origins.as_deref(), &columns);
         }
         Ok(())
     }
@@ -625,7 +662,7 @@ impl<R: EmitRow> Next<R> for Collect<'_, R> {
     fn push(&mut self, row: R::View<'_>) {
         R::write(&mut self.made.writer, &row);
         if !self.one_to_one {
-            self.made.rows.push(self.row);
+            self.made.note(self.row);
         }
     }
 

@@ -20,20 +20,41 @@ impl<T: Value> Clone for OptionReader<'_, T> {
 /// Collects values that can be absent.
 #[derive(Debug, Default)]
 pub struct OptionWriter<W> {
+    /// So many values at the beginning are all there: as long as none is absent, no bit is written.
+    present: usize,
+    /// Of all values, from the first absent one on.
     validity: Bits,
     absent: bool,
     values: W,
 }
 
+impl<W: Writer> OptionWriter<W> {
+    #[inline(always)]
+    fn note_present(&mut self) {
+        if self.absent {
+            self.validity.push(true);
+        } else {
+            self.present += 1;
+        }
+    }
+
+    #[cold]
+    fn begin_validity(&mut self) {
+        self.absent = true;
+        (0..self.present).for_each(|_| self.validity.push(true));
+    }
+}
+
 impl<W: Writer> Writer for OptionWriter<W> {
     fn reserve(&mut self, rows: usize) {
-        self.validity.reserve(rows);
         self.values.reserve(rows);
     }
 
     fn push_absent(&mut self) {
+        if !self.absent {
+            self.begin_validity();
+        }
         self.validity.push(false);
-        self.absent = true;
         self.values.push_absent();
     }
 
@@ -47,7 +68,7 @@ impl<W: Writer> Writer for OptionWriter<W> {
 
     fn clear(&mut self) {
         self.validity.clear();
-        self.absent = false;
+        (self.present, self.absent) = (0, false);
         self.values.clear();
     }
 }
@@ -80,7 +101,7 @@ impl<T: Value> Value for Option<T> {
     fn push(writer: &mut Self::Writer, view: &Self::View<'_>) {
         match view {
             Some(value) => {
-                writer.validity.push(true);
+                writer.note_present();
                 T::push(&mut writer.values, value);
             }
             None => writer.push_absent(),
