@@ -7,8 +7,10 @@
 //! at [`KeyedState::commit`].
 //!
 //! Slots hold until the next `commit` (of the memory backend: until the entry is removed), except that the slots which
-//! the latest `scan` answered hold until the scan after it. A backend that evicts does it in `commit`, and treats as
-//! changed whatever was resolved, or reached through `values`, since the commit before.
+//! the latest `scan` answered hold until the scan after it. A backend that evicts does it in `commit`.
+//!
+//! What counts as changed, for snapshots and for what a backend writes back, is whatever was resolved since the commit
+//! before, or given to `write`. Slots that `find` and `scan` answered may be read through `values`, but not written there.
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::DataType;
@@ -101,8 +103,8 @@ pub trait KeyedState: Send {
     /// As `resolve`, but absent ones are not added: they answer [`NO_SLOT`].
     fn find(&mut self, table: TableId, namespace: Namespace, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()>;
 
-    /// The resident values of a namespace, for reading and writing in place at resolved slots. Every column and
-    /// presence is at least as long as the largest slot requires; their lengths must not be changed.
+    /// The resident values of a namespace, for reading in place, and for writing at slots that were resolved since the
+    /// latest commit. Every column and presence is at least as long as the largest slot requires; their lengths must not be changed.
     fn values(&mut self, table: TableId, namespace: Namespace) -> Result<&mut Values>;
 
     /// The values at these slots as an array (null where there is none, and at [`NO_SLOT`]).
@@ -172,8 +174,8 @@ pub trait KeyedState: Send {
     /// Deletes timers, if they are there.
     fn delete_timers(&mut self, domain: TimeDomain, keys: &Keys, of: &[u32], timestamps: &[i64]) -> Result<()>;
 
-    /// Up to `limit` timers due at `up_to` or before, by time, then in the order they were set; they stay until
-    /// they are deleted.
+    /// Up to `limit` timers due at `up_to` or before, by time, then in the order they were set (those of before a restore
+    /// in any order); they stay until they are deleted.
     fn due_timers(&mut self, domain: TimeDomain, up_to: i64, limit: usize) -> Result<(Keys, Vec<i64>)>;
 
     /// The earliest timer.

@@ -17,7 +17,7 @@ use tidemill_core::state::ValueSpec;
 use tidemill_core::{Error, Result};
 
 pub(crate) use self::read::PortableFile;
-pub(crate) use self::write::{Layout, divided, write_files};
+pub(crate) use self::write::{Layout, batches, concatenated, divided, write_files};
 
 /// Opens and closes a file.
 const MAGIC: &[u8; 8] = b"TMSTATE1";
@@ -63,10 +63,9 @@ pub(crate) struct Footer {
 pub(crate) struct Part {
     pub(crate) kind: PartKind,
     pub(crate) name: String,
-    /// Namespaces of which files of earlier snapshots have nothing that counts.
-    pub(crate) dropped: Vec<i64>,
     /// An Arrow stream without rows.
     pub(crate) schema: Place,
+    /// In the order in which they are applied.
     pub(crate) blocks: Vec<Block>,
 }
 
@@ -75,6 +74,9 @@ pub(crate) struct Part {
 pub(crate) struct Place {
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
+    /// XXH3 (64 bits) of these bytes. A file has a checksum as a whole where it is referred to; this one keeps bytes that
+    /// are not a stream away from the decoder, which trusts lengths within them.
+    pub(crate) xxh3: u64,
 }
 
 /// Rows of a range of key groups, an Arrow stream.
@@ -90,13 +92,15 @@ pub(crate) struct Block {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Change {
+    /// Namespaces of which nothing is there.
+    Dropped,
     /// Entries that are there no more.
     Removed,
     /// Entries that are there, with their values.
     Put,
 }
 
-/// The columns of a part: of an entry in `Put` blocks; of `Removed` blocks, those up to the key.
+/// The columns of a part: of an entry in `Put` blocks; `Removed` blocks have those up to the key, `Dropped` ones the first.
 pub(crate) fn schema(kind: PartKind, codec: &KeyCodec, values: &[ValueSpec]) -> SchemaRef {
     let lead = match kind {
         PartKind::Table | PartKind::Log => "namespace",
@@ -108,6 +112,15 @@ pub(crate) fn schema(kind: PartKind, codec: &KeyCodec, values: &[ValueSpec]) -> 
     fields.extend((kind == PartKind::Log).then(|| Field::new("timestamp", DataType::Int64, true)));
     fields.extend(values.iter().map(|value| Field::new(&value.name, value.data_type.clone(), true)));
     Arc::new(Schema::new(fields))
+}
+
+/// How many of a part's columns a block has.
+pub(crate) fn width(change: Change, keys: usize, schema: &Schema) -> usize {
+    match change {
+        Change::Dropped => 1,
+        Change::Removed => 1 + keys,
+        Change::Put => schema.fields().len(),
+    }
 }
 
 /// The columns of a part's values back from its schema.

@@ -1,11 +1,15 @@
 //! Backends of keyed state: where the entries, row logs and timers of keyed operators live.
 //!
-//! The contract is `tidemill_core::state`; why it has this shape stands in `docs/decisions/0003-keyed-state.md`.
+//! The contract is `tidemill_core::state`; why it has this shape stands in `docs/decisions/0003-keyed-state.md`,
+//! what snapshots look like in `docs/state-format.md`.
 //! In reading order:
 
 mod column;
 mod format;
 mod memory;
+mod reader;
 pub mod testing;
 
+pub use format::PartKind;
 pub use memory::{MemoryBackend, SnapshotLimits};
+pub use reader::{PartInfo, StateReader};

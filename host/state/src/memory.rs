@@ -3,6 +3,7 @@
 //! A namespace of a table is a `Space` of its own, so that dropping one costs nothing per entry; the memory of the few
 //! that were dropped last is used again by the next ones, as panes and windows follow each other with similar sizes.
 
+mod bits;
 mod chain;
 mod evolve;
 pub(crate) mod frozen;

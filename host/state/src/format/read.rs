@@ -1,14 +1,13 @@
 //! From a file to rows.
 
-use std::sync::Arc;
-
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow_ipc::reader::StreamDecoder;
 use tidemill_core::{Error, Result};
+use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Block, Change, Footer, MAGIC, Part, Place};
+use super::{Block, Footer, MAGIC, Part, Place, width};
 
 /// A file that was read, and whose footer makes sense.
 pub(crate) struct PortableFile {
@@ -47,11 +46,8 @@ impl PortableFile {
 
     /// The rows of a block of a part that has this schema.
     pub(crate) fn rows(&self, schema: &Schema, block: &Block) -> Result<Vec<RecordBatch>> {
-        let keys: Vec<usize> = (0..1 + self.footer.keys).collect();
-        let expected = match block.change {
-            Change::Put => Arc::new(schema.clone()),
-            Change::Removed => Arc::new(schema.project(&keys).map_err(|e| self.wrong(e.to_string()))?),
-        };
+        let columns: Vec<usize> = (0..width(block.change, self.footer.keys, schema)).collect();
+        let expected = schema.project(&columns).map_err(|e| self.wrong(e.to_string()))?;
         let mut decoder = StreamDecoder::new();
         let mut bytes = self.at(block.place)?;
         let (mut batches, mut rows) = (Vec::new(), 0);
@@ -82,11 +78,12 @@ impl PortableFile {
             .mend("Restore from another checkpoint, or with the version of Tidemill that wrote this one.")
     }
 
-    fn at(&self, place: Place) -> Result<Buffer> {
+    pub(super) fn at(&self, place: Place) -> Result<Buffer> {
         let (offset, bytes) = (usize::try_from(place.offset), usize::try_from(place.bytes));
         match (offset, bytes) {
             (Ok(offset), Ok(bytes)) if offset.checked_add(bytes).is_some_and(|end| end <= self.bytes.len()) => {
-                Ok(self.bytes.slice_with_length(offset, bytes))
+                let at = self.bytes.slice_with_length(offset, bytes);
+                if xxh3_64(&at) == place.xxh3 { Ok(at) } else { Err(self.wrong("is damaged")) }
             }
             _ => Err(self.wrong("points beyond its end")),
         }
@@ -101,7 +98,11 @@ fn parse_footer(bytes: &[u8]) -> Result<Footer, String> {
     let start = inner.len().checked_sub(length).ok_or("announces a footer that is longer than itself")?;
     let footer = inner.get(start..).unwrap_or_default();
     let footer: Footer = serde_json::from_slice(footer).map_err(|e| format!("has a footer that can't be read: {e}"))?;
-    if footer.key_groups.first > footer.key_groups.last || footer.key_groups.last >= footer.max_parallelism {
+    let max_parallelism = tidemill_core::ids::MaxParallelism::new(footer.max_parallelism);
+    if max_parallelism.is_none()
+        || footer.key_groups.first > footer.key_groups.last
+        || footer.key_groups.last >= footer.max_parallelism
+    {
         return Err(format!("has {} of {}", footer.key_groups, footer.max_parallelism));
     }
     Ok(footer)

@@ -11,14 +11,14 @@ use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Arra
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow_ipc::CompressionType;
 use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
-use tidemill_core::keys::KeyCodec;
+use tidemill_core::keys::{KeyCodec, Keys};
 use tidemill_core::snapshot::KeyGroupRange;
-use tidemill_core::state::ValueSpec;
 use tidemill_core::{Batch, Result};
+use xxhash_rust::xxh3::xxh3_64;
 
-use super::{ALIGNMENT, Block, Change, Footer, MAGIC, Part, PartKind, Place, schema};
+use super::{ALIGNMENT, Block, Change, Footer, MAGIC, Part, PartKind, Place, PortableFile, schema};
 use crate::column::ColumnCodec;
-use crate::memory::frozen::{FrozenPart, FrozenState, TableChunk, disagree};
+use crate::memory::frozen::{FrozenPart, FrozenState, PartAbout, TableChunk, disagree};
 
 /// Rows of a record batch: enough that its own description is nothing beside it.
 const BATCH_ROWS: usize = 1 << 16;
@@ -42,7 +42,7 @@ pub(crate) fn write_files(
     let mut parts = Vec::new();
     let ranges = divided(frozen.about.key_groups, layout.buckets);
     for (about, part) in &frozen.parts {
-        parts.push(SortedPart::new(frozen, about.kind, &about.values, part, &ranges)?);
+        parts.push(SortedPart::new(frozen, about, part, &ranges)?);
     }
     let mut file = None;
     for (bucket, range) in ranges.iter().enumerate() {
@@ -60,6 +60,53 @@ pub(crate) fn write_files(
         } else {
             file = Some(open);
         }
+    }
+    Ok(())
+}
+
+/// Files of changes as one, to be applied in this order. Copies their blocks as they are. `None` of no file.
+pub(crate) fn concatenated(files: &[PortableFile]) -> Result<Option<(Vec<u8>, KeyGroupRange)>> {
+    let Some(first) = files.first() else { return Ok(None) };
+    let footer = Footer { parts: Vec::new(), ..first.footer.clone() };
+    let mut all = OpenFile { bytes: MAGIC.to_vec(), footer };
+    for file in files {
+        let (range, of) = (&mut all.footer.key_groups, file.footer.key_groups);
+        *range = KeyGroupRange { first: range.first.min(of.first), last: range.last.max(of.last) };
+        for part in &file.footer.parts {
+            let mut blocks = Vec::with_capacity(part.blocks.len());
+            for block in &part.blocks {
+                blocks.push(Block { place: all.copy(&file.at(block.place)?), ..*block });
+            }
+            let same = |p: &&mut Part| p.kind == part.kind && p.name == part.name;
+            if let Some(before) = all.footer.parts.iter_mut().find(same) {
+                before.blocks.append(&mut blocks);
+            } else {
+                let schema = all.copy(&file.at(part.schema)?);
+                all.footer.parts.push(Part { kind: part.kind, name: part.name.clone(), schema, blocks });
+            }
+        }
+    }
+    all.seal().map(Some)
+}
+
+/// The rows that are put into a part, all or those of some keys.
+pub(crate) fn batches(
+    frozen: &FrozenState,
+    kind: PartKind,
+    name: &str,
+    keys: Option<&Keys>,
+    visit: &mut dyn FnMut(RecordBatch) -> Result<()>,
+) -> Result<()> {
+    let of_part = |about: &PartAbout| about.kind == kind && about.name == name;
+    let Some((about, part)) = frozen.parts.iter().find(|(about, _)| of_part(about)) else { return Ok(()) };
+    let sorted = SortedPart::new(frozen, about, part, &[frozen.about.key_groups])?;
+    let rows = match keys {
+        Some(keys) => part.put.keys.rows_of(keys),
+        None => (0..part.put.keys.len() as u32).collect(),
+    };
+    for rows in rows.chunks(BATCH_ROWS) {
+        let arrays = sorted.arrays(&part.put, &sorted.put, &frozen.about.codec, rows)?;
+        visit(RecordBatch::try_new(Arc::clone(&sorted.schema), arrays)?)?;
     }
     Ok(())
 }
@@ -95,12 +142,11 @@ struct Order {
 impl<'a> SortedPart<'a> {
     fn new(
         frozen: &'a FrozenState,
-        kind: PartKind,
-        values: &[ValueSpec],
+        about: &'a PartAbout,
         part: &'a FrozenPart,
         ranges: &[KeyGroupRange],
     ) -> Result<Self> {
-        let name = frozen.parts.iter().find(|(_, p)| std::ptr::eq(p, part)).map_or("", |(about, _)| &about.name);
+        let (kind, name, values) = (about.kind, &about.name, &about.values);
         let logs = kind == PartKind::Log;
         let columns = if logs { Vec::new() } else { values.iter().map(ColumnCodec::new).collect::<Result<_>>()? };
         Ok(Self {
@@ -212,9 +258,16 @@ impl OpenFile {
         };
         for part in parts {
             let schema = file.stream(&part.schema, std::iter::empty())?;
-            let dropped = part.part.dropped.clone();
+            let mut blocks = Vec::new();
+            if !part.part.dropped.is_empty() {
+                let namespaces: ArrayRef = Arc::new(Int64Array::from(part.part.dropped.clone()));
+                let (rows, schema) = (namespaces.len() as u64, Arc::new(part.schema.project(&[0])?));
+                let batch = RecordBatch::try_new(Arc::clone(&schema), vec![namespaces])?;
+                let place = file.stream(&schema, std::iter::once(Ok(batch)))?;
+                blocks.push(Block { change: Change::Dropped, key_groups: range, rows, place });
+            }
             let (kind, name) = (part.kind, part.name.to_owned());
-            file.footer.parts.push(Part { kind, name, dropped, schema, blocks: Vec::new() });
+            file.footer.parts.push(Part { kind, name, schema, blocks });
         }
         Ok(file)
     }
@@ -251,9 +304,16 @@ impl OpenFile {
         Ok(())
     }
 
-    fn stream(&mut self, schema: &Schema, batches: impl Iterator<Item = Result<RecordBatch>>) -> Result<Place> {
+    fn copy(&mut self, bytes: &[u8]) -> Place {
         self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
         let offset = self.bytes.len() as u64;
+        self.bytes.extend_from_slice(bytes);
+        Place { offset, bytes: bytes.len() as u64, xxh3: xxh3_64(bytes) }
+    }
+
+    fn stream(&mut self, schema: &Schema, batches: impl Iterator<Item = Result<RecordBatch>>) -> Result<Place> {
+        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
+        let offset = self.bytes.len();
         let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME))?;
         let mut writer = StreamWriter::try_new_with_options(&mut self.bytes, schema, options)?;
         for batch in batches {
@@ -261,10 +321,20 @@ impl OpenFile {
         }
         writer.finish()?;
         drop(writer);
-        Ok(Place { offset, bytes: self.bytes.len() as u64 - offset })
+        let bytes = &self.bytes[offset..];
+        Ok(Place { offset: offset as u64, bytes: bytes.len() as u64, xxh3: xxh3_64(bytes) })
     }
 
     fn close(mut self) -> Result<(Vec<u8>, KeyGroupRange)> {
+        // What a file says of a namespace, it says of all its key groups.
+        let dropped = self.footer.parts.iter_mut().flat_map(|part| &mut part.blocks);
+        for block in dropped.filter(|block| block.change == Change::Dropped) {
+            block.key_groups = self.footer.key_groups;
+        }
+        self.seal()
+    }
+
+    fn seal(mut self) -> Result<(Vec<u8>, KeyGroupRange)> {
         let footer = serde_json::to_vec(&self.footer)
             .map_err(|e| tidemill_core::Error::internal(format!("the footer of a snapshot: {e}")))?;
         self.bytes.extend_from_slice(&footer);

@@ -16,7 +16,7 @@ use tidemill_core::{Error, Result};
 
 use super::frozen::{About, FrozenState};
 use super::parts::{Parts, Placed};
-use crate::format::{Layout, PortableFile, divided, write_files};
+use crate::format::{Layout, PortableFile, concatenated, divided, write_files};
 
 /// Changes of so many unwritten snapshots are kept; beyond that they may well be more than all there is.
 const MAX_PENDING: usize = 8;
@@ -29,9 +29,9 @@ const BUCKETS: usize = 16;
 pub struct SnapshotLimits {
     /// A file is closed when it has this many bytes. One is in memory while it is written.
     pub file_bytes: usize,
-    /// After so many files of changes, they are merged with the base: a restore reads all of them.
+    /// After so many small files of changes, they are put into one: a restore reads all of them.
     pub changes: usize,
-    /// Changes of fewer bytes than this are not merged for being more than the base.
+    /// Changes are merged with the base when they have more bytes than it and than this.
     pub min_merge_bytes: u64,
     /// What is merged at once, about: so much of the state is in memory while the base is written anew.
     pub merge_bytes: u64,
@@ -169,14 +169,35 @@ impl Chain {
         let (base, changes): (Vec<_>, Vec<_>) = inner.files.iter().partition(|file| file.base);
         let bytes = |of: &[&ChainFile]| of.iter().map(|file| file.file.bytes).sum::<u64>();
         let outgrown = bytes(&changes) > bytes(&base).max(self.limits.min_merge_bytes);
-        if outgrown || changes.len() >= self.limits.changes {
+        if outgrown {
             return self.standalone(inner, about, files, false);
         }
         let mut chain = inner.files.clone();
-        for frozen in inner.pending.values() {
+        self.gather_small(&mut chain, files)?;
+        for frozen in inner.pending.values().filter(|frozen| frozen.whole || !frozen.is_empty()) {
             self.write_frozen(frozen, false, files, &mut chain)?;
         }
         Ok(chain)
+    }
+
+    /// Many small files of changes at the end become one. Each is copied a few times until it is no longer small; the
+    /// base, which may be huge, is not touched because some little thing changes often.
+    fn gather_small(&self, chain: &mut Vec<ChainFile>, files: &dyn SnapshotFiles) -> Result<()> {
+        let limit = (self.limits.file_bytes / 2) as u64;
+        let is_small = |file: &&ChainFile| !file.base && file.file.bytes < limit;
+        let small = chain.iter().rev().take_while(is_small).count();
+        if small < self.limits.changes {
+            return Ok(());
+        }
+        let mut read = Vec::with_capacity(small);
+        for file in chain.split_off(chain.len() - small) {
+            read.push(PortableFile::parse(&file.file.path, files.read(&file.file)?)?);
+        }
+        if let Some((bytes, key_groups)) = concatenated(&read)? {
+            let file = files.write("changes", bytes)?;
+            chain.push(ChainFile { file, key_groups, base: false });
+        }
+        Ok(())
     }
 
     /// Everything, in new files.

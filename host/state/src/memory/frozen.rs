@@ -2,6 +2,7 @@
 //! sorting by key group, encoding) is done from these off the slot.
 #![allow(clippy::indexing_slicing, reason = "ends are pushed by this file alone, slots come from the space they index")]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::ArrayRef;
@@ -70,6 +71,12 @@ impl KeyBytes {
         }
     }
 
+    pub(crate) fn extend_fixed(&mut self, more: impl Iterator<Item = u64>) {
+        if let Self::Fixed(keys) = self {
+            keys.extend(more);
+        }
+    }
+
     pub(crate) fn push_row(&mut self, key: &[u8]) {
         if let Self::Rows(keys) = self {
             keys.push(key);
@@ -116,6 +123,22 @@ impl KeyBytes {
                 let parser = codec.parser().ok_or_else(|| disagree("keys and their codec"))?;
                 codec.decode_rows(rows.iter().map(|&row| parser.parse(keys.get(row as usize))))
             }
+        }
+    }
+
+    /// Which of them are among others.
+    pub(crate) fn rows_of(&self, others: &Keys) -> Vec<u32> {
+        let all = 0..self.len() as u32;
+        match (self, &others.data) {
+            (Self::Fixed(keys), KeyData::Fixed(wanted)) => {
+                let wanted: BTreeSet<u64> = wanted.iter().copied().collect();
+                all.filter(|&row| wanted.contains(&keys[row as usize])).collect()
+            }
+            (Self::Rows(keys), KeyData::Rows(wanted)) => {
+                let wanted: BTreeSet<&[u8]> = wanted.iter().map(|row| row.data()).collect();
+                all.filter(|&row| wanted.contains(keys.get(row as usize))).collect()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -256,6 +279,12 @@ pub(crate) struct FrozenState {
 }
 
 impl FrozenState {
+    /// Whether nothing changed.
+    pub(crate) fn is_empty(&self) -> bool {
+        let empty = |p: &FrozenPart| p.dropped.is_empty() && p.removed.keys.is_empty() && p.put.keys.is_empty();
+        self.parts.iter().all(|(_, part)| empty(part))
+    }
+
     /// About so many bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.parts.iter().map(|(_, part)| part.put.bytes() + part.removed.bytes()).sum::<usize>()

@@ -50,10 +50,13 @@ impl Wanted {
         f64::from(common) / (f64::from(range.last - range.first) + 1.0)
     }
 
-    /// Whether all of them are in a range.
-    fn within(&self, range: KeyGroupRange, of: u16) -> bool {
+    /// Those in a range of key groups; `None` if they all are.
+    fn among(&self, range: KeyGroupRange, of: u16) -> Option<Wanted> {
         let inside = range.first <= self.key_groups.first && self.key_groups.last <= range.last;
-        of == self.max_parallelism.get() && inside
+        if of == self.max_parallelism.get() && inside {
+            return None;
+        }
+        MaxParallelism::new(of).map(|max_parallelism| Wanted { key_groups: range, max_parallelism })
     }
 
     fn has(&self, hash: u64) -> bool {
@@ -65,6 +68,8 @@ impl Wanted {
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) about: Arc<About>,
+    /// Leave out all other parts.
+    pub(crate) only: Option<(PartKind, String)>,
     pub(crate) tables: BTreeMap<String, Table>,
     pub(crate) logs: BTreeMap<String, Log>,
     pub(crate) event_timers: Timers,
@@ -82,24 +87,27 @@ impl Parts {
     pub(crate) fn new(about: Arc<About>) -> Self {
         let fixed = about.codec.is_fixed();
         let (event_timers, processing_timers) = (Timers::new(fixed), Timers::new(fixed));
-        Self { about, tables: BTreeMap::new(), logs: BTreeMap::new(), event_timers, processing_timers }
+        Self { about, only: None, tables: BTreeMap::new(), logs: BTreeMap::new(), event_timers, processing_timers }
     }
 
     /// Applies the changes that a file has, after those of the files before it.
     pub(crate) fn apply(&mut self, placed: &Placed<'_>) -> Result<()> {
         let wanted = Wanted { key_groups: self.about.key_groups, max_parallelism: self.about.max_parallelism };
         let footer = &placed.file.footer;
-        let of_file = MaxParallelism::new(footer.max_parallelism)
-            .map(|max_parallelism| Wanted { key_groups: footer.key_groups, max_parallelism });
-        // What a file says of a namespace, it says of its own key groups.
-        let among = of_file.filter(|_| !wanted.within(footer.key_groups, footer.max_parallelism));
-        for part in &footer.parts {
+        let wants =
+            |part: &Part| self.only.as_ref().is_none_or(|(kind, name)| *kind == part.kind && *name == part.name);
+        let parts: Vec<&Part> = footer.parts.iter().filter(|part| wants(part)).collect();
+        for part in parts {
             let schema = placed.file.schema(part)?;
             self.check(placed.file, part, &schema)?;
-            self.drop_namespaces(part, among)?;
             let mut growth = placed.growth;
             for block in &part.blocks {
                 if !wanted.overlaps(block.key_groups, footer.max_parallelism) {
+                    continue;
+                }
+                if block.change == Change::Dropped {
+                    let dropped = placed.file.rows(&schema, block)?;
+                    self.drop_namespaces(part, &dropped, wanted.among(block.key_groups, footer.max_parallelism))?;
                     continue;
                 }
                 let all = wanted.covers(block.key_groups, footer.max_parallelism);
@@ -155,10 +163,16 @@ impl Parts {
     }
 
     fn other_key(&self, stored: &KeyCodec) -> Error {
+        let same_types = stored.types() == self.about.codec.types();
         let told = |codec: &KeyCodec| {
             let types: Vec<_> = codec.types().iter().map(ToString::to_string).collect();
-            let nullable = if codec.is_fixed() || codec.types().len() != 1 { "" } else { ", perhaps null" };
-            format!("({}{nullable})", types.join(", "))
+            // Types that are alike are kept otherwise where there may be nulls.
+            let nulls = match (same_types, codec.is_fixed()) {
+                (false, _) => "",
+                (true, true) => " without nulls",
+                (true, false) => " with nulls",
+            };
+            format!("({}{nulls})", types.join(", "))
         };
         Error::invalid(format!(
             "the key of operator '{}' is {} now; its restored state is kept by {}",
@@ -169,9 +183,11 @@ impl Parts {
         .mend("Keep the key's columns and types, or give the operator another uid, and so begin without its state.")
     }
 
-    fn drop_namespaces(&mut self, part: &Part, among: Option<Wanted>) -> Result<()> {
+    /// `among` says which keys' entries; `None`: all.
+    fn drop_namespaces(&mut self, part: &Part, dropped: &[RecordBatch], among: Option<Wanted>) -> Result<()> {
         let codec = &self.about.codec;
-        for &namespace in &part.dropped {
+        let columns = dropped.iter().filter_map(|batch| batch.columns().first()?.as_primitive_opt::<Int64Type>());
+        for &namespace in columns.flat_map(|column| column.values()) {
             let namespace = Namespace(namespace);
             match (part.kind, among) {
                 (PartKind::Table, _) => {
@@ -207,11 +223,13 @@ impl Parts {
                 rows.runs(&self.about.codec, |namespace, keys, values| match block.change {
                     Change::Put => put_entries(table, Namespace(namespace), fixed, &keys, values, room),
                     Change::Removed => remove_entries(table, Namespace(namespace), &keys),
+                    Change::Dropped => Ok(()),
                 })
             }
             PartKind::Log => {
                 let log = self.logs.get_mut(&part.name).ok_or_else(|| absent(&part.name))?;
-                rows.runs(&self.about.codec, |namespace, keys, values| append_rows(log, namespace, keys, values))
+                let codec = &self.about.codec;
+                rows.runs(codec, |namespace, keys, values| append_rows(log, namespace, codec, keys, values))
             }
             PartKind::EventTimers => change_timers(&mut self.event_timers, block.change, &rows),
             PartKind::ProcessingTimers => change_timers(&mut self.processing_timers, block.change, &rows),
@@ -350,15 +368,20 @@ fn drop_entries(table: &mut Table, namespace: Namespace, codec: &KeyCodec, among
     Ok(())
 }
 
-fn append_rows(log: &mut Log, namespace: i64, keys: Keys, values: &[ArrayRef]) -> Result<()> {
+fn append_rows(log: &mut Log, namespace: i64, codec: &KeyCodec, keys: Keys, values: &[ArrayRef]) -> Result<()> {
     let (times, columns) = values.split_first().ok_or_else(|| Error::invalid("has log rows without timestamps"))?;
     let times = times.as_primitive_opt::<Int64Type>().ok_or_else(|| Error::invalid("has other timestamps"))?;
-    let timestamps = match times.null_count() {
-        0 => Some(times.values().clone()),
-        n if n == times.len() => None,
-        _ => return Err(Error::invalid("has log rows of which only some have timestamps")),
-    };
-    log.append(Namespace(namespace), Batch::new(keys.len(), columns.to_vec(), timestamps)?, keys)
+    if times.null_count() == 0 || times.null_count() == times.len() {
+        let timestamps = (times.null_count() == 0).then(|| times.values().clone());
+        return log.append(Namespace(namespace), Batch::new(keys.len(), columns.to_vec(), timestamps)?, keys);
+    }
+    for timed in [false, true] {
+        let rows: Vec<u32> = (0..keys.len() as u32).filter(|&row| times.is_valid(row as usize) == timed).collect();
+        let rows = UInt32Array::from(rows);
+        let some = values.iter().map(|v| arrow::compute::take(v, &rows, None)).collect::<Result<Vec<_>, _>>()?;
+        append_rows(log, namespace, codec, codec.take(&keys, rows.values())?, &some)?;
+    }
+    Ok(())
 }
 
 fn change_timers(timers: &mut Timers, change: Change, rows: &Rows) -> Result<()> {
@@ -366,6 +389,7 @@ fn change_timers(timers: &mut Timers, change: Change, rows: &Rows) -> Result<()>
     match change {
         Change::Put => timers.set(&rows.keys, &of, rows.leads.values()),
         Change::Removed => timers.delete(&rows.keys, &of, rows.leads.values()),
+        Change::Dropped => Ok(()),
     }
 }
 

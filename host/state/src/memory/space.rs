@@ -9,6 +9,7 @@ use tidemill_core::keys::{KeyCodec, KeyData, Keys, hash_fixed, hash_row};
 use tidemill_core::state::{NO_SLOT, Slot, Values};
 use tidemill_core::{Error, Result};
 
+use super::bits::Bits;
 use super::frozen::{KeyBytes, TableChunk};
 use crate::column::{self, ColumnCodec};
 
@@ -23,13 +24,6 @@ struct Entry {
     slot: Slot,
 }
 
-/// The slot has an entry.
-const LIVE: u8 = 1;
-/// The entry was resolved or written since the latest snapshot.
-const CHANGED: u8 = 2;
-/// An earlier snapshot has the entry, so that its removal has to be told.
-const STORED: u8 = 4;
-
 /// So many removed keys are remembered, and as many as there are entries; beyond that, a snapshot of all entries costs
 /// less than one of the changes, and memory stays bounded if snapshots end.
 pub(super) const KEPT_REMOVALS: usize = 1024;
@@ -38,13 +32,16 @@ pub(super) const KEPT_REMOVALS: usize = 1024;
 pub(super) struct Space {
     index: HashTable<Entry>,
     keys: SlotKeys,
-    /// Per slot: [`LIVE`], [`CHANGED`], [`STORED`].
-    flags: Vec<u8>,
+    live: Vec<bool>,
     free: Vec<Slot>,
     pub(super) values: Values,
     /// Bytes that encoded values own.
     owned_bytes: usize,
-    /// The next snapshot has all entries and drops what earlier ones have of the namespace: `CHANGED` and `removed`
+    /// Entries that were resolved or written since the latest snapshot.
+    changed: Bits,
+    /// Entries that earlier snapshots have, so that their removal has to be told.
+    known: Bits,
+    /// The next snapshot has all entries and drops what earlier ones have of the namespace: `changed` and `removed`
     /// mean nothing.
     whole: bool,
     /// Earlier snapshots may have something of the namespace.
@@ -80,13 +77,15 @@ impl Space {
         Self {
             index: HashTable::new(),
             keys: if fixed { SlotKeys::Fixed(Vec::new()) } else { SlotKeys::Rows(RowKeys::default()) },
-            flags: Vec::new(),
+            live: Vec::new(),
             free: Vec::new(),
             values: Values {
                 columns: columns.iter().map(ColumnCodec::new_column).collect(),
                 present: vec![Vec::new(); columns.len()],
             },
             owned_bytes: 0,
+            changed: Bits::default(),
+            known: Bits::default(),
             whole: true,
             stored: false,
             removed: KeyBytes::new(fixed),
@@ -100,23 +99,23 @@ impl Space {
 
     /// Number of slots, vacant ones too.
     pub(super) fn slots(&self) -> usize {
-        self.flags.len()
+        self.live.len()
     }
 
     /// Slots of keys, added where absent.
     pub(super) fn resolve(&mut self, keys: &Keys, rows: Option<&[u32]>, slots: &mut Vec<Slot>) -> Result<()> {
         slots.clear();
         // A batch adds at most its own number of slots, so one check before it is enough.
-        if self.flags.len() + keys.len() >= NO_SLOT as usize {
+        if self.live.len() + keys.len() >= NO_SLOT as usize {
             return Err(Error::new(tidemill_core::ErrorKind::Limit, "a table has four billion entries")
                 .mend("Raise the parallelism of the operator."));
         }
-        let adds_before = self.flags.len();
+        let adds_before = self.live.len();
         match (&mut self.keys, &keys.data) {
             (SlotKeys::Fixed(stored), KeyData::Fixed(values)) => {
-                let mut adder = Adder { index: &mut self.index, flags: &mut self.flags, free: &mut self.free };
+                let mut adder = Adder { index: &mut self.index, live: &mut self.live, free: &mut self.free };
                 let mut one = |key: u64, hash: u64| match adder.index.find(spread(hash), |e| e.word == key) {
-                    Some(entry) => changed(adder.flags, entry.slot),
+                    Some(entry) => entry.slot,
                     None => adder.add_fixed(stored, key, hash),
                 };
                 match rows {
@@ -125,12 +124,12 @@ impl Space {
                 }
             }
             (SlotKeys::Rows(stored), KeyData::Rows(encoded)) => {
-                let mut adder = Adder { index: &mut self.index, flags: &mut self.flags, free: &mut self.free };
+                let mut adder = Adder { index: &mut self.index, live: &mut self.live, free: &mut self.free };
                 let mut one = |row: usize| {
                     let (bytes, hash) = (encoded.row(row), keys.hashes[row]);
                     let same = |e: &Entry| e.word == hash && stored.get(e.slot) == bytes.as_ref();
                     match adder.index.find(spread(hash), same) {
-                        Some(entry) => changed(adder.flags, entry.slot),
+                        Some(entry) => entry.slot,
                         None => adder.add_row(stored, bytes.as_ref(), hash),
                     }
                 };
@@ -141,9 +140,10 @@ impl Space {
             }
             _ => return Err(other_codec()),
         }
-        if self.flags.len() > adds_before {
+        if self.live.len() > adds_before {
             self.grow_values();
         }
+        self.written(slots);
         Ok(())
     }
 
@@ -193,8 +193,8 @@ impl Space {
     pub(super) fn scan(&self, after: Option<Slot>, limit: usize, slots: &mut Vec<Slot>) {
         slots.clear();
         let from = after.map_or(0, |slot| slot as usize + 1);
-        let to = self.flags.len() as u32;
-        slots.extend((from as u32..to).filter(|&slot| self.flags[slot as usize] & LIVE != 0).take(limit));
+        let to = self.live.len() as u32;
+        slots.extend((from as u32..to).filter(|&slot| self.live[slot as usize]).take(limit));
     }
 
     /// Removes those of these entries that have no value.
@@ -227,7 +227,9 @@ impl Space {
 
     fn clear(&mut self) {
         self.index.clear();
-        self.flags.clear();
+        self.live.clear();
+        self.changed.clear();
+        self.known.clear();
         self.whole = true;
         self.removed.clear();
         self.free.clear();
@@ -244,10 +246,10 @@ impl Space {
         }
     }
 
-    /// The values at these slots are written.
+    /// The values at these slots change.
     pub(super) fn written(&mut self, slots: &[Slot]) {
-        for &slot in slots {
-            changed(&mut self.flags, slot);
+        if !self.whole {
+            slots.iter().for_each(|&slot| self.changed.set(slot));
         }
     }
 
@@ -266,14 +268,27 @@ impl Space {
     pub(super) fn settle(&mut self) {
         (self.whole, self.stored) = (false, true);
         self.removed.clear();
-        self.flags.iter_mut().for_each(|flags| *flags = if *flags & LIVE == 0 { 0 } else { LIVE | STORED });
+        self.know_all();
+    }
+
+    fn know_all(&mut self) {
+        self.changed.clear();
+        self.changed.grow(self.live.len());
+        self.known.grow(self.live.len());
+        for (slot, live) in (0..).zip(&self.live) {
+            if *live {
+                self.known.set(slot);
+            } else {
+                self.known.take(slot);
+            }
+        }
     }
 
     /// Makes room for more entries.
     pub(super) fn reserve(&mut self, entries: usize) {
         let fixed = matches!(self.keys, SlotKeys::Fixed(_));
         self.index.reserve(entries, |e| spread(if fixed { hash_fixed(e.word) } else { e.word }));
-        self.flags.reserve(entries);
+        self.live.reserve(entries);
         self.values.columns.iter_mut().for_each(|c| column::reserve(c, entries));
         self.values.present.iter_mut().for_each(|p| p.reserve(entries));
         match &mut self.keys {
@@ -286,12 +301,14 @@ impl Space {
     /// earlier snapshots' entries of the namespace are all replaced.
     pub(super) fn freeze(&mut self, namespace: i64, removed: &mut TableChunk, put: &mut TableChunk) -> bool {
         let (whole, replaces) = (self.whole, self.whole && self.stored);
-        let mask = if whole { LIVE } else { CHANGED };
-        let slots = marked(&mut self.flags, mask);
+        let slots = match whole {
+            true => (0..self.live.len() as Slot).filter(|&slot| self.live[slot as usize]).collect(),
+            false => self.changed.slots(),
+        };
         if !slots.is_empty() {
             put.runs.push((namespace, slots.len()));
             match &self.keys {
-                SlotKeys::Fixed(stored) => slots.iter().for_each(|&slot| put.keys.push_fixed(stored[slot as usize])),
+                SlotKeys::Fixed(stored) => put.keys.extend_fixed(slots.iter().map(|&slot| stored[slot as usize])),
                 SlotKeys::Rows(stored) => slots.iter().for_each(|&slot| put.keys.push_row(stored.get(slot))),
             }
             put.push_values(&self.values, &slots);
@@ -299,6 +316,11 @@ impl Space {
         if !self.removed.is_empty() {
             removed.runs.push((namespace, self.removed.len()));
             removed.keys.append(&mut self.removed);
+        }
+        if whole {
+            self.know_all();
+        } else {
+            self.changed.move_to(&mut self.known);
         }
         (self.whole, self.stored) = (false, true);
         replaces
@@ -322,24 +344,27 @@ impl Space {
             + keys
             + columns
             + present
-            + self.flags.capacity()
+            + self.live.capacity()
             + free
             + self.owned_bytes
+            + self.changed.memory_bytes()
+            + self.known.memory_bytes()
             + self.removed.memory_bytes()
     }
 
     fn grow_values(&mut self) {
-        let slots = self.flags.len();
+        let slots = self.live.len();
+        self.changed.grow(slots);
         self.values.columns.iter_mut().for_each(|c| column::grow(c, slots));
         self.values.present.iter_mut().for_each(|p| p.resize(slots, false));
     }
 
     fn remove_one(&mut self, slot: Slot) {
-        let flags = std::mem::take(&mut self.flags[slot as usize]);
-        if flags & LIVE == 0 {
+        if !std::mem::take(&mut self.live[slot as usize]) {
             return;
         }
-        let tell = !self.whole && flags & STORED != 0;
+        self.changed.take(slot);
+        let tell = self.known.take(slot) && !self.whole;
         let word_hash = match &mut self.keys {
             SlotKeys::Fixed(stored) => {
                 let key = stored[slot as usize];
@@ -374,7 +399,7 @@ impl Space {
             self.removed.clear();
         }
         if self.index.is_empty() {
-            let large = self.flags.len() > KEPT_SLOTS;
+            let large = self.live.len() > KEPT_SLOTS;
             self.clear();
             if large {
                 self.give_back();
@@ -386,7 +411,7 @@ impl Space {
 
     fn give_back(&mut self) {
         self.index = HashTable::new();
-        self.flags = Vec::new();
+        self.live = Vec::new();
         self.free = Vec::new();
         self.values.present.iter_mut().for_each(Vec::shrink_to_fit);
         for column in &mut self.values.columns {
@@ -402,7 +427,7 @@ impl Space {
 /// The parts of a space that adding an entry touches.
 struct Adder<'a> {
     index: &'a mut HashTable<Entry>,
-    flags: &'a mut Vec<u8>,
+    live: &'a mut Vec<bool>,
     free: &'a mut Vec<Slot>,
 }
 
@@ -428,12 +453,12 @@ impl Adder<'_> {
     fn slot(&mut self) -> Slot {
         match self.free.pop() {
             Some(slot) => {
-                self.flags[slot as usize] = LIVE | CHANGED;
+                self.live[slot as usize] = true;
                 slot
             }
             None => {
-                self.flags.push(LIVE | CHANGED);
-                (self.flags.len() - 1) as Slot
+                self.live.push(true);
+                (self.live.len() - 1) as Slot
             }
         }
     }
@@ -469,38 +494,6 @@ impl RowKeys {
         self.bytes = bytes;
         self.garbage = 0;
     }
-}
-
-/// Marks an entry as changed. Most are already, so the store is behind a branch: entries that are resolved in a row do
-/// not wait for each other's store.
-#[inline]
-fn changed(flags: &mut [u8], slot: Slot) -> Slot {
-    let flags = &mut flags[slot as usize];
-    if *flags & CHANGED == 0 {
-        *flags |= CHANGED;
-    }
-    slot
-}
-
-/// The slots with this flag. None is changed afterwards, and these are stored. Eight slots are looked at together:
-/// most states have few changes among many entries.
-fn marked(flags: &mut [u8], mask: u8) -> Vec<Slot> {
-    let masks = u64::from_ne_bytes([mask; 8]);
-    let mut slots = Vec::new();
-    for (i, chunk) in flags.chunks_mut(8).enumerate() {
-        if let Ok(eight) = <[u8; 8]>::try_from(&*chunk)
-            && u64::from_ne_bytes(eight) & masks == 0
-        {
-            continue;
-        }
-        for (j, flags) in chunk.iter_mut().enumerate() {
-            if *flags & mask != 0 {
-                slots.push((i * 8 + j) as Slot);
-                *flags = LIVE | STORED;
-            }
-        }
-    }
-    slots
 }
 
 /// Key groups are ranges of the hash's upper bits, so these hardly differ within a subtask; the hash table tells entries

@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 mod contract;
 mod model;
+mod restoring;
 mod snapshots;

@@ -142,7 +142,7 @@ fn values() -> Vec<ValueSpec> {
 
 impl Operator {
     fn new(text_keys: bool) -> Self {
-        let limits = SnapshotLimits { file_bytes: 800, changes: 4, min_merge_bytes: 3000, merge_bytes: 4000 };
+        let limits = SnapshotLimits { file_bytes: 20_000, changes: 3, min_merge_bytes: 10_000, merge_bytes: 30_000 };
         let mut operator = Self {
             text_keys,
             backend: MemoryBackend::new().snapshots(limits),

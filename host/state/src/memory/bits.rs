@@ -1,0 +1,90 @@
+//! A bit per slot. A byte would be simpler; but of a large state, the bits stay in the cache, and a byte per resolved
+//! row would be one more miss each.
+
+use tidemill_core::state::Slot;
+
+/// Words that are looked at together.
+const LINE: usize = 8;
+
+#[derive(Debug, Default)]
+pub(super) struct Bits(Vec<u64>);
+
+impl Bits {
+    /// Makes room for so many slots.
+    pub(super) fn grow(&mut self, slots: usize) {
+        self.0.resize(slots.div_ceil(64).max(self.0.len()), 0);
+    }
+
+    /// Most are set already, so the store is behind a branch: entries that are resolved in a row do not wait for each
+    /// other's store.
+    #[inline]
+    pub(super) fn set(&mut self, slot: Slot) {
+        if let Some(word) = self.0.get_mut(slot as usize / 64) {
+            let bit = 1 << (slot % 64);
+            if *word & bit == 0 {
+                *word |= bit;
+            }
+        }
+    }
+
+    /// Unsets a bit; answers whether it was set.
+    pub(super) fn take(&mut self, slot: Slot) -> bool {
+        let bit = 1 << (slot % 64);
+        let Some(word) = self.0.get_mut(slot as usize / 64) else { return false };
+        let was = *word & bit != 0;
+        *word &= !bit;
+        was
+    }
+
+    /// Unsets all, and keeps the memory.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Unsets all, and sets them in another.
+    pub(super) fn move_to(&mut self, to: &mut Self) {
+        to.0.resize(self.0.len().max(to.0.len()), 0);
+        for (from, to) in self.0.iter_mut().zip(&mut to.0) {
+            *to |= std::mem::take(from);
+        }
+    }
+
+    /// Those that are set, ascending. Few among many cost little more than a look at the memory.
+    pub(super) fn slots(&self) -> Vec<Slot> {
+        let mut slots = Vec::with_capacity(self.0.iter().map(|word| word.count_ones() as usize).sum());
+        for (i, line) in self.0.chunks(LINE).enumerate() {
+            if line.iter().fold(0, |all, word| all | word) == 0 {
+                continue;
+            }
+            for (j, &word) in line.iter().enumerate() {
+                let (first, mut word) = (((i * LINE + j) * 64) as Slot, word);
+                while word != 0 {
+                    slots.push(first + word.trailing_zeros());
+                    word &= word - 1;
+                }
+            }
+        }
+        slots
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.0.capacity() * 8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_is_found_and_moves() {
+        let (mut bits, mut others) = (Bits::default(), Bits::default());
+        bits.grow(2000);
+        let set = [0, 1, 63, 64, 700, 1999];
+        set.iter().for_each(|&slot| bits.set(slot));
+        assert_eq!(bits.slots(), set);
+        assert!(bits.take(64) && !bits.take(64) && !bits.take(65));
+        bits.move_to(&mut others);
+        assert_eq!((bits.slots(), others.slots()), (vec![], vec![0, 1, 63, 700, 1999]));
+    }
+}
