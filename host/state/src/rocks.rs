@@ -8,6 +8,7 @@
 //! when it became so. The database is local and is removed at the end; snapshots are what lasts.
 
 mod changes;
+mod home;
 mod inventory;
 mod layout;
 mod local;
@@ -20,14 +21,15 @@ mod timers;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rocksdb::{Cache, WriteBufferManager};
+use tidemill_core::Result;
 use tidemill_core::snapshot::StateSpec;
 use tidemill_core::state::{KeyedState, StateBackend};
-use tidemill_core::{Error, Result};
 
+use self::home::Home;
 use self::local::Folder;
 use self::state::RocksState;
 
@@ -65,8 +67,8 @@ struct Shared {
     /// What resident entries took at the latest commits.
     used: AtomicUsize,
     states: AtomicUsize,
-    /// Folders that were made.
-    folders: AtomicU64,
+    /// Where the databases are, once there is one. It outlives them all, since they hold this.
+    home: Mutex<Option<Home>>,
 }
 
 impl fmt::Debug for Shared {
@@ -90,7 +92,7 @@ impl RocksBackend {
             settings,
             used: AtomicUsize::new(0),
             states: AtomicUsize::new(0),
-            folders: AtomicU64::new(0),
+            home: Mutex::new(None),
         }))
     }
 
@@ -103,17 +105,11 @@ impl RocksBackend {
 impl Shared {
     /// A new folder for a database.
     fn folder(&self) -> Result<Folder> {
-        let number = self.folders.fetch_add(1, Ordering::Relaxed);
-        let path = self.settings.path.join(format!("{}-{number}", std::process::id()));
-        // What an earlier process with this number left behind is nobody's.
-        if path.exists() {
-            drop(Folder(path.clone()));
+        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*home {
+            Some(home) => home.folder(),
+            None => home.insert(Home::claim(&self.settings.path)?).folder(),
         }
-        std::fs::create_dir_all(&path).map_err(|e| {
-            Error::invalid(format!("a folder for keyed state, '{}', can't be made: {e}", path.display()))
-                .mend("Give [state] a path to a folder in which files may be made.")
-        })?;
-        Ok(Folder(path))
     }
 }
 

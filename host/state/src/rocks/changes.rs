@@ -40,9 +40,7 @@ impl Changes {
         let bytes = &self.bytes;
         let lead = |e: &Entry| &bytes[e.at as usize..e.at as usize + LEAD];
         let key = |e: &Entry| &bytes[e.at as usize..e.at as usize + e.key as usize];
-        self.entries.sort_by(|a, b| {
-            lead(a).cmp(lead(b)).then(a.order.cmp(&b.order)).then_with(|| key(a).cmp(key(b)))
-        });
+        self.entries.sort_by(|a, b| lead(a).cmp(lead(b)).then(a.order.cmp(&b.order)).then_with(|| key(a).cmp(key(b))));
     }
 
     /// Each entry in order; of equal keys in a row, the last.

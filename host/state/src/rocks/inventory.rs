@@ -98,7 +98,9 @@ impl Meta {
             inventory.parts.insert((part.kind, part.name.clone()), stored);
         }
         // These become names of local files.
-        let plain = |name: &String| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b)) && name != "..";
+        let plain = |name: &String| {
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b)) && name != ".."
+        };
         if !document.names.iter().all(plain) {
             return Err(wrong("names files that a database does not have".into()));
         }

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, DB, DBCompactionStyle, DBCompressionType, IngestExternalFileOptions, Options, ReadOptions,
-    SstFileWriter, UniversalCompactOptions, WriteBatch,
+    BlockBasedOptions, ColumnFamilyDescriptor, DB, DBCompactionStyle, DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME,
+    IngestExternalFileOptions, Options, ReadOptions, SstFileWriter, UniversalCompactOptions, WriteBatch,
 };
 use tidemill_core::{Error, ErrorKind, Result};
 
@@ -38,6 +38,8 @@ pub(super) struct Local {
     files: AtomicUsize,
     /// Removed at the end, after the database was closed.
     folder: Folder,
+    /// Its folder is in theirs.
+    _shared: Arc<Shared>,
 }
 
 #[derive(Default)]
@@ -77,12 +79,14 @@ pub(super) fn database_in(folder: &Path) -> PathBuf {
 
 impl Local {
     /// Opens what is in a folder, or begins anew there.
-    pub(super) fn open(folder: Folder, shared: &Shared) -> Result<Self> {
+    pub(super) fn open(folder: Folder, shared: &Arc<Shared>) -> Result<Self> {
         let options = options(shared);
         let path = database_in(folder.path());
-        let db = DB::open(&options, &path).map_err(|e| failed("opening", &path, &e))?;
+        // Reading many keys at once needs the handle, which there is only if it is asked for.
+        let all = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, options.clone());
+        let db = DB::open_cf_descriptors(&options, &path, [all]).map_err(|e| failed("opening", &path, &e))?;
         let (queue, writing, unapplied, files) = Default::default();
-        Ok(Self { db, options, queue, writing, unapplied, files, folder })
+        Ok(Self { db, options, queue, writing, unapplied, files, folder, _shared: Arc::clone(shared) })
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -115,7 +119,10 @@ impl Local {
     pub(super) fn checkpoint(&self, number: u64) -> Result<Folder> {
         let _writing = self.lock();
         self.catch_up(number)?;
-        self.queue_now().ready.remove(&number).ok_or_else(|| Error::internal(format!("snapshot {number} was not frozen")))
+        self.queue_now()
+            .ready
+            .remove(&number)
+            .ok_or_else(|| Error::internal(format!("snapshot {number} was not frozen")))
     }
 
     /// A snapshot will not be written.
@@ -125,12 +132,8 @@ impl Local {
     }
 
     /// Reads the values of sorted keys.
-    pub(super) fn get(
-        &self,
-        keys: &[&[u8]],
-        mut each: impl FnMut(usize, Option<&[u8]>) -> Result<()>,
-    ) -> Result<()> {
-        let Some(cf) = self.db.cf_handle(rocksdb::DEFAULT_COLUMN_FAMILY_NAME) else {
+    pub(super) fn get(&self, keys: &[&[u8]], mut each: impl FnMut(usize, Option<&[u8]>) -> Result<()>) -> Result<()> {
+        let Some(cf) = self.db.cf_handle(DEFAULT_COLUMN_FAMILY_NAME) else {
             return Err(Error::internal("a database without its column family"));
         };
         let mut read = ReadOptions::default();

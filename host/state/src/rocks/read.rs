@@ -49,12 +49,7 @@ pub(super) fn read(db: &DB, inventory: &Inventory, counted: MaxParallelism, part
 }
 
 /// Calls with each entry of a range, until it answers `false`.
-pub(super) fn each(
-    db: &DB,
-    from: &[u8],
-    to: &[u8],
-    mut act: impl FnMut(&[u8], &[u8]) -> Result<bool>,
-) -> Result<()> {
+pub(super) fn each(db: &DB, from: &[u8], to: &[u8], mut act: impl FnMut(&[u8], &[u8]) -> Result<bool>) -> Result<()> {
     let mut read = ReadOptions::default();
     read.set_iterate_upper_bound(to);
     read.set_verify_checksums(false);

@@ -42,7 +42,12 @@ struct Portable<'a> {
     max_parallelism: u16,
 }
 
-pub(super) fn restore(about: &Arc<About>, shared: &Shared, folder: Folder, from: &RestoredState) -> Result<Opened> {
+pub(super) fn restore(
+    about: &Arc<About>,
+    shared: &Arc<Shared>,
+    folder: Folder,
+    from: &RestoredState,
+) -> Result<Opened> {
     let wanted = Wanted { key_groups: about.key_groups, max_parallelism: about.max_parallelism };
     let overlaps = |handle: &&StateHandle| wanted.overlaps(handle.key_groups, from.max_parallelism.get());
     let handles: Vec<&StateHandle> = from.handles.iter().filter(overlaps).collect();
@@ -114,7 +119,7 @@ pub(super) fn import(local: &Local, inventory: &mut Inventory, mut frozen: Froze
 
 fn as_it_is(
     about: &Arc<About>,
-    shared: &Shared,
+    shared: &Arc<Shared>,
     folder: Folder,
     from: &RestoredState,
     handle: &StateHandle,

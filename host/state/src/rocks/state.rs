@@ -461,9 +461,12 @@ impl KeyedState for RocksState {
     }
 
     fn declared(&mut self) -> Result<()> {
-        let left: Vec<String> = self.restored.parts.iter().map(|((kind, name), _)| {
-            format!("{} '{name}'", if *kind == PartKind::Log { "log" } else { "table" })
-        }).collect();
+        let left: Vec<String> = self
+            .restored
+            .parts
+            .iter()
+            .map(|((kind, name), _)| format!("{} '{name}'", if *kind == PartKind::Log { "log" } else { "table" }))
+            .collect();
         if !left.is_empty() && !self.allow_non_restored {
             return Err(Error::invalid(format!(
                 "the restored state of operator '{}' has what the operator does not declare (any more): {}",
