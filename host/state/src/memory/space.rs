@@ -64,6 +64,8 @@ pub(crate) struct OnDisk {
     /// Encoded keys that were removed while some entries were absent, and that the disk may still have: since the
     /// latest freeze, and before.
     pub(crate) gone: [HashSet<Box<[u8]>>; 2],
+    /// What is frozen stays changed: slots that were resolved before may still be written.
+    pub(crate) stays_changed: bool,
     /// Where the search for entries to evict goes on.
     hand: usize,
 }
@@ -370,6 +372,9 @@ impl Space {
             self.changed.move_to(&mut self.known);
         }
         (self.whole, self.stored) = (false, true);
+        if self.disk.as_ref().is_some_and(|disk| disk.stays_changed) {
+            self.written(&slots);
+        }
         replaces
     }
 

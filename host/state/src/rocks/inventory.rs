@@ -101,7 +101,9 @@ impl Meta {
         let plain = |name: &String| {
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b)) && name != ".."
         };
-        if !document.names.iter().all(plain) {
+        // Without its entry point a database would be taken for a new one.
+        let names = document.names.is_empty() || document.names.iter().any(|name| name == "CURRENT");
+        if !names || !document.names.iter().all(plain) {
             return Err(wrong("names files that a database does not have".into()));
         }
         Ok(Self { shape, inventory, names: document.names })

@@ -69,12 +69,10 @@ impl Drop for RocksSnapshot {
 impl RocksSnapshot {
     fn upload(&self, folder: &Path, files: &dyn SnapshotFiles) -> Result<StateHandle> {
         let mut uploaded = self.uploads.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // If this fails, what was written is nobody's, and the next snapshot does not refer to it.
-        let before = std::mem::take(&mut *uploaded);
         let (mut refs, mut names, mut kept) = (Vec::new(), Vec::new(), BTreeMap::new());
         for name in names_in(folder)? {
             let path = folder.join(&name);
-            let file = match before.get(&name).filter(|_| is_table(&name)) {
+            let file = match uploaded.get(&name).filter(|_| is_table(&name)) {
                 Some(file) => file.clone(),
                 None => files.write_file(&name.to_ascii_lowercase(), &path)?,
             };
@@ -86,6 +84,7 @@ impl RocksSnapshot {
         }
         let meta = files.write("state", Meta::encode(&self.about, &self.inventory, names)?)?;
         refs.insert(0, meta);
+        // Only now: if this had failed, what was written would be nobody's, and the next snapshot must not refer to it.
         *uploaded = kept;
         Ok(StateHandle { format: FORMAT.to_owned(), key_groups: self.about.key_groups, files: refs })
     }

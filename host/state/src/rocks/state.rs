@@ -224,9 +224,16 @@ impl RocksState {
         FrozenState { about: Arc::clone(&self.about), whole: false, parts }
     }
 
-    /// Writes everything that the database does not have yet.
-    fn flush(&mut self) -> Result<()> {
+    /// Writes everything that the database does not have yet. Before a commit, what is resolved may still be written to,
+    /// so it stays changed.
+    fn flush(&mut self, committed: bool) -> Result<()> {
+        let spaces = |tables: &mut Vec<Table>, stays: bool| {
+            let disks = tables.iter_mut().flat_map(|t| t.spaces.values_mut()).filter_map(|s| s.disk.as_mut());
+            disks.for_each(|disk| disk.stays_changed = stays);
+        };
+        spaces(&mut self.tables, !committed);
         let frozen = self.freeze();
+        spaces(&mut self.tables, false);
         self.local.apply(Some(&frozen).filter(|frozen| !frozen.is_empty()))?;
         self.forget_gone();
         Ok(())
@@ -257,7 +264,7 @@ impl RocksState {
         if self.resident_bytes() <= target {
             return Ok(());
         }
-        self.flush()?;
+        self.flush(true)?;
         let others = self.resident_bytes().saturating_sub(self.logs.iter().map(Log::memory_bytes).sum());
         for log in &mut self.logs {
             log.evict(target.saturating_sub(others).max(target / 4));
@@ -417,7 +424,7 @@ impl RocksState {
     }
 
     fn advance(&mut self, domain: TimeDomain) -> Result<()> {
-        self.flush()?;
+        self.flush(false)?;
         let wanted = (self.shared.settings.resident_timers / 2).max(1);
         let (local, about) = (Arc::clone(&self.local), Arc::clone(&self.about));
         self.timers(domain).advance(local.db(), &about.codec, wanted)
@@ -579,7 +586,7 @@ impl KeyedState for RocksState {
             }
             Some(Cursor::Disk(last)) => self.scan_disk(table, namespace, Some(last), limit, slots)?.map(Cursor::Disk),
             None => {
-                self.flush()?;
+                self.flush(false)?;
                 self.scan_disk(table, namespace, None, limit, slots)?.map(Cursor::Disk)
             }
         };
