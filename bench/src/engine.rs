@@ -8,14 +8,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tidemill::Flow;
 use tidemill_bench_queries as queries;
+use tidemill_checkpoint::protocol::Settings;
+use tidemill_checkpoint::{Begun, Start, Store};
 use tidemill_connector_builtin::{Blackhole, Term, Totals};
 use tidemill_connector_kit::{Binding, Registry};
 use tidemill_core::connector::{Sink, Source};
 use tidemill_core::graph::JobGraph;
 use tidemill_core::ids::Port;
 use tidemill_core::plan::{NodeKind, Plan};
-use tidemill_core::time::SystemClock;
+use tidemill_core::state::StateBackend;
+use tidemill_core::time::{Clock as _, SystemClock};
 use tidemill_core::user::UserCodeFactory;
+use tidemill_dataflow::Checkpoints;
 use tidemill_dataflow::job::{JobSettings, JobSpec};
 use tidemill_state::MemoryBackend;
 use tidemill_testkit::NativeCode;
@@ -43,6 +47,17 @@ pub enum Code {
     Native,
 }
 
+/// Where keyed state is kept.
+#[derive(Clone, Debug)]
+pub struct Keeping {
+    /// On disk, in RocksDB, or else in memory.
+    pub disk: bool,
+    /// What it may take of memory.
+    pub memory_bytes: Option<usize>,
+    /// A checkpoint is taken so often, into the work folder.
+    pub checkpoint_ms: Option<u64>,
+}
+
 /// Runs a query and fills in what was measured.
 ///
 /// # Errors
@@ -53,8 +68,9 @@ pub fn run(
     code: Code,
     input: Option<&Path>,
     work: &Path,
+    keeping: &Keeping,
 ) -> Result<()> {
-    run_loaded(measured, parameters, load(&measured.query, code)?, input, work)
+    run_loaded(measured, parameters, load(&measured.query, code)?, input, work, keeping)
 }
 
 /// [`run`] with a query that is loaded already.
@@ -67,6 +83,7 @@ pub fn run_loaded(
     query: Loaded,
     input: Option<&Path>,
     work: &Path,
+    keeping: &Keeping,
 ) -> Result<()> {
     let Loaded { plan, user_code } = query;
     let graph = JobGraph::from_plan(plan)?;
@@ -81,7 +98,7 @@ pub fn run_loaded(
         sinks,
         dead_letters: None,
         user_code,
-        state: Arc::new(MemoryBackend::default()),
+        state: backend(keeping, work)?,
         clock: Arc::new(SystemClock),
         settings: JobSettings {
             parallelism: measured.slots,
@@ -91,7 +108,8 @@ pub fn run_loaded(
         graph,
     };
     let mut watch = Stopwatch::start(measured.records / 5);
-    let handle = tidemill_dataflow::run(spec)?;
+    let checkpoints = keeping.checkpoint_ms.map(|ms| checkpoints(&work.join("checkpoints"), &spec.name, ms));
+    let handle = tidemill_dataflow::run_with(spec, checkpoints.transpose()?, false)?;
     while !handle.is_finished() {
         watch.read(handle.tasks().iter().filter(|t| t.kind == SOURCE).map(|t| t.metrics.records_out.get()).sum());
         std::thread::sleep(WATCH_EVERY);
@@ -105,6 +123,37 @@ pub fn run_loaded(
         None => sum_of_prices(&output)?,
     };
     Ok(())
+}
+
+fn backend(keeping: &Keeping, work: &Path) -> Result<Arc<dyn StateBackend>> {
+    if !keeping.disk {
+        return Ok(Arc::new(keeping.memory_bytes.map_or_else(MemoryBackend::new, MemoryBackend::with_limit)));
+    }
+    on_disk(keeping.memory_bytes.unwrap_or(1 << 30), &work.join("state"))
+}
+
+#[cfg(feature = "rocksdb")]
+fn on_disk(memory_bytes: usize, path: &Path) -> Result<Arc<dyn StateBackend>> {
+    let settings = tidemill_state::RocksSettings::new(memory_bytes, path.to_owned());
+    Ok(Arc::new(tidemill_state::RocksBackend::new(settings)))
+}
+
+#[cfg(not(feature = "rocksdb"))]
+fn on_disk(_: usize, _: &Path) -> Result<Arc<dyn StateBackend>> {
+    bail!("this was built without state on disk; build it with --features tidemill-bench/rocksdb")
+}
+
+/// Checkpoints of a run that begins anew.
+fn checkpoints(folder: &Path, job: &str, ms: u64) -> Result<Checkpoints> {
+    if folder.exists() {
+        std::fs::remove_dir_all(folder)?;
+    }
+    let store = Store::open(&folder.display().to_string(), job)?;
+    let Begun::Run(owner) = store.begin(&Start::Anew, SystemClock.now().0)? else {
+        bail!("a run that begins anew has something to commit");
+    };
+    let settings = Settings { interval_ms: Some(ms), min_pause_ms: 0, timeout_ms: 600_000, tolerable_failures: 0 };
+    Ok(Checkpoints { store, owner, settings, retained: 1 })
 }
 
 /// A query with what runs its functions.

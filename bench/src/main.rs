@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tidemill_bench::engine::{self, Code};
+use tidemill_bench::engine::{self, Code, Keeping};
 use tidemill_bench::measure::{Measured, Stopwatch, peak_rss_mb};
 use tidemill_bench::query::{Answer, Parameters, Query};
 use tidemill_bench::{guests, hand, report, state};
@@ -57,6 +57,23 @@ struct RunArgs {
     /// Rows per batch to aim at.
     #[arg(long, default_value_t = 4_096)]
     batch_rows: usize,
+    /// Where keyed state is kept.
+    #[arg(long, value_enum, default_value_t = Backend::Memory)]
+    backend: Backend,
+    /// Bytes that keyed state may take of memory; on disk 1 GiB if not given.
+    #[arg(long)]
+    memory: Option<usize>,
+    /// Take a checkpoint so often.
+    #[arg(long)]
+    checkpoint_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    /// In memory.
+    Memory,
+    /// On disk.
+    Rocksdb,
 }
 
 #[derive(Args)]
@@ -154,7 +171,12 @@ fn run(args: &RunArgs) -> Result<Measured> {
         Twin::Hand => run_by_hand(&mut measured, &parameters, input.as_deref(), &work)?,
         Twin::Sandbox | Twin::Native => {
             let code = if args.twin == Twin::Native { Code::Native } else { Code::Sandbox };
-            engine::run(&mut measured, &parameters, code, input.as_deref(), &work)?;
+            let keeping = Keeping {
+                disk: args.backend == Backend::Rocksdb,
+                memory_bytes: args.memory,
+                checkpoint_ms: args.checkpoint_ms,
+            };
+            engine::run(&mut measured, &parameters, code, input.as_deref(), &work, &keeping)?;
         }
     }
     measured.peak_rss_mb = peak_rss_mb();

@@ -88,7 +88,8 @@ fn answer(query: &str, loaded: Loaded, parameters: &Parameters, how: &How<'_>) -
         records: parameters.records(),
         ..Measured::default()
     };
-    engine::run_loaded(&mut measured, parameters, loaded, how.file, how.work)?;
+    let keeping = engine::Keeping { disk: false, memory_bytes: None, checkpoint_ms: None };
+    engine::run_loaded(&mut measured, parameters, loaded, how.file, how.work, &keeping)?;
     Ok(Answer { records: measured.out_records, checksum: measured.checksum })
 }
 

@@ -8,4 +8,4 @@ mod tree;
 mod variables;
 
 pub use keys::documentation;
-pub use meaning::{Binding, Checkpoints, FILE_NAME, Limits, Manifest, Side};
+pub use meaning::{Binding, Checkpoints, FILE_NAME, Limits, Manifest, Side, State};

@@ -8,8 +8,12 @@ mod column;
 mod format;
 mod memory;
 mod reader;
+#[cfg(feature = "rocksdb")]
+mod rocks;
 pub mod testing;
 
 pub use format::PartKind;
 pub use memory::{MemoryBackend, SnapshotLimits};
 pub use reader::{PartInfo, StateReader};
+#[cfg(feature = "rocksdb")]
+pub use rocks::{RocksBackend, RocksSettings};

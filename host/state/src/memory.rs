@@ -3,16 +3,16 @@
 //! A namespace of a table is a `Space` of its own, so that dropping one costs nothing per entry; the memory of the few
 //! that were dropped last is used again by the next ones, as panes and windows follow each other with similar sizes.
 
-mod bits;
+pub(crate) mod bits;
 mod chain;
-mod evolve;
+pub(crate) mod evolve;
 pub(crate) mod frozen;
-mod log;
+pub(crate) mod log;
 pub(crate) mod parts;
 mod restore;
-mod space;
-mod table;
-mod timers;
+pub(crate) mod space;
+pub(crate) mod table;
+pub(crate) mod timers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -215,16 +215,7 @@ impl KeyedState for MemoryState {
         slots: &[Slot],
         values: &ArrayRef,
     ) -> Result<()> {
-        let table = self.at(table)?;
-        let absent = || Error::internal(format!("value {value} of table '{}'", table.name));
-        let column = table.columns.get(value).ok_or_else(absent)?;
-        let space = table.spaces.get_mut(&namespace).ok_or_else(absent)?;
-        let resident = space.values.columns.get_mut(value).zip(space.values.present.get_mut(value));
-        let (to, present) = resident.ok_or_else(absent)?;
-        let grown = column.write(to, present, slots, values)?;
-        space.grew(grown);
-        space.written(slots);
-        Ok(())
+        self.at(table)?.write(namespace, value, slots, values)
     }
 
     fn scan(

@@ -9,16 +9,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use tidemill_core::Error;
 use tidemill_core::metrics::TaskMetrics;
+use tidemill_core::state::StateBackend;
 use tidemill_core::time::SystemClock;
 use tidemill_dataflow::{Ending, JobHandle, JobSettings, JobSpec};
 use tidemill_state::MemoryBackend;
 use tidemill_wasm::WasmCode;
 
-use super::{build, manifest, registry_on};
+use super::{build, registry_on};
 use crate::args::{Format, RunArgs};
 use crate::failure::{INTERRUPTED, Outcome};
-use crate::manifest::Manifest;
+use crate::manifest::{self, Manifest};
 use crate::progress::{Checkpoints, Display, Figures};
 use crate::screen::Screen;
 use crate::{sandbox, units};
@@ -30,7 +32,7 @@ pub fn run(args: &RunArgs, screen: &Screen) -> Outcome {
     let begin = Instant::now();
     let mut project = args.project.clone();
     project.set.extend(args.parallelism.map(|p| format!("job.parallelism={p}")));
-    let mut manifest = manifest(&project)?;
+    let mut manifest = super::manifest(&project)?;
     if let Some(component) = &args.component {
         manifest.job.component = component.clone();
     }
@@ -56,14 +58,13 @@ fn spec(
     job: sandbox::Job,
 ) -> Result<JobSpec, tidemill_core::Error> {
     let settings = &manifest.job;
-    let state = manifest.state.memory_bytes.map_or_else(MemoryBackend::new, MemoryBackend::with_limit);
     Ok(JobSpec {
         name: settings.name.clone().unwrap_or_else(|| job.graph.name().to_owned()),
         sources: bind::sources(manifest, registry, &job.graph)?,
         sinks: bind::sinks(manifest, registry, &job.graph)?,
         dead_letters: bind::dead_letters(manifest, registry)?,
         user_code: Arc::new(WasmCode::new(job.component, manifest.params.clone())),
-        state: Arc::new(state),
+        state: state(&manifest.state)?,
         clock: Arc::new(SystemClock),
         settings: JobSettings {
             parallelism: settings.parallelism,
@@ -84,6 +85,29 @@ pub fn job_name(manifest: &Manifest) -> Result<String, tidemill_core::Error> {
             Ok(job.graph.name().to_owned())
         }
     }
+}
+
+fn state(settings: &manifest::State) -> Result<Arc<dyn StateBackend>, Error> {
+    match &settings.disk {
+        Some(path) => state_on_disk(settings.memory_bytes, path),
+        None => Ok(Arc::new(settings.memory_bytes.map_or_else(MemoryBackend::new, MemoryBackend::with_limit))),
+    }
+}
+
+#[cfg(feature = "rocksdb")]
+fn state_on_disk(memory_bytes: Option<usize>, path: &std::path::Path) -> Result<Arc<dyn StateBackend>, Error> {
+    /// Half of what the smallest usual machine has.
+    const MEMORY_BYTES: usize = 1 << 30;
+    let settings = tidemill_state::RocksSettings::new(memory_bytes.unwrap_or(MEMORY_BYTES), path.to_owned());
+    Ok(Arc::new(tidemill_state::RocksBackend::new(settings)))
+}
+
+#[cfg(not(feature = "rocksdb"))]
+fn state_on_disk(_: Option<usize>, _: &std::path::Path) -> Result<Arc<dyn StateBackend>, Error> {
+    Err(Error::invalid("[state] asks for the backend 'rocksdb', without which this tidemill was built").mend(
+        "Use a released tidemill, build it with `cargo build --release --workspace --bin tidemill --features \
+         tidemill-cli/rocksdb`, or keep state in memory.",
+    ))
 }
 
 /// One line before the job's own.

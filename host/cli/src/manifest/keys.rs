@@ -62,8 +62,22 @@ pub const MAX_FAILURES: Key<u64> =
     Key::new("max-failures", "failure-rate: how many failures within the interval are accepted.").or("1");
 pub const FAILURE_INTERVAL: Key<Duration> = Key::new("interval", "failure-rate: that interval.").or("1 min");
 
-pub const STATE_MEMORY: Key<ByteSize> =
-    Key::new("memory", "What the keyed state of the whole job may take of memory; without it there is no limit.");
+pub const STATE_MEMORY: Key<ByteSize> = Key::new(
+    "memory",
+    "What the keyed state of the whole job may take of memory. Without it there is no limit; of `rocksdb` it is 1 GiB.",
+);
+
+pub const STATE_BACKEND: Key<String> = Key::new(
+    "backend",
+    "Where keyed state is kept: in `memory`, or by `rocksdb` on a local disk, with what is used in memory.",
+)
+.or("memory")
+.one_of(&["memory", "rocksdb"]);
+pub const STATE_PATH: Key<String> = Key::new(
+    "path",
+    "Of `rocksdb`: a folder on a fast local disk, for working files that may be lost. The system's temporary one if not given.",
+);
+
 pub const COMPONENT_BYTES: Key<ByteSize> =
     Key::new("component", "The largest component that is loaded: compiling costs time and memory in proportion.")
         .or("64 MiB");
@@ -93,7 +107,7 @@ pub fn restart() -> Vec<OptionSpec> {
 }
 
 pub fn state() -> Vec<OptionSpec> {
-    vec![STATE_MEMORY.spec()]
+    vec![STATE_BACKEND.spec(), STATE_MEMORY.spec(), STATE_PATH.spec()]
 }
 
 pub fn limits() -> Vec<OptionSpec> {

@@ -76,6 +76,8 @@ pub struct Checkpoints {
 #[derive(Debug)]
 pub struct State {
     pub memory_bytes: Option<usize>,
+    /// The folder of state on disk; none: state is in memory.
+    pub disk: Option<PathBuf>,
 }
 
 /// `[limits]`.
@@ -370,7 +372,13 @@ impl Reader<'_> {
 
     fn state(&self, section: Section) -> Result<State, Error> {
         let (options, _) = self.options("[state]", &keys::state(), section)?;
-        Ok(State { memory_bytes: options.get(&keys::STATE_MEMORY)?.map(|bytes| bytes.as_usize()) })
+        let memory_bytes = options.get(&keys::STATE_MEMORY)?.map(|bytes| bytes.as_usize());
+        let folder = match options.get(&keys::STATE_PATH)? {
+            Some(path) => self.folder.join(path),
+            None => std::env::temp_dir().join("tidemill-state"),
+        };
+        let disk = (options.need(&keys::STATE_BACKEND)? == "rocksdb").then_some(folder);
+        Ok(State { memory_bytes, disk })
     }
 
     fn limits(&self, section: Section) -> Result<Limits, Error> {

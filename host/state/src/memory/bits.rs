@@ -7,18 +7,18 @@ use tidemill_core::state::Slot;
 const LINE: usize = 8;
 
 #[derive(Debug, Default)]
-pub(super) struct Bits(Vec<u64>);
+pub(crate) struct Bits(Vec<u64>);
 
 impl Bits {
     /// Makes room for so many slots.
-    pub(super) fn grow(&mut self, slots: usize) {
+    pub(crate) fn grow(&mut self, slots: usize) {
         self.0.resize(slots.div_ceil(64).max(self.0.len()), 0);
     }
 
     /// Most are set already, so the store is behind a branch: entries that are resolved in a row do not wait for each
     /// other's store.
     #[inline]
-    pub(super) fn set(&mut self, slot: Slot) {
+    pub(crate) fn set(&mut self, slot: Slot) {
         if let Some(word) = self.0.get_mut(slot as usize / 64) {
             let bit = 1 << (slot % 64);
             if *word & bit == 0 {
@@ -27,8 +27,12 @@ impl Bits {
         }
     }
 
+    pub(crate) fn has(&self, slot: Slot) -> bool {
+        self.0.get(slot as usize / 64).is_some_and(|word| word & (1 << (slot % 64)) != 0)
+    }
+
     /// Unsets a bit; answers whether it was set.
-    pub(super) fn take(&mut self, slot: Slot) -> bool {
+    pub(crate) fn take(&mut self, slot: Slot) -> bool {
         let bit = 1 << (slot % 64);
         let Some(word) = self.0.get_mut(slot as usize / 64) else { return false };
         let was = *word & bit != 0;
@@ -37,12 +41,12 @@ impl Bits {
     }
 
     /// Unsets all, and keeps the memory.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
 
     /// Unsets all, and sets them in another.
-    pub(super) fn move_to(&mut self, to: &mut Self) {
+    pub(crate) fn move_to(&mut self, to: &mut Self) {
         to.0.resize(self.0.len().max(to.0.len()), 0);
         for (from, to) in self.0.iter_mut().zip(&mut to.0) {
             *to |= std::mem::take(from);
@@ -50,7 +54,7 @@ impl Bits {
     }
 
     /// Those that are set, ascending. Few among many cost little more than a look at the memory.
-    pub(super) fn slots(&self) -> Vec<Slot> {
+    pub(crate) fn slots(&self) -> Vec<Slot> {
         let mut slots = Vec::with_capacity(self.0.iter().map(|word| word.count_ones() as usize).sum());
         for (i, line) in self.0.chunks(LINE).enumerate() {
             if line.iter().fold(0, |all, word| all | word) == 0 {
@@ -67,7 +71,7 @@ impl Bits {
         slots
     }
 
-    pub(super) fn memory_bytes(&self) -> usize {
+    pub(crate) fn memory_bytes(&self) -> usize {
         self.0.capacity() * 8
     }
 }

@@ -11,7 +11,7 @@ use super::table::Table;
 use crate::column::{self, ColumnCodec};
 
 /// The stored entries with the declared values.
-pub(super) fn table(operator: &str, mut stored: Table, mut declared: Table) -> Result<Table> {
+pub(crate) fn table(operator: &str, mut stored: Table, mut declared: Table) -> Result<Table> {
     let mut sources = Vec::with_capacity(declared.columns.len());
     for to in &declared.columns {
         let source = stored.columns.iter().position(|from| from.name() == to.name());
@@ -31,7 +31,7 @@ pub(super) fn table(operator: &str, mut stored: Table, mut declared: Table) -> R
 }
 
 /// Why a log's rows can't be used any more.
-pub(super) fn other_log(operator: &str, stored: &Log, declared: &Log) -> Error {
+pub(crate) fn other_log(operator: &str, stored: &Log, declared: &Log) -> Error {
     let told = |log: &Log| log_values(log).iter().map(|v| v.data_type.to_string()).collect::<Vec<_>>().join(", ");
     Error::invalid(format!(
         "the rows that operator '{operator}' keeps in '{}' have columns of types ({}) in the restored state and ({}) now",

@@ -235,12 +235,14 @@ pub(crate) struct FrozenPart {
     pub(crate) put: TableChunk,
     /// Of a log: rows, with the keys and namespaces of `put` in this order.
     pub(crate) rows: Vec<Batch>,
+    /// Of a log: how many pieces of the same namespace came before each of `rows`.
+    pub(crate) sequences: Vec<u64>,
 }
 
 impl FrozenPart {
     pub(crate) fn new(fixed: bool) -> Self {
         let (removed, put) = (TableChunk::new(fixed), TableChunk::new(fixed));
-        Self { dropped: Vec::new(), removed, put, rows: Vec::new() }
+        Self { dropped: Vec::new(), removed, put, rows: Vec::new(), sequences: Vec::new() }
     }
 }
 

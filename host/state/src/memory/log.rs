@@ -32,39 +32,43 @@ struct Rows {
     frozen: usize,
     bytes: usize,
     rows: u64,
+    /// So many pieces before the others are on disk only.
+    absent: u64,
 }
 
 impl Log {
-    pub(super) fn new(name: &str, columns: Vec<DataType>) -> Self {
+    pub(crate) fn new(name: &str, columns: Vec<DataType>) -> Self {
         Self { name: name.to_owned(), columns, spaces: BTreeMap::new(), bytes: 0, rows: 0, dropped: BTreeSet::new() }
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    pub(super) fn columns(&self) -> &[DataType] {
+    pub(crate) fn columns(&self) -> &[DataType] {
         &self.columns
     }
 
     /// The next snapshot is the first.
-    pub(super) fn forget_snapshots(&mut self) {
+    pub(crate) fn forget_snapshots(&mut self) {
         self.dropped.clear();
         self.spaces.values_mut().for_each(|space| space.frozen = 0);
     }
 
     /// Snapshots have everything as it is.
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.dropped.clear();
         self.spaces.values_mut().for_each(|space| space.frozen = space.pieces.len());
     }
 
     /// What changed since the latest snapshot.
-    pub(super) fn freeze(&mut self, fixed: bool) -> FrozenPart {
+    pub(crate) fn freeze(&mut self, fixed: bool) -> FrozenPart {
         let mut part = FrozenPart::new(fixed);
         part.dropped = std::mem::take(&mut self.dropped).into_iter().map(|namespace| namespace.0).collect();
         for (namespace, space) in &mut self.spaces {
-            for (rows, keys) in space.pieces.iter().skip(space.frozen) {
+            let first = space.absent + space.frozen as u64;
+            for (sequence, (rows, keys)) in (first..).zip(space.pieces.iter().skip(space.frozen)) {
+                part.sequences.push(sequence);
                 part.put.runs.push((namespace.0, keys.len()));
                 (0..keys.len()).for_each(|row| part.put.keys.push(keys, row));
                 part.rows.push(rows.clone());
@@ -74,7 +78,7 @@ impl Log {
         part
     }
 
-    pub(super) fn append(&mut self, namespace: Namespace, rows: Batch, keys: Keys) -> Result<()> {
+    pub(crate) fn append(&mut self, namespace: Namespace, rows: Batch, keys: Keys) -> Result<()> {
         let types = rows.columns().iter().map(|c| c.data_type());
         if rows.rows() != keys.len() || !types.eq(self.columns.iter()) {
             return Err(Error::internal(format!("rows of another shape than that of the log '{}'", self.name)));
@@ -84,7 +88,7 @@ impl Log {
         }
         let columns = rows.columns().iter().map(compacted).collect();
         let rows = Batch::new(rows.rows(), columns, rows.timestamps().cloned())?;
-        let bytes = rows.bytes() + key_bytes(&keys);
+        let bytes = piece_bytes(&rows, &keys);
         let space = self.spaces.entry(namespace).or_default();
         space.bytes += bytes;
         space.rows += rows.rows() as u64;
@@ -94,22 +98,22 @@ impl Log {
         Ok(())
     }
 
-    pub(super) fn rows(&self, namespace: Namespace) -> &[(Batch, Keys)] {
+    pub(crate) fn rows(&self, namespace: Namespace) -> &[(Batch, Keys)] {
         self.spaces.get(&namespace).map_or(&[], |space| space.pieces.as_slice())
     }
 
-    pub(super) fn drop_rows(&mut self, namespace: Namespace) {
+    pub(crate) fn drop_rows(&mut self, namespace: Namespace) {
         if let Some(space) = self.spaces.remove(&namespace) {
             self.bytes -= space.bytes;
             self.rows -= space.rows;
-            if space.frozen > 0 {
+            if space.frozen > 0 || space.absent > 0 {
                 self.dropped.insert(namespace);
             }
         }
     }
 
     /// Removes rows whose key's hash is one of some.
-    pub(super) fn drop_some_rows(
+    pub(crate) fn drop_some_rows(
         &mut self,
         namespace: Namespace,
         codec: &KeyCodec,
@@ -127,17 +131,64 @@ impl Log {
         Ok(())
     }
 
-    pub(super) fn namespaces(&self) -> Vec<Namespace> {
+    /// How many pieces of a namespace are on disk only.
+    pub(crate) fn absent(&self, namespace: Namespace) -> u64 {
+        self.spaces.get(&namespace).map_or(0, |space| space.absent)
+    }
+
+    /// Rows of a namespace that are on disk only.
+    pub(crate) fn set_absent(&mut self, namespace: Namespace, pieces: u64, rows: u64) {
+        let space = self.spaces.entry(namespace).or_default();
+        space.absent += pieces;
+        space.rows += rows;
+        self.rows += rows;
+    }
+
+    /// Makes pieces absent until so many bytes are held at most, of the last namespaces first. The disk must have what
+    /// was frozen.
+    pub(crate) fn evict(&mut self, bytes: usize) {
+        for space in self.spaces.values_mut().rev() {
+            if self.bytes <= bytes {
+                break;
+            }
+            let evicted: usize = space.pieces.drain(..space.frozen).map(|(rows, keys)| piece_bytes(&rows, &keys)).sum();
+            space.absent += std::mem::take(&mut space.frozen) as u64;
+            space.bytes -= evicted;
+            self.bytes -= evicted;
+        }
+    }
+
+    /// The absent pieces of a namespace, in order.
+    pub(crate) fn loaded(&mut self, namespace: Namespace, pieces: Vec<(Batch, Keys)>) {
+        let space = self.spaces.entry(namespace).or_default();
+        let bytes: usize = pieces.iter().map(|(rows, keys)| piece_bytes(rows, keys)).sum();
+        space.absent = 0;
+        space.frozen += pieces.len();
+        space.bytes += bytes;
+        self.bytes += bytes;
+        space.pieces.splice(..0, pieces);
+    }
+
+    /// Per namespace: pieces and rows, absent ones too.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (Namespace, u64, u64)> {
+        self.spaces.iter().map(|(&namespace, space)| (namespace, space.absent + space.pieces.len() as u64, space.rows))
+    }
+
+    pub(crate) fn namespaces(&self) -> Vec<Namespace> {
         self.spaces.keys().copied().collect()
     }
 
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.rows
     }
 
-    pub(super) fn memory_bytes(&self) -> usize {
+    pub(crate) fn memory_bytes(&self) -> usize {
         self.bytes
     }
+}
+
+fn piece_bytes(rows: &Batch, keys: &Keys) -> usize {
+    rows.bytes() + key_bytes(keys)
 }
 
 fn key_bytes(keys: &Keys) -> usize {

@@ -237,28 +237,28 @@ impl Parts {
     }
 }
 
-pub(super) fn freeze_table(table: &mut Table, fixed: bool) -> (PartAbout, FrozenPart) {
+pub(crate) fn freeze_table(table: &mut Table, fixed: bool) -> (PartAbout, FrozenPart) {
     let about = PartAbout { kind: PartKind::Table, name: table.name.clone(), values: table.values() };
     (about, table.freeze(fixed))
 }
 
-pub(super) fn freeze_log(log: &mut Log, fixed: bool) -> (PartAbout, FrozenPart) {
+pub(crate) fn freeze_log(log: &mut Log, fixed: bool) -> (PartAbout, FrozenPart) {
     let about = PartAbout { kind: PartKind::Log, name: log.name().to_owned(), values: log_values(log) };
     (about, log.freeze(fixed))
 }
 
-pub(super) fn freeze_timers(event: &mut Timers, processing: &mut Timers, fixed: bool) -> [(PartAbout, FrozenPart); 2] {
+pub(crate) fn freeze_timers(event: &mut Timers, processing: &mut Timers, fixed: bool) -> [(PartAbout, FrozenPart); 2] {
     [(PartKind::EventTimers, event), (PartKind::ProcessingTimers, processing)]
         .map(|(kind, timers)| (PartAbout { kind, name: String::new(), values: Vec::new() }, timers.freeze(fixed)))
 }
 
 /// A log's columns have no names.
-pub(super) fn log_values(log: &Log) -> Vec<ValueSpec> {
+pub(crate) fn log_values(log: &Log) -> Vec<ValueSpec> {
     let columns = log.columns().iter().enumerate();
     columns.map(|(i, t)| ValueSpec { name: format!("column{i}"), data_type: t.clone() }).collect()
 }
 
-pub(super) fn same_values(one: &[ValueSpec], other: &[ValueSpec]) -> bool {
+pub(crate) fn same_values(one: &[ValueSpec], other: &[ValueSpec]) -> bool {
     let pairs = || one.iter().zip(other);
     one.len() == other.len() && pairs().all(|(a, b)| a.name == b.name && a.data_type == b.data_type)
 }

@@ -4,9 +4,11 @@
 //! values. Everything but the values that own bytes clears without looking at the entries.
 #![allow(clippy::indexing_slicing, reason = "slots come out of the index of the same space, or were answered by it")]
 
+use std::collections::HashSet;
+
 use hashbrown::HashTable;
 use tidemill_core::keys::{KeyCodec, KeyData, Keys, hash_fixed, hash_row};
-use tidemill_core::state::{NO_SLOT, Slot, Values};
+use tidemill_core::state::{NO_SLOT, Slot, ValueColumn, Values};
 use tidemill_core::{Error, Result};
 
 use super::bits::Bits;
@@ -26,15 +28,15 @@ struct Entry {
 
 /// So many removed keys are remembered, and as many as there are entries; beyond that, a snapshot of all entries costs
 /// less than one of the changes, and memory stays bounded if snapshots end.
-pub(super) const KEPT_REMOVALS: usize = 1024;
+pub(crate) const KEPT_REMOVALS: usize = 1024;
 
 #[derive(Debug)]
-pub(super) struct Space {
+pub(crate) struct Space {
     index: HashTable<Entry>,
     keys: SlotKeys,
     live: Vec<bool>,
     free: Vec<Slot>,
-    pub(super) values: Values,
+    pub(crate) values: Values,
     /// Bytes that encoded values own.
     owned_bytes: usize,
     /// Entries that were resolved or written since the latest snapshot.
@@ -48,6 +50,24 @@ pub(super) struct Space {
     stored: bool,
     /// Stored keys that were removed since the latest snapshot.
     removed: KeyBytes,
+    /// What a disk has beyond what is resident; `None`: there is no disk.
+    pub(crate) disk: Option<OnDisk>,
+}
+
+/// The entries of a space whose other entries are on disk.
+#[derive(Debug, Default)]
+pub(crate) struct OnDisk {
+    /// So many entries are on disk only. While there is none, a key that is not resident does not exist.
+    pub(crate) absent: u64,
+    /// The entries that the latest `slots_of` added: to be read from disk, perhaps.
+    pub(crate) added: Vec<Slot>,
+    /// Encoded keys that were removed while some entries were absent, and that the disk may still have: since the
+    /// latest freeze, and before.
+    pub(crate) gone: [HashSet<Box<[u8]>>; 2],
+    /// What is frozen stays changed: slots that were resolved before may still be written.
+    pub(crate) stays_changed: bool,
+    /// Where the search for entries to evict goes on.
+    hand: usize,
 }
 
 /// The keys by slot.
@@ -73,7 +93,7 @@ struct Span {
 }
 
 impl Space {
-    pub(super) fn new(fixed: bool, columns: &[ColumnCodec]) -> Self {
+    pub(crate) fn new(fixed: bool, columns: &[ColumnCodec]) -> Self {
         Self {
             index: HashTable::new(),
             keys: if fixed { SlotKeys::Fixed(Vec::new()) } else { SlotKeys::Rows(RowKeys::default()) },
@@ -89,22 +109,42 @@ impl Space {
             whole: true,
             stored: false,
             removed: KeyBytes::new(fixed),
+            disk: None,
         }
     }
 
-    /// Number of entries.
-    pub(super) fn len(&self) -> usize {
+    /// Number of entries, resident or not.
+    pub(crate) fn len(&self) -> usize {
+        self.index.len() + self.absent() as usize
+    }
+
+    /// So many entries are on disk only.
+    pub(crate) fn absent(&self) -> u64 {
+        self.disk.as_ref().map_or(0, |disk| disk.absent)
+    }
+
+    /// Number of resident entries.
+    pub(crate) fn resident(&self) -> usize {
         self.index.len()
     }
 
     /// Number of slots, vacant ones too.
-    pub(super) fn slots(&self) -> usize {
+    pub(crate) fn slots(&self) -> usize {
         self.live.len()
     }
 
+    /// Slots of keys, added where absent. They count as changed.
+    pub(crate) fn resolve(&mut self, keys: &Keys, rows: Option<&[u32]>, slots: &mut Vec<Slot>) -> Result<()> {
+        self.slots_of(keys, rows, slots)?;
+        self.written(slots);
+        Ok(())
+    }
+
     /// Slots of keys, added where absent.
-    pub(super) fn resolve(&mut self, keys: &Keys, rows: Option<&[u32]>, slots: &mut Vec<Slot>) -> Result<()> {
+    pub(crate) fn slots_of(&mut self, keys: &Keys, rows: Option<&[u32]>, slots: &mut Vec<Slot>) -> Result<()> {
         slots.clear();
+        let mut added = self.disk.as_mut().map(|disk| std::mem::take(&mut disk.added));
+        added.iter_mut().for_each(Vec::clear);
         // A batch adds at most its own number of slots, so one check before it is enough.
         if self.live.len() + keys.len() >= NO_SLOT as usize {
             return Err(Error::new(tidemill_core::ErrorKind::Limit, "a table has four billion entries")
@@ -113,7 +153,8 @@ impl Space {
         let adds_before = self.live.len();
         match (&mut self.keys, &keys.data) {
             (SlotKeys::Fixed(stored), KeyData::Fixed(values)) => {
-                let mut adder = Adder { index: &mut self.index, live: &mut self.live, free: &mut self.free };
+                let (index, live, free) = (&mut self.index, &mut self.live, &mut self.free);
+                let mut adder = Adder { index, live, free, added: added.as_mut() };
                 let mut one = |key: u64, hash: u64| match adder.index.find(spread(hash), |e| e.word == key) {
                     Some(entry) => entry.slot,
                     None => adder.add_fixed(stored, key, hash),
@@ -124,7 +165,8 @@ impl Space {
                 }
             }
             (SlotKeys::Rows(stored), KeyData::Rows(encoded)) => {
-                let mut adder = Adder { index: &mut self.index, live: &mut self.live, free: &mut self.free };
+                let (index, live, free) = (&mut self.index, &mut self.live, &mut self.free);
+                let mut adder = Adder { index, live, free, added: added.as_mut() };
                 let mut one = |row: usize| {
                     let (bytes, hash) = (encoded.row(row), keys.hashes[row]);
                     let same = |e: &Entry| e.word == hash && stored.get(e.slot) == bytes.as_ref();
@@ -143,12 +185,14 @@ impl Space {
         if self.live.len() > adds_before {
             self.grow_values();
         }
-        self.written(slots);
+        if let (Some(disk), Some(added)) = (&mut self.disk, added) {
+            disk.added = added;
+        }
         Ok(())
     }
 
     /// Slots of keys, [`NO_SLOT`] where absent.
-    pub(super) fn find(&self, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()> {
+    pub(crate) fn find(&self, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()> {
         slots.clear();
         let slot_of = |entry: Option<&Entry>| entry.map_or(NO_SLOT, |e| e.slot);
         match (&self.keys, &keys.data) {
@@ -168,7 +212,7 @@ impl Space {
     }
 
     /// The keys at these slots.
-    pub(super) fn keys(&self, codec: &KeyCodec, slots: &[Slot]) -> Result<Keys> {
+    pub(crate) fn keys(&self, codec: &KeyCodec, slots: &[Slot]) -> Result<Keys> {
         match &self.keys {
             SlotKeys::Fixed(stored) => {
                 let values: Vec<u64> = slots.iter().map(|&slot| stored[slot as usize]).collect();
@@ -190,7 +234,7 @@ impl Space {
     }
 
     /// Up to `limit` live slots after `after`.
-    pub(super) fn scan(&self, after: Option<Slot>, limit: usize, slots: &mut Vec<Slot>) {
+    pub(crate) fn scan(&self, after: Option<Slot>, limit: usize, slots: &mut Vec<Slot>) {
         slots.clear();
         let from = after.map_or(0, |slot| slot as usize + 1);
         let to = self.live.len() as u32;
@@ -198,7 +242,7 @@ impl Space {
     }
 
     /// Removes those of these entries that have no value.
-    pub(super) fn remove_vacant(&mut self, slots: &[Slot]) {
+    pub(crate) fn remove_vacant(&mut self, slots: &[Slot]) {
         let vacant = |present: &[Vec<bool>], slot: Slot| !present.iter().any(|p| p[slot as usize]);
         // Nearly always there is none; that is found out without touching anything but the presence.
         if slots.iter().any(|&slot| vacant(&self.values.present, slot)) {
@@ -212,7 +256,7 @@ impl Space {
     }
 
     /// Removes entries.
-    pub(super) fn remove(&mut self, slots: &[Slot]) {
+    pub(crate) fn remove(&mut self, slots: &[Slot]) {
         for &slot in slots {
             self.remove_one(slot);
         }
@@ -220,9 +264,10 @@ impl Space {
     }
 
     /// Removes all entries, keeps the memory, and is a new space.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.clear();
         self.stored = false;
+        self.disk = None;
     }
 
     fn clear(&mut self) {
@@ -247,25 +292,25 @@ impl Space {
     }
 
     /// The values at these slots change.
-    pub(super) fn written(&mut self, slots: &[Slot]) {
+    pub(crate) fn written(&mut self, slots: &[Slot]) {
         if !self.whole {
             slots.iter().for_each(|&slot| self.changed.set(slot));
         }
     }
 
     /// Whether earlier snapshots may have something of it.
-    pub(super) fn is_stored(&self) -> bool {
+    pub(crate) fn is_stored(&self) -> bool {
         self.stored
     }
 
     /// The next snapshot is the first.
-    pub(super) fn forget_snapshots(&mut self) {
+    pub(crate) fn forget_snapshots(&mut self) {
         (self.whole, self.stored) = (true, false);
         self.removed.clear();
     }
 
     /// Snapshots have everything as it is.
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         (self.whole, self.stored) = (false, true);
         self.removed.clear();
         self.know_all();
@@ -285,7 +330,7 @@ impl Space {
     }
 
     /// Makes room for more entries.
-    pub(super) fn reserve(&mut self, entries: usize) {
+    pub(crate) fn reserve(&mut self, entries: usize) {
         let fixed = matches!(self.keys, SlotKeys::Fixed(_));
         self.index.reserve(entries, |e| spread(if fixed { hash_fixed(e.word) } else { e.word }));
         self.live.reserve(entries);
@@ -299,8 +344,12 @@ impl Space {
 
     /// Copies what changed since the latest snapshot, removed keys and entries, and begins anew. Answers whether
     /// earlier snapshots' entries of the namespace are all replaced.
-    pub(super) fn freeze(&mut self, namespace: i64, removed: &mut TableChunk, put: &mut TableChunk) -> bool {
+    pub(crate) fn freeze(&mut self, namespace: i64, removed: &mut TableChunk, put: &mut TableChunk) -> bool {
         let (whole, replaces) = (self.whole, self.whole && self.stored);
+        if let Some(disk) = &mut self.disk {
+            let [fresh, frozen] = &mut disk.gone;
+            frozen.extend(fresh.drain());
+        }
         let slots = match whole {
             true => (0..self.live.len() as Slot).filter(|&slot| self.live[slot as usize]).collect(),
             false => self.changed.slots(),
@@ -323,16 +372,19 @@ impl Space {
             self.changed.move_to(&mut self.known);
         }
         (self.whole, self.stored) = (false, true);
+        if self.disk.as_ref().is_some_and(|disk| disk.stays_changed) {
+            self.written(&slots);
+        }
         replaces
     }
 
     /// Encoded values grew by so much.
-    pub(super) fn grew(&mut self, bytes: isize) {
+    pub(crate) fn grew(&mut self, bytes: isize) {
         self.owned_bytes = self.owned_bytes.saturating_add_signed(bytes);
     }
 
     /// Bytes held. Looks at no entry.
-    pub(super) fn memory_bytes(&self) -> usize {
+    pub(crate) fn memory_bytes(&self) -> usize {
         let keys = match &self.keys {
             SlotKeys::Fixed(stored) => stored.capacity() * 8,
             SlotKeys::Rows(stored) => stored.bytes.capacity() + stored.spans.capacity() * size_of::<Span>(),
@@ -350,6 +402,80 @@ impl Space {
             + self.changed.memory_bytes()
             + self.known.memory_bytes()
             + self.removed.memory_bytes()
+            + self.disk.as_ref().map_or(0, OnDisk::memory_bytes)
+    }
+
+    /// Bytes of the resident entries: what evicting all of them would make free for others.
+    pub(crate) fn entry_bytes(&self) -> usize {
+        let key = match &self.keys {
+            SlotKeys::Fixed(_) => 8,
+            SlotKeys::Rows(stored) => size_of::<Span>() + stored.bytes.len() / self.resident().max(1),
+        };
+        let value = |column: &ValueColumn| match column {
+            ValueColumn::Encoded(_) => size_of::<Box<[u8]>>() + 1,
+            _ => 9,
+        };
+        // An index is nine sixteenths full on average.
+        let entry = 1 + size_of::<Entry>() * 16 / 9 + key + self.values.columns.iter().map(value).sum::<usize>();
+        let gone = self.removed.memory_bytes() + self.disk.as_ref().map_or(0, OnDisk::memory_bytes);
+        self.resident() * entry + self.owned_bytes + gone
+    }
+
+    /// The key at a slot as it is on disk: of fixed keys in the order of their bits.
+    pub(crate) fn disk_key(&self, slot: Slot, to: &mut Vec<u8>) {
+        match &self.keys {
+            SlotKeys::Fixed(stored) => to.extend_from_slice(&stored[slot as usize].to_be_bytes()),
+            SlotKeys::Rows(stored) => to.extend_from_slice(stored.get(slot)),
+        }
+    }
+
+    /// The hash of the key at a slot.
+    pub(crate) fn key_hash(&self, slot: Slot) -> u64 {
+        match &self.keys {
+            SlotKeys::Fixed(stored) => hash_fixed(stored[slot as usize]),
+            SlotKeys::Rows(stored) => hash_row(stored.get(slot)),
+        }
+    }
+
+    /// An added entry was read from disk: a snapshot has it.
+    pub(crate) fn loaded(&mut self, slot: Slot, owned_bytes: usize) {
+        self.known.grow(self.live.len());
+        self.known.set(slot);
+        self.owned_bytes += owned_bytes;
+        if let Some(disk) = &mut self.disk {
+            disk.absent = disk.absent.saturating_sub(1);
+        }
+    }
+
+    /// Makes up to `want` entries absent, of those that the disk has as they are, and not these (ascending). The disk
+    /// must have what was frozen.
+    pub(crate) fn evict(&mut self, want: usize, pinned: &[Slot]) -> usize {
+        let slots = self.live.len();
+        if self.whole || self.disk.is_none() || slots == 0 {
+            return 0;
+        }
+        let (mut at, mut evicted) = (self.disk.as_ref().map_or(0, |disk| disk.hand) % slots, 0);
+        for _ in 0..slots {
+            if evicted == want {
+                break;
+            }
+            let slot = at as Slot;
+            at = (at + 1) % slots;
+            let clean = self.live[slot as usize] && self.known.has(slot) && !self.changed.has(slot);
+            if clean && pinned.binary_search(&slot).is_err() {
+                self.known.take(slot);
+                self.forget_one(slot, false);
+                evicted += 1;
+            }
+        }
+        if let Some(disk) = &mut self.disk {
+            disk.absent += evicted as u64;
+            disk.hand = at;
+        }
+        if let SlotKeys::Rows(stored) = &mut self.keys {
+            stored.compact();
+        }
+        evicted
     }
 
     fn grow_values(&mut self) {
@@ -360,11 +486,29 @@ impl Space {
     }
 
     fn remove_one(&mut self, slot: Slot) {
-        if !std::mem::take(&mut self.live[slot as usize]) {
+        if !self.live[slot as usize] {
             return;
         }
         self.changed.take(slot);
         let tell = self.known.take(slot) && !self.whole;
+        if tell && self.absent() > 0 {
+            self.remember_gone(slot);
+        }
+        self.forget_one(slot, tell);
+    }
+
+    /// A key that the disk may have, and that is there no more.
+    fn remember_gone(&mut self, slot: Slot) {
+        let mut key = Vec::new();
+        self.disk_key(slot, &mut key);
+        if let Some(disk) = &mut self.disk {
+            disk.gone[0].insert(key.into());
+        }
+    }
+
+    /// Makes a live slot vacant.
+    fn forget_one(&mut self, slot: Slot, tell: bool) {
+        self.live[slot as usize] = false;
         let word_hash = match &mut self.keys {
             SlotKeys::Fixed(stored) => {
                 let key = stored[slot as usize];
@@ -394,6 +538,13 @@ impl Space {
 
     /// After removals: gives memory back where it is worth it.
     fn tidy(&mut self) {
+        // With a disk, neither is right: what is resident is not all that there is.
+        if self.disk.is_some() {
+            if let SlotKeys::Rows(stored) = &mut self.keys {
+                stored.compact();
+            }
+            return;
+        }
         if self.removed.len() > self.index.len() + KEPT_REMOVALS {
             self.whole = true;
             self.removed.clear();
@@ -424,11 +575,25 @@ impl Space {
     }
 }
 
+impl OnDisk {
+    /// All entries are on disk only.
+    pub(crate) fn all(entries: u64) -> Self {
+        Self { absent: entries, ..Self::default() }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        // A boxed slice and the allocation that it points to.
+        self.gone.iter().map(|keys| keys.len() * 64).sum()
+    }
+}
+
 /// The parts of a space that adding an entry touches.
 struct Adder<'a> {
     index: &'a mut HashTable<Entry>,
     live: &'a mut Vec<bool>,
     free: &'a mut Vec<Slot>,
+    /// Told of the added ones.
+    added: Option<&'a mut Vec<Slot>>,
 }
 
 impl Adder<'_> {
@@ -451,7 +616,7 @@ impl Adder<'_> {
     }
 
     fn slot(&mut self) -> Slot {
-        match self.free.pop() {
+        let slot = match self.free.pop() {
             Some(slot) => {
                 self.live[slot as usize] = true;
                 slot
@@ -460,7 +625,11 @@ impl Adder<'_> {
                 self.live.push(true);
                 (self.live.len() - 1) as Slot
             }
+        };
+        if let Some(added) = &mut self.added {
+            added.push(slot);
         }
+        slot
     }
 }
 

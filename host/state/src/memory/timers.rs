@@ -65,10 +65,15 @@ pub(crate) struct Timers {
     whole: bool,
     /// Earlier snapshots may have timers.
     stored: bool,
+    /// There is a disk, and timers at this time or later may be there only. `None`: there is none, or nothing on it
+    /// that is not here.
+    pub(crate) horizon: Option<i64>,
+    /// There is a disk: what is here is not all that snapshots have.
+    pub(crate) backed: bool,
 }
 
 impl Timers {
-    pub(super) fn new(fixed: bool) -> Self {
+    pub(crate) fn new(fixed: bool) -> Self {
         Self {
             index: HashTable::new(),
             by_time: BTreeMap::new(),
@@ -81,15 +86,17 @@ impl Timers {
             removed_keys: KeyBytes::new(fixed),
             whole: true,
             stored: false,
+            horizon: None,
+            backed: false,
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.index.len()
     }
 
     /// Sets `keys[of[i]]` at `times[i]`, where there is none yet.
-    pub(super) fn set(&mut self, keys: &Keys, of: &[u32], times: &[i64]) -> Result<()> {
+    pub(crate) fn set(&mut self, keys: &Keys, of: &[u32], times: &[i64]) -> Result<()> {
         check(keys, of, times)?;
         for (&row, &time) in of.iter().zip(times) {
             let row = row as usize;
@@ -110,25 +117,36 @@ impl Timers {
         }
         // Buckets that are gone stay listed: without snapshots, the list would grow for ever.
         if self.fresh.len() > 2 * self.by_time.len() + KEPT_REMOVALS {
-            self.become_whole();
+            if self.backed {
+                self.fresh.sort_unstable();
+                self.fresh.dedup();
+                self.fresh.retain(|&number| self.buckets[number as usize].fresh);
+            } else {
+                self.become_whole();
+            }
         }
         Ok(())
     }
 
     /// Deletes `keys[of[i]]` at `times[i]`, where it is there.
-    pub(super) fn delete(&mut self, keys: &Keys, of: &[u32], times: &[i64]) -> Result<()> {
+    pub(crate) fn delete(&mut self, keys: &Keys, of: &[u32], times: &[i64]) -> Result<()> {
         check(keys, of, times)?;
         for (&row, &time) in of.iter().zip(times) {
             let row = row as usize;
             let hash = mixed(keys.hashes[row], time);
             let Ok(found) = self.index.find_entry(hash, |e| is(&self.buckets, e, hash, keys, row, time)) else {
+                if self.horizon.is_some_and(|horizon| time >= horizon) {
+                    self.removed.push((time, 1));
+                    self.removed_keys.push(keys, row);
+                }
                 continue;
             };
             let (entry, _) = found.remove();
             let bucket = &mut self.buckets[entry.bucket as usize];
             bucket.gaps[entry.position as usize] = true;
             bucket.live -= 1;
-            if !self.whole && (entry.position as usize) < bucket.stored {
+            let beyond = self.horizon.is_some_and(|horizon| time >= horizon);
+            if !self.whole && (beyond || (entry.position as usize) < bucket.stored) {
                 self.removed.push((time, 1));
                 self.removed_keys.push(keys, row);
             }
@@ -141,20 +159,62 @@ impl Timers {
                 self.close_gaps(entry.bucket);
             }
         }
-        if self.removed.len() > self.index.len() + KEPT_REMOVALS {
+        if self.removed.len() > self.index.len() + KEPT_REMOVALS && !self.backed {
             self.become_whole();
         }
         Ok(())
     }
 
+    /// Timers that the disk has.
+    pub(crate) fn load(&mut self, keys: &Keys, times: &[i64]) -> Result<()> {
+        let all: Vec<u32> = (0..keys.len() as u32).collect();
+        let (whole, fresh) = (std::mem::replace(&mut self.whole, true), std::mem::take(&mut self.fresh));
+        let set = self.set(keys, &all, times);
+        (self.whole, self.fresh) = (whole, fresh);
+        for time in times {
+            if let Some(&number) = self.by_time.get(time) {
+                let bucket = &mut self.buckets[number as usize];
+                bucket.stored = bucket.hashes.len();
+            }
+        }
+        set
+    }
+
+    /// Forgets all but the first timers, at least so many, which must be on disk as they are here. Answers how many.
+    pub(crate) fn evict(&mut self, kept: usize) -> usize {
+        let mut before = 0;
+        let mut times = self.by_time.iter().skip_while(|(_, number)| {
+            let enough = before >= kept;
+            before += self.buckets[**number as usize].live as usize;
+            !enough
+        });
+        let Some((&from, _)) = times.next() else { return 0 };
+        let mut evicted = 0;
+        for number in self.by_time.split_off(&from).into_values() {
+            let bucket = std::mem::take(&mut self.buckets[number as usize]);
+            for (position, &hash) in bucket.hashes.iter().enumerate().filter(|(p, _)| !bucket.gaps[*p]) {
+                let same = |e: &Entry| e.bucket == number && e.position as usize == position;
+                if let Ok(entry) = self.index.find_entry(hash, same) {
+                    entry.remove();
+                    evicted += 1;
+                }
+            }
+            self.bucket_bytes -= bucket.memory_bytes();
+            self.free.push(number);
+        }
+        self.latest = None;
+        self.horizon = Some(self.horizon.map_or(from, |horizon| horizon.min(from)));
+        evicted
+    }
+
     /// The next snapshot is the first.
-    pub(super) fn forget_snapshots(&mut self) {
+    pub(crate) fn forget_snapshots(&mut self) {
         self.become_whole();
         self.stored = false;
     }
 
     /// Snapshots have everything as it is.
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.become_whole();
         for bucket in &mut self.buckets {
             (bucket.stored, bucket.fresh) = (bucket.hashes.len(), false);
@@ -163,7 +223,7 @@ impl Timers {
     }
 
     /// What changed since the latest snapshot.
-    pub(super) fn freeze(&mut self, fixed: bool) -> FrozenPart {
+    pub(crate) fn freeze(&mut self, fixed: bool) -> FrozenPart {
         let mut part = FrozenPart::new(fixed);
         if self.whole {
             part.dropped.extend(self.stored.then_some(0));
@@ -193,7 +253,7 @@ impl Timers {
     }
 
     /// The first `limit` timers at `up_to` or before.
-    pub(super) fn due(&self, codec: &KeyCodec, up_to: i64, limit: usize) -> Result<(Keys, Vec<i64>)> {
+    pub(crate) fn due(&self, codec: &KeyCodec, up_to: i64, limit: usize) -> Result<(Keys, Vec<i64>)> {
         let mut times = Vec::new();
         let mut due = Vec::new();
         'enough: for (&time, &number) in self.by_time.range(..=up_to) {
@@ -220,12 +280,12 @@ impl Timers {
     }
 
     /// The time of the first timer.
-    pub(super) fn first(&self) -> Option<i64> {
+    pub(crate) fn first(&self) -> Option<i64> {
         self.by_time.first_key_value().map(|(&time, _)| time)
     }
 
     /// Bytes held.
-    pub(super) fn memory_bytes(&self) -> usize {
+    pub(crate) fn memory_bytes(&self) -> usize {
         // A B-tree of pairs is about two thirds full.
         let order = self.by_time.len() * 18;
         let removed = self.removed.capacity() * 16 + self.removed_keys.memory_bytes();
@@ -260,7 +320,7 @@ impl Timers {
         self.by_time.remove(&bucket.time);
         self.latest = self.latest.filter(|(_, latest)| *latest != number);
         self.free.push(number);
-        if self.by_time.is_empty() && self.buckets.len() > 1 << 16 {
+        if self.by_time.is_empty() && self.buckets.len() > 1 << 16 && !self.backed {
             let stored = self.stored;
             *self = Self::new(matches!(self.removed_keys, KeyBytes::Fixed(_)));
             self.stored = stored;

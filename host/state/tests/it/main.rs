@@ -1,6 +1,7 @@
-//! The memory backend behind its contract.
+//! The backends behind their contract.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+mod backends;
 mod contract;
 mod model;
 mod restoring;

@@ -115,7 +115,7 @@ struct Completed {
 
 struct Operator {
     text_keys: bool,
-    backend: MemoryBackend,
+    backend: Box<dyn StateBackend>,
     files: Arc<MemoryFiles>,
     max: MaxParallelism,
     subtasks: Vec<Subtask>,
@@ -141,11 +141,10 @@ fn values() -> Vec<ValueSpec> {
 }
 
 impl Operator {
-    fn new(text_keys: bool) -> Self {
-        let limits = SnapshotLimits { file_bytes: 20_000, changes: 3, min_merge_bytes: 10_000, merge_bytes: 30_000 };
+    fn new(text_keys: bool, backend: Box<dyn StateBackend>) -> Self {
         let mut operator = Self {
             text_keys,
-            backend: MemoryBackend::new().snapshots(limits),
+            backend,
             files: Arc::new(MemoryFiles::new()),
             max: MaxParallelism::DEFAULT,
             subtasks: Vec::new(),
@@ -383,23 +382,46 @@ impl Operator {
     }
 }
 
-fn agree(text_keys: bool, ops: Vec<Op>) {
-    let mut operator = Operator::new(text_keys);
+fn agree(text_keys: bool, backend: Box<dyn StateBackend>, ops: Vec<Op>) {
+    let mut operator = Operator::new(text_keys, backend);
     for op in ops {
         operator.apply(op);
         let found = operator.dump();
         assert_eq!(found, operator.model);
+        // What was looked at may become absent again.
+        operator.subtasks.iter_mut().for_each(|s| s.state.commit().unwrap());
     }
+}
+
+fn memory() -> Box<dyn StateBackend> {
+    let limits = SnapshotLimits { file_bytes: 20_000, changes: 3, min_merge_bytes: 10_000, merge_bytes: 30_000 };
+    Box::new(MemoryBackend::new().snapshots(limits))
 }
 
 proptest! {
     #[test]
     fn restored_fixed_keys_agree_with_a_model(ops in ops()) {
-        agree(false, ops);
+        agree(false, memory(), ops);
     }
 
     #[test]
     fn restored_row_keys_agree_with_a_model(ops in ops()) {
-        agree(true, ops);
+        agree(true, memory(), ops);
+    }
+}
+
+#[cfg(feature = "rocksdb")]
+proptest! {
+    // A case makes and removes a few databases.
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn state_restored_on_disk_agrees_with_a_model(ops in ops(), text in any::<bool>()) {
+        agree(text, crate::backends::disk().backend, ops);
+    }
+
+    #[test]
+    fn absent_state_restored_agrees_with_a_model(ops in ops(), text in any::<bool>()) {
+        agree(text, crate::backends::tiny_disk().backend, ops);
     }
 }

@@ -1,0 +1,120 @@
+//! State on disk, in RocksDB: what does not fit in memory.
+//!
+//! Resident entries are the same columns as those of state in memory, and everything that an operator does happens
+//! there. An entry that is not resident is read when it is resolved, with all others of its batch. When a commit finds
+//! more than the limit, what changed is written and entries that were not used lately become absent.
+//!
+//! Invariants: a namespace whose entries are all resident is never read from disk. What is absent is on disk as it was
+//! when it became so. The database is local and is removed at the end; snapshots are what lasts.
+
+mod changes;
+mod home;
+mod inventory;
+mod layout;
+mod local;
+mod pieces;
+mod read;
+mod restore;
+mod snapshot;
+mod state;
+mod timers;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rocksdb::{Cache, WriteBufferManager};
+use tidemill_core::Result;
+use tidemill_core::snapshot::StateSpec;
+use tidemill_core::state::{KeyedState, StateBackend};
+
+use self::home::Home;
+use self::local::Folder;
+use self::state::RocksState;
+
+/// What state on disk is given.
+#[derive(Clone, Debug)]
+pub struct RocksSettings {
+    /// For resident entries, write buffers, caches and indexes of all operators together.
+    pub memory_bytes: usize,
+    /// Where the local databases are. It may be lost at any time; a disk that is close and fast is what matters.
+    pub path: PathBuf,
+    /// So many timers of an operator and domain are kept in memory, about: the next ones.
+    pub resident_timers: usize,
+}
+
+impl RocksSettings {
+    /// With the usual number of timers in memory: they take some 3 MB, and are read again in pieces of half as many.
+    pub fn new(memory_bytes: usize, path: PathBuf) -> Self {
+        Self { memory_bytes, path, resident_timers: 1 << 16 }
+    }
+}
+
+/// Keeps the state of all operators of a job on disk, and in memory what is used.
+#[derive(Clone, Debug)]
+pub struct RocksBackend(Arc<Shared>);
+
+/// What all states share.
+struct Shared {
+    settings: RocksSettings,
+    cache: Cache,
+    buffers: WriteBufferManager,
+    /// Of one write buffer.
+    buffer_bytes: usize,
+    /// For resident entries of all states, and what the databases hold in memory beside cache and buffers.
+    resident_bytes: usize,
+    /// What resident entries took at the latest commits.
+    used: AtomicUsize,
+    states: AtomicUsize,
+    /// Where the databases are, once there is one. It outlives them all, since they hold this.
+    home: Mutex<Option<Home>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl RocksBackend {
+    /// Databases are made when states are opened.
+    pub fn new(settings: RocksSettings) -> Self {
+        // Most goes to resident entries: they are used without decoding, and a read that finds its block in the cache
+        // still costs a hundred times as much. Large changes do not pass the write buffers.
+        let cache = settings.memory_bytes / 8;
+        let buffers = (settings.memory_bytes / 16).clamp(64 << 10, 32 << 20);
+        Self(Arc::new(Shared {
+            cache: Cache::new_lru_cache(cache),
+            buffers: WriteBufferManager::new_write_buffer_manager(buffers, false),
+            buffer_bytes: (buffers / 2).max(64 << 10),
+            resident_bytes: settings.memory_bytes.saturating_sub(cache + buffers),
+            settings,
+            used: AtomicUsize::new(0),
+            states: AtomicUsize::new(0),
+            home: Mutex::new(None),
+        }))
+    }
+
+    /// Bytes that resident entries took at the latest commits.
+    pub fn memory_bytes(&self) -> usize {
+        self.0.used.load(Ordering::Relaxed)
+    }
+}
+
+impl Shared {
+    /// A new folder for a database.
+    fn folder(&self) -> Result<Folder> {
+        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*home {
+            Some(home) => home.folder(),
+            None => home.insert(Home::claim(&self.settings.path)?).folder(),
+        }
+    }
+}
+
+impl StateBackend for RocksBackend {
+    fn open(&self, spec: StateSpec) -> Result<Box<dyn KeyedState>> {
+        Ok(Box::new(RocksState::open(Arc::clone(&self.0), spec)?))
+    }
+}

@@ -1,0 +1,157 @@
+//! Frozen state as changes of the database.
+#![allow(clippy::indexing_slicing, reason = "spans and rows are made here, from what they index")]
+
+use tidemill_core::keys::{hash_fixed, hash_row};
+use tidemill_core::{Batch, Result};
+
+use super::layout::{LEAD, PartId, push_value};
+use super::pieces;
+use crate::format::PartKind;
+use crate::memory::frozen::{About, FrozenPart, FrozenState, KeyBytes, PartAbout, TableChunk, disagree};
+
+/// Ranges that are dropped, and then keys that are set or removed.
+#[derive(Default)]
+pub(super) struct Changes {
+    pub(super) dropped: Vec<(Vec<u8>, Vec<u8>)>,
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+/// Where an entry lies in the bytes: its key, and right behind it the value.
+#[derive(Clone, Copy)]
+struct Entry {
+    /// The first bytes of the key after what most have in common, for sorting without looking at the rest.
+    order: u128,
+    at: u64,
+    key: u32,
+    /// `u32::MAX`: it is removed.
+    value: u32,
+}
+
+const REMOVED: u32 = u32::MAX;
+
+impl Changes {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// By key; what was set stays behind what was removed.
+    pub(super) fn sort(&mut self) {
+        let bytes = &self.bytes;
+        let lead = |e: &Entry| &bytes[e.at as usize..e.at as usize + LEAD];
+        let key = |e: &Entry| &bytes[e.at as usize..e.at as usize + e.key as usize];
+        self.entries.sort_by(|a, b| lead(a).cmp(lead(b)).then(a.order.cmp(&b.order)).then_with(|| key(a).cmp(key(b))));
+    }
+
+    /// Each entry in order; of equal keys in a row, the last.
+    pub(super) fn each(&self, mut act: impl FnMut(&[u8], Option<&[u8]>) -> Result<()>) -> Result<()> {
+        let key = |e: &Entry| &self.bytes[e.at as usize..e.at as usize + e.key as usize];
+        for (i, entry) in self.entries.iter().enumerate() {
+            if self.entries.get(i + 1).is_some_and(|next| next.order == entry.order && key(next) == key(entry)) {
+                continue;
+            }
+            let after = entry.at as usize + entry.key as usize;
+            let value = (entry.value != REMOVED).then(|| &self.bytes[after..after + entry.value as usize]);
+            act(key(entry), value)?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, key: impl FnOnce(&mut Vec<u8>), value: Option<&mut dyn FnMut(&mut Vec<u8>)>) {
+        let at = self.bytes.len();
+        key(&mut self.bytes);
+        let length = self.bytes.len() - at;
+        let mut order = [0; 16];
+        let after = &self.bytes[at + LEAD..];
+        let known = after.len().min(16);
+        order[..known].copy_from_slice(&after[..known]);
+        let value = value.map_or(REMOVED, |value| {
+            let before = self.bytes.len();
+            value(&mut self.bytes);
+            (self.bytes.len() - before) as u32
+        });
+        let order = u128::from_be_bytes(order);
+        self.entries.push(Entry { order, at: at as u64, key: length as u32, value });
+    }
+}
+
+/// What was frozen, as changes.
+pub(super) fn changes_of(frozen: &FrozenState) -> Result<Changes> {
+    let mut changes = Changes::default();
+    for (about, part) in &frozen.parts {
+        let id = PartId::new(about.kind, &about.name);
+        for &namespace in &part.dropped {
+            let timers = matches!(about.kind, PartKind::EventTimers | PartKind::ProcessingTimers);
+            let (from, to) = if timers { id.all() } else { id.range(namespace) };
+            changes.dropped.push((from.to_vec(), to));
+        }
+        match about.kind {
+            PartKind::Log => push_pieces(&mut changes, &frozen.about, id, about, part)?,
+            _ => {
+                push_entries(&mut changes, &frozen.about, id, &part.removed, false)?;
+                push_entries(&mut changes, &frozen.about, id, &part.put, true)?;
+            }
+        }
+    }
+    Ok(changes)
+}
+
+fn push_entries(changes: &mut Changes, about: &About, id: PartId, chunk: &TableChunk, put: bool) -> Result<()> {
+    let rows = chunk.keys.len();
+    changes.entries.reserve(rows);
+    changes.bytes.reserve(rows * (24 + 9 * chunk.columns.len()));
+    let mut row = 0;
+    for &(lead, n) in &chunk.runs {
+        let lead = id.lead(lead);
+        for row in row..row + n {
+            let key = |to: &mut Vec<u8>| {
+                to.extend_from_slice(&lead);
+                let group = |hash| about.max_parallelism.key_group(hash).0.to_be_bytes();
+                match &chunk.keys {
+                    KeyBytes::Fixed(keys) => {
+                        to.extend_from_slice(&group(hash_fixed(keys[row])));
+                        to.extend_from_slice(&keys[row].to_be_bytes());
+                    }
+                    KeyBytes::Rows(keys) => {
+                        to.extend_from_slice(&group(hash_row(keys.get(row))));
+                        to.extend_from_slice(keys.get(row));
+                    }
+                }
+            };
+            let mut value = |to: &mut Vec<u8>| push_value(&chunk.columns, row, to);
+            changes.push(key, if put { Some(&mut value) } else { None });
+        }
+        row += n;
+    }
+    if row == rows { Ok(()) } else { Err(disagree("keys and namespaces")) }
+}
+
+fn push_pieces(
+    changes: &mut Changes,
+    about: &About,
+    id: PartId,
+    part_about: &PartAbout,
+    part: &FrozenPart,
+) -> Result<()> {
+    let mut row = 0;
+    if part.rows.len() != part.sequences.len() || part.rows.len() != part.put.runs.len() {
+        return Err(disagree("pieces of a log and their numbers"));
+    }
+    for ((&(namespace, n), batch), sequence) in part.put.runs.iter().zip(&part.rows).zip(&part.sequences) {
+        let rows: Vec<u32> = (row..row + n as u32).collect();
+        let keys = part.put.keys.decode(&about.codec, &rows)?;
+        let encoded = pieces::encode(about, part_about, batch_of(batch, n)?, keys)?;
+        let lead = id.lead(namespace);
+        let key = |to: &mut Vec<u8>| {
+            to.extend_from_slice(&lead);
+            to.extend_from_slice(&sequence.to_be_bytes());
+        };
+        changes.push(key, Some(&mut |to| to.extend_from_slice(&encoded)));
+        row += n as u32;
+    }
+    Ok(())
+}
+
+fn batch_of(batch: &Batch, rows: usize) -> Result<&Batch> {
+    if batch.rows() == rows { Ok(batch) } else { Err(disagree("rows of a log and their keys")) }
+}

@@ -1,0 +1,60 @@
+//! The backends that the same tests run on.
+
+use tidemill_core::state::StateBackend;
+use tidemill_state::MemoryBackend;
+
+/// A backend, and what of the contract it keeps only nearly.
+pub struct Backend {
+    pub backend: Box<dyn StateBackend>,
+    /// Timers of one time fire in the order they were set, and their number is known.
+    pub orders_timers: bool,
+}
+
+/// Everything is always resident.
+pub fn memory() -> Backend {
+    Backend { backend: Box::new(MemoryBackend::new()), orders_timers: true }
+}
+
+/// On disk, with room for everything.
+#[cfg(feature = "rocksdb")]
+pub fn disk() -> Backend {
+    Backend { backend: rocks(64 << 20, 1 << 16), orders_timers: true }
+}
+
+/// On disk, with room for nothing: whatever can become absent does so at every commit.
+#[cfg(feature = "rocksdb")]
+pub fn tiny_disk() -> Backend {
+    Backend { backend: rocks(0, 4), orders_timers: false }
+}
+
+#[cfg(feature = "rocksdb")]
+fn rocks(memory_bytes: usize, resident_timers: usize) -> Box<dyn StateBackend> {
+    let path = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("state");
+    let settings = tidemill_state::RocksSettings { memory_bytes, path, resident_timers };
+    Box::new(tidemill_state::RocksBackend::new(settings))
+}
+
+/// Tests of the form `fn name(backend: Backend)`, on every backend.
+#[macro_export]
+macro_rules! on_each_backend {
+    ($($name:ident),* $(,)?) => { $(
+        mod $name {
+            #[test]
+            fn in_memory() {
+                super::$name($crate::backends::memory());
+            }
+
+            #[cfg(feature = "rocksdb")]
+            #[test]
+            fn on_disk() {
+                super::$name($crate::backends::disk());
+            }
+
+            #[cfg(feature = "rocksdb")]
+            #[test]
+            fn on_disk_without_memory() {
+                super::$name($crate::backends::tiny_disk());
+            }
+        }
+    )* };
+}
