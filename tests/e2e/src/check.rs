@@ -65,7 +65,7 @@ pub fn found(job: Job, folder: &Path) -> Result<Outputs> {
             // A record is in its window, as often as that says, or late.
             "in-time" => outputs.entry("in-time or late").or_default().extend(in_time(&rows)),
             "late" => outputs.entry("in-time or late").or_default().extend(rows.iter().map(|r| id(r, 0))),
-            "dead-letters" => outputs.entry("dead letters").or_default().extend(rows.iter().map(|r| letter(r))),
+            "dead-letters" => outputs.entry("dead letters").or_default().extend(rows.iter().map(letter)),
             name => outputs.entry(name).or_default().extend(rows),
         }
     }

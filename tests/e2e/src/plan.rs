@@ -121,7 +121,7 @@ fn failpoint(at: Failpoint, random: &mut Random) -> Step {
         Failpoint::LastCommitted => Asked::Stop,
         _ => Asked::Nothing,
     };
-    let once = asked != Asked::Nothing || preparation(at) != [] || at < Failpoint::StateRestored;
+    let once = asked != Asked::Nothing || !preparation(at).is_empty() || at < Failpoint::StateRestored;
     let times = if once { 1 } else { random.between(1, 5) };
     Step::Failpoint { at, times, asked, recovers: at == Failpoint::EndedCommitted }
 }

@@ -113,7 +113,7 @@ impl<'a> Scenario<'a> {
                 Err(failure) => return self.failed(failure),
             }
         }
-        if !finished && let Err(failure) = self.to_the_end() {
+        if !finished && let Err(failure) = self.finish() {
             return self.failed(failure);
         }
         let found = check::found(self.plan.job, self.folder)?;
@@ -343,7 +343,7 @@ impl<'a> Scenario<'a> {
     }
 
     /// Runs without kills until the job has ended, or has written everything.
-    fn to_the_end(&mut self) -> Result<()> {
+    fn finish(&mut self) -> Result<()> {
         let begin = Instant::now();
         loop {
             let latest = (self.processes > 0 && self.may_have_ended).then(|| "latest".to_owned());
