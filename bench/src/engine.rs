@@ -153,7 +153,7 @@ fn checkpoints(folder: &Path, job: &str, ms: u64) -> Result<Checkpoints> {
         bail!("a run that begins anew has something to commit");
     };
     let settings = Settings { interval_ms: Some(ms), min_pause_ms: 0, timeout_ms: 600_000, tolerable_failures: 0 };
-    Ok(Checkpoints { store, owner, settings, retained: 1 })
+    Ok(Checkpoints { store, owner: *owner, settings, retained: 1 })
 }
 
 /// A query with what runs its functions.

@@ -6,6 +6,10 @@
 
 mod column;
 mod format;
+#[cfg_attr(
+    not(feature = "rocksdb"),
+    allow(dead_code, reason = "state on disk keeps what is resident in the same shapes")
+)]
 mod memory;
 mod reader;
 #[cfg(feature = "rocksdb")]

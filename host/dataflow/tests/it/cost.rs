@@ -1,5 +1,4 @@
 //! What the engine itself costs, without user code: `cargo test --release -p tidemill-dataflow cost -- --ignored --nocapture`.
-#![allow(clippy::unwrap_used, reason = "a failed measurement is what it means here")]
 
 use std::sync::Arc;
 use std::time::Instant;

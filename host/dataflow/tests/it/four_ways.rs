@@ -7,7 +7,6 @@
 //! the same.
 //!
 //! `TIDEMILL_FOUR_WAYS_SEEDS` says how many seeds are tried, `TIDEMILL_FOUR_WAYS_SEED` which one alone.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed test is what they mean here")]
 
 mod code;
 mod going_on;

@@ -1,5 +1,4 @@
 //! A job of memory: sources of given batches, sinks that collect, user code from closures, a clock held in the hand.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a failed test is what they mean here")]
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};

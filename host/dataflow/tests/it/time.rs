@@ -1,5 +1,4 @@
 //! Event time through a whole job: watermarks, idleness, the end.
-#![allow(clippy::unwrap_used, reason = "a failed test is what it means here")]
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
