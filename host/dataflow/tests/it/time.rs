@@ -136,7 +136,7 @@ fn what_is_behind_in_event_time_is_read_first() {
     job.step_to_end(0).unwrap();
     let written = job.out.written.lock().unwrap();
     let (mut came, mut rows) = ([0, 0], 0);
-    for &(source, time) in written.iter().flat_map(|(_, rows)| rows) {
+    for &(source, time) in written.values().flatten() {
         came[source as usize] = time;
         rows += 1;
         assert!(came[1] - came[0] <= 300 && came[0] - came[1] <= 300, "{came:?}");
@@ -157,7 +157,7 @@ fn who_is_ahead_is_read_too() {
     let job = job(plan, 1, vec![("stuck", stuck), ("ahead", ahead)]);
     job.step_to_end(0).unwrap();
     let written = job.out.written.lock().unwrap();
-    let sources: Vec<i64> = written.iter().flat_map(|(_, rows)| rows).map(|row| row.0).collect();
+    let sources: Vec<i64> = written.values().flatten().map(|row| row.0).collect();
     let last = sources.iter().rposition(|source| *source == 1).unwrap();
     assert!(last < 8_000, "{last}");
 }

@@ -152,7 +152,7 @@ fn apply(state: &mut dyn KeyedState, table: TableId, model: &mut Model, op: Op) 
             let of: Vec<u32> = (0..keys.len() as u32).collect();
             state.delete_timers(TimeDomain::Event, &keys, &of, &times).unwrap();
             for (key, time) in fired.into_iter().zip(times) {
-                let at = model.timer(key, time).expect("a timer fires once, and only if it was set");
+                let at = model.timer(key, time).unwrap();
                 model.timers.remove(&at);
             }
         }
