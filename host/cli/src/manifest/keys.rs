@@ -62,8 +62,10 @@ pub const MAX_FAILURES: Key<u64> =
     Key::new("max-failures", "failure-rate: how many failures within the interval are accepted.").or("1");
 pub const FAILURE_INTERVAL: Key<Duration> = Key::new("interval", "failure-rate: that interval.").or("1 min");
 
-pub const STATE_MEMORY: Key<ByteSize> =
-    Key::new("memory", "What the keyed state of the whole job may take of memory. Without it there is no limit; of `rocksdb` it is 1 GiB.");
+pub const STATE_MEMORY: Key<ByteSize> = Key::new(
+    "memory",
+    "What the keyed state of the whole job may take of memory. Without it there is no limit; of `rocksdb` it is 1 GiB.",
+);
 
 pub const STATE_BACKEND: Key<String> = Key::new(
     "backend",

@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedOptions, ColumnFamilyDescriptor, DB, DBCompactionStyle, DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME,
-    IngestExternalFileOptions, Options, ReadOptions, SstFileWriter, UniversalCompactOptions, WriteBatch,
+    DataBlockIndexType, IngestExternalFileOptions, Options, ReadOptions, SstFileWriter, UniversalCompactOptions,
+    WriteBatch,
 };
 use tidemill_core::{Error, ErrorKind, Result};
 
@@ -225,13 +226,19 @@ pub(super) fn options(shared: &Shared) -> Options {
     // A key that is not there costs no read.
     blocks.set_bloom_filter(10.0, false);
     blocks.set_block_size(4 << 10);
+    // Most reads are of single keys, so a block is for finding one quickly, even if it becomes a quarter larger.
+    blocks.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
+    blocks.set_block_restart_interval(4);
     blocks.set_format_version(5);
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_block_based_table_factory(&blocks);
     options.set_write_buffer_manager(&shared.buffers);
     options.set_write_buffer_size(shared.buffer_bytes);
-    options.set_compression_type(DBCompressionType::Lz4);
+    // A read that decompresses a block, or copies it, takes twice as long. What the system keeps of the files in memory
+    // is its own, and it takes it back when it likes.
+    options.set_compression_type(DBCompressionType::None);
+    options.set_allow_mmap_reads(true);
     // Entries are written many times over: fewer rewrites are worth the space.
     options.set_compaction_style(DBCompactionStyle::Universal);
     let mut universal = UniversalCompactOptions::default();
