@@ -559,6 +559,7 @@ impl KeyedState for RocksState {
         let at = (table.0, namespace);
         let Some(space) = self.at(table)?.spaces.get(&namespace) else {
             self.scans.remove(&at);
+            self.pinned = None;
             return Ok(());
         };
         let absent = space.absent() > 0;

@@ -28,6 +28,13 @@ pub fn tiny_disk() -> Backend {
     Backend { backend: rocks(0, 4), orders_timers: false, in_memory: false }
 }
 
+/// On disk, with room for some: what was written and what was not, what is absent and what is not, in all combinations.
+#[cfg(feature = "rocksdb")]
+pub fn small_disk() -> Backend {
+    // All but some 6 kB is for buffers and the cache.
+    Backend { backend: rocks(80 << 10, 4), orders_timers: false, in_memory: false }
+}
+
 /// Where the databases of the tests are.
 #[cfg(feature = "rocksdb")]
 pub fn folder() -> std::path::PathBuf {

@@ -155,9 +155,32 @@ fn what_was_resolved_before_a_scan_may_be_written_after_it() {
         ValueColumn::Int(values) => values[slots[0] as usize] = 33,
         other => panic!("{other:?}"),
     }
+    // The slots of a scan hold until the one after it.
+    state.state.scan(state.table, Namespace(5), None, 100, &mut scanned).unwrap();
     state.state.commit().unwrap();
     state.put(20..21, 0);
     assert_eq!(state.get(3..4), BTreeMap::from([(3, 33)]));
+}
+
+#[test]
+fn a_removed_key_is_gone_before_the_disk_knows() {
+    let mut state = open(&backends::tiny_disk(), None).unwrap();
+    state.put(0..10, 1);
+    let (keys, mut slots) = (state.encode([3]), Vec::new());
+    for resolves in [false, true] {
+        state.state.find(state.table, NS, &keys, &mut slots).unwrap();
+        state.state.remove(state.table, NS, &slots).unwrap();
+        if resolves {
+            state.state.resolve(state.table, NS, &keys, &mut slots).unwrap();
+            assert_eq!(state.state.read(state.table, NS, 0, &slots).unwrap().null_count(), 1);
+            state.state.remove_vacant(state.table, NS, &slots).unwrap();
+        }
+        state.state.find(state.table, NS, &keys, &mut slots).unwrap();
+        assert_eq!(slots, [NO_SLOT]);
+        assert_eq!(state.state.len(state.table, NS), 9);
+        state.put(3..4, 2);
+        assert_eq!(state.get(0..10).len(), 10);
+    }
 }
 
 #[test]
