@@ -20,7 +20,7 @@ use rocksdb::{
 use tidemill_core::{Error, ErrorKind, Result};
 
 use super::Shared;
-use super::changes::{Changes, changes_of};
+use super::changes::{Changes, each_change};
 use crate::memory::frozen::FrozenState;
 
 /// From so many changes on, a sorted file that is taken in as it is costs less than passing the write buffer.
@@ -113,7 +113,7 @@ impl Local {
     pub(super) fn apply(&self, frozen: Option<&FrozenState>) -> Result<()> {
         let _writing = self.lock();
         self.catch_up(u64::MAX)?;
-        frozen.map_or(Ok(()), |frozen| self.write(changes_of(frozen)?))
+        frozen.map_or(Ok(()), |frozen| self.write_frozen(frozen))
     }
 
     /// The native checkpoint of a queued snapshot, in a folder of its own.
@@ -166,7 +166,7 @@ impl Local {
         loop {
             let next = self.queue_now().pending.front().filter(|pending| pending.number <= number).map(Arc::clone);
             let Some(pending) = next else { return Ok(()) };
-            self.write(changes_of(&pending.frozen)?)?;
+            self.write_frozen(&pending.frozen)?;
             let mut ready = None;
             if pending.wanted.load(Ordering::Acquire) {
                 let folder = Folder(self.folder.path().join(format!("checkpoint-{}", pending.number)));
@@ -180,6 +180,11 @@ impl Local {
             drop(queue);
             self.unapplied.fetch_sub(1, Ordering::AcqRel);
         }
+    }
+
+    /// Writes what was frozen. After an error, all of it may be written again.
+    pub(super) fn write_frozen(&self, frozen: &FrozenState) -> Result<()> {
+        each_change(frozen, &mut |changes| self.write(changes))
     }
 
     /// Writes changes: ranges that are dropped first.
