@@ -30,6 +30,9 @@ struct Entry {
 
 const REMOVED: u32 = u32::MAX;
 
+/// So many bytes are written at once: few enough to be nothing beside what was frozen, and a file of a good size.
+const WRITTEN_BYTES: usize = 64 << 20;
+
 impl Changes {
     pub(super) fn len(&self) -> usize {
         self.entries.len()
@@ -57,6 +60,14 @@ impl Changes {
         Ok(())
     }
 
+    /// Hands over what there is, once it is much.
+    fn write_if_full(&mut self, write: &mut Write<'_>) -> Result<()> {
+        if self.bytes.len() + self.entries.len() * size_of::<Entry>() < WRITTEN_BYTES {
+            return Ok(());
+        }
+        write(std::mem::take(self))
+    }
+
     fn push(&mut self, key: impl FnOnce(&mut Vec<u8>), value: Option<&mut dyn FnMut(&mut Vec<u8>)>) {
         let at = self.bytes.len();
         key(&mut self.bytes);
@@ -75,8 +86,11 @@ impl Changes {
     }
 }
 
-/// What was frozen, as changes.
-pub(super) fn changes_of(frozen: &FrozenState) -> Result<Changes> {
+/// Takes changes to be written.
+type Write<'a> = dyn FnMut(Changes) -> Result<()> + 'a;
+
+/// What was frozen, as changes: in pieces of bounded size, to be written in this order.
+pub(super) fn each_change(frozen: &FrozenState, write: &mut Write<'_>) -> Result<()> {
     let mut changes = Changes::default();
     for (about, part) in &frozen.parts {
         let id = PartId::new(about.kind, &about.name);
@@ -86,20 +100,25 @@ pub(super) fn changes_of(frozen: &FrozenState) -> Result<Changes> {
             changes.dropped.push((from.to_vec(), to));
         }
         match about.kind {
-            PartKind::Log => push_pieces(&mut changes, &frozen.about, id, about, part)?,
+            PartKind::Log => push_pieces(&mut changes, &frozen.about, id, about, part, write)?,
             _ => {
-                push_entries(&mut changes, &frozen.about, id, &part.removed, false)?;
-                push_entries(&mut changes, &frozen.about, id, &part.put, true)?;
+                push_entries(&mut changes, &frozen.about, id, &part.removed, false, write)?;
+                push_entries(&mut changes, &frozen.about, id, &part.put, true, write)?;
             }
         }
     }
-    Ok(changes)
+    write(changes)
 }
 
-fn push_entries(changes: &mut Changes, about: &About, id: PartId, chunk: &TableChunk, put: bool) -> Result<()> {
+fn push_entries(
+    changes: &mut Changes,
+    about: &About,
+    id: PartId,
+    chunk: &TableChunk,
+    put: bool,
+    write: &mut Write<'_>,
+) -> Result<()> {
     let rows = chunk.keys.len();
-    changes.entries.reserve(rows);
-    changes.bytes.reserve(rows * (24 + 9 * chunk.columns.len()));
     let mut row = 0;
     for &(lead, n) in &chunk.runs {
         let lead = id.lead(lead);
@@ -120,6 +139,7 @@ fn push_entries(changes: &mut Changes, about: &About, id: PartId, chunk: &TableC
             };
             let mut value = |to: &mut Vec<u8>| push_value(&chunk.columns, row, to);
             changes.push(key, if put { Some(&mut value) } else { None });
+            changes.write_if_full(write)?;
         }
         row += n;
     }
@@ -132,6 +152,7 @@ fn push_pieces(
     id: PartId,
     part_about: &PartAbout,
     part: &FrozenPart,
+    write: &mut Write<'_>,
 ) -> Result<()> {
     let mut row = 0;
     if part.rows.len() != part.sequences.len() || part.rows.len() != part.put.runs.len() {
@@ -147,6 +168,7 @@ fn push_pieces(
             to.extend_from_slice(&sequence.to_be_bytes());
         };
         changes.push(key, Some(&mut |to| to.extend_from_slice(&encoded)));
+        changes.write_if_full(write)?;
         row += n as u32;
     }
     Ok(())

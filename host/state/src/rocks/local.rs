@@ -14,12 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedOptions, ColumnFamilyDescriptor, DB, DBCompactionStyle, DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME,
-    IngestExternalFileOptions, Options, ReadOptions, SstFileWriter, UniversalCompactOptions, WriteBatch,
+    DataBlockIndexType, IngestExternalFileOptions, Options, ReadOptions, SstFileWriter, UniversalCompactOptions,
+    WriteBatch,
 };
 use tidemill_core::{Error, ErrorKind, Result};
 
 use super::Shared;
-use super::changes::{Changes, changes_of};
+use super::changes::{Changes, each_change};
 use crate::memory::frozen::FrozenState;
 
 /// From so many changes on, a sorted file that is taken in as it is costs less than passing the write buffer.
@@ -112,7 +113,7 @@ impl Local {
     pub(super) fn apply(&self, frozen: Option<&FrozenState>) -> Result<()> {
         let _writing = self.lock();
         self.catch_up(u64::MAX)?;
-        frozen.map_or(Ok(()), |frozen| self.write(changes_of(frozen)?))
+        frozen.map_or(Ok(()), |frozen| self.write_frozen(frozen))
     }
 
     /// The native checkpoint of a queued snapshot, in a folder of its own.
@@ -165,7 +166,7 @@ impl Local {
         loop {
             let next = self.queue_now().pending.front().filter(|pending| pending.number <= number).map(Arc::clone);
             let Some(pending) = next else { return Ok(()) };
-            self.write(changes_of(&pending.frozen)?)?;
+            self.write_frozen(&pending.frozen)?;
             let mut ready = None;
             if pending.wanted.load(Ordering::Acquire) {
                 let folder = Folder(self.folder.path().join(format!("checkpoint-{}", pending.number)));
@@ -179,6 +180,11 @@ impl Local {
             drop(queue);
             self.unapplied.fetch_sub(1, Ordering::AcqRel);
         }
+    }
+
+    /// Writes what was frozen. After an error, all of it may be written again.
+    pub(super) fn write_frozen(&self, frozen: &FrozenState) -> Result<()> {
+        each_change(frozen, &mut |changes| self.write(changes))
     }
 
     /// Writes changes: ranges that are dropped first.
@@ -225,13 +231,19 @@ pub(super) fn options(shared: &Shared) -> Options {
     // A key that is not there costs no read.
     blocks.set_bloom_filter(10.0, false);
     blocks.set_block_size(4 << 10);
+    // Most reads are of single keys, so a block is for finding one quickly, even if it becomes a quarter larger.
+    blocks.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
+    blocks.set_block_restart_interval(4);
     blocks.set_format_version(5);
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_block_based_table_factory(&blocks);
     options.set_write_buffer_manager(&shared.buffers);
     options.set_write_buffer_size(shared.buffer_bytes);
-    options.set_compression_type(DBCompressionType::Lz4);
+    // A read that decompresses a block, or copies it, takes twice as long. What the system keeps of the files in memory
+    // is its own, and it takes it back when it likes.
+    options.set_compression_type(DBCompressionType::None);
+    options.set_allow_mmap_reads(true);
     // Entries are written many times over: fewer rewrites are worth the space.
     options.set_compaction_style(DBCompactionStyle::Universal);
     let mut universal = UniversalCompactOptions::default();

@@ -10,7 +10,6 @@ use tidemill_core::snapshot::{RestoredState, StateHandle};
 use tidemill_core::{Error, Result};
 
 use super::Shared;
-use super::changes::changes_of;
 use super::inventory::{Inventory, Meta};
 use super::local::{Folder, Local, database_in, failed, options};
 use super::read;
@@ -112,7 +111,7 @@ pub(super) fn import(local: &Local, inventory: &mut Inventory, mut frozen: Froze
             *sequence += before.and_then(|log| log.namespaces.get(namespace)).map_or(0, |count| count.entries);
         }
     }
-    local.write(changes_of(&frozen)?)?;
+    local.write_frozen(&frozen)?;
     inventory.add(&frozen);
     Ok(())
 }

@@ -559,6 +559,7 @@ impl KeyedState for RocksState {
         let at = (table.0, namespace);
         let Some(space) = self.at(table)?.spaces.get(&namespace) else {
             self.scans.remove(&at);
+            self.pinned = None;
             return Ok(());
         };
         let absent = space.absent() > 0;
@@ -722,7 +723,7 @@ impl KeyedState for RocksState {
         let share = share - self.table_bytes.min(share / 2);
         // While a snapshot is being written, a little more is better than waiting for it.
         let patience = if self.local.is_behind() { share / 4 } else { 0 };
-        if bytes > share + patience { self.shrink(share / 4 * 3) } else { Ok(()) }
+        if bytes > share + patience { self.shrink(share / 8 * 5) } else { Ok(()) }
     }
 
     fn snapshot(&mut self, kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>> {

@@ -8,28 +8,42 @@ pub struct Backend {
     pub backend: Box<dyn StateBackend>,
     /// Timers of one time fire in the order they were set, and their number is known.
     pub orders_timers: bool,
+    pub in_memory: bool,
 }
 
 /// Everything is always resident.
 pub fn memory() -> Backend {
-    Backend { backend: Box::new(MemoryBackend::new()), orders_timers: true }
+    Backend { backend: Box::new(MemoryBackend::new()), orders_timers: true, in_memory: true }
 }
 
 /// On disk, with room for everything.
 #[cfg(feature = "rocksdb")]
 pub fn disk() -> Backend {
-    Backend { backend: rocks(64 << 20, 1 << 16), orders_timers: true }
+    Backend { backend: rocks(64 << 20, 1 << 16), orders_timers: true, in_memory: false }
 }
 
 /// On disk, with room for nothing: whatever can become absent does so at every commit.
 #[cfg(feature = "rocksdb")]
 pub fn tiny_disk() -> Backend {
-    Backend { backend: rocks(0, 4), orders_timers: false }
+    Backend { backend: rocks(0, 4), orders_timers: false, in_memory: false }
+}
+
+/// On disk, with room for some: what was written and what was not, what is absent and what is not, in all combinations.
+#[cfg(feature = "rocksdb")]
+pub fn small_disk() -> Backend {
+    // All but some 6 kB is for buffers and the cache.
+    Backend { backend: rocks(80 << 10, 4), orders_timers: false, in_memory: false }
+}
+
+/// Where the databases of the tests are.
+#[cfg(feature = "rocksdb")]
+pub fn folder() -> std::path::PathBuf {
+    std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("state")
 }
 
 #[cfg(feature = "rocksdb")]
 fn rocks(memory_bytes: usize, resident_timers: usize) -> Box<dyn StateBackend> {
-    let path = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("state");
+    let path = folder();
     let settings = tidemill_state::RocksSettings { memory_bytes, path, resident_timers };
     Box::new(tidemill_state::RocksBackend::new(settings))
 }

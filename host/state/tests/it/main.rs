@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 mod backends;
 mod contract;
+#[cfg(feature = "rocksdb")]
+mod disk;
 mod model;
 mod restoring;
 mod snapshots;

@@ -244,7 +244,8 @@ proptest! {
     }
 
     #[test]
-    fn absent_state_agrees_with_a_model(ops in ops(), text in any::<bool>()) {
-        agree(&backends::tiny_disk(), if text { rows() } else { fixed() }, ops);
+    fn absent_state_agrees_with_a_model(ops in ops(), text in any::<bool>(), some in any::<bool>()) {
+        let backend = if some { backends::small_disk() } else { backends::tiny_disk() };
+        agree(&backend, if text { rows() } else { fixed() }, ops);
     }
 }

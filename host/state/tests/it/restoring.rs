@@ -14,10 +14,17 @@ use tidemill_core::{Batch, Result};
 use tidemill_state::testing::MemoryFiles;
 use tidemill_state::{MemoryBackend, PartKind, SnapshotLimits, StateReader};
 
+use crate::backends::{self, Backend};
+use crate::on_each_backend;
+
 const NS: Namespace = Namespace::GLOBAL;
 
 fn open(key: DataType, restored: Option<RestoredState>) -> Result<Box<dyn KeyedState>> {
-    MemoryBackend::new().open(StateSpec {
+    open_on(&backends::memory(), key, restored)
+}
+
+fn open_on(backend: &Backend, key: DataType, restored: Option<RestoredState>) -> Result<Box<dyn KeyedState>> {
+    backend.backend.open(StateSpec {
         codec: KeyCodec::new(&[key], false).unwrap(),
         operator: "totals".into(),
         key_groups: KeyGroupRange::all(MaxParallelism::DEFAULT),
@@ -53,7 +60,11 @@ fn written(files: &MemoryFiles, state: &mut dyn KeyedState) -> StateHandle {
 
 /// A snapshot of one table with four values.
 fn stored(files: &MemoryFiles) -> StateHandle {
-    let mut state = open(DataType::Int64, None).unwrap();
+    stored_on(&backends::memory(), files)
+}
+
+fn stored_on(backend: &Backend, files: &MemoryFiles) -> StateHandle {
+    let mut state = open_on(backend, DataType::Int64, None).unwrap();
     let types = [
         ("small", DataType::Int32),
         ("half", DataType::Float32),
@@ -72,11 +83,12 @@ fn stored(files: &MemoryFiles) -> StateHandle {
     written(files, &mut *state)
 }
 
-#[test]
-fn values_are_added_removed_and_widened() {
+on_each_backend!(values_are_added_removed_and_widened, what_does_not_fit_is_refused_with_the_difference);
+
+fn values_are_added_removed_and_widened(backend: Backend) {
     let files = Arc::new(MemoryFiles::new());
-    let handle = stored(&files);
-    let mut state = open(DataType::Int64, from(&files, &handle, false)).unwrap();
+    let handle = stored_on(&backend, &files);
+    let mut state = open_on(&backend, DataType::Int64, from(&files, &handle, false)).unwrap();
     let declared = [
         ("new", DataType::Utf8View),
         ("count", DataType::Int64),
@@ -94,7 +106,9 @@ fn values_are_added_removed_and_widened() {
     let small = state.read(table, NS, 3, &slots).unwrap();
     assert_eq!(small.as_ref(), &Int64Array::from(vec![Some(-1), None, Some(7)]));
     let next = written(&files, &mut *state);
-    assert!(next.files.iter().all(|f| !handle.files.contains(f)), "files of other values are not continued");
+    if backend.in_memory {
+        assert!(next.files.iter().all(|f| !handle.files.contains(f)), "files of other values are not continued");
+    }
     assert_eq!(state.entries(), 3);
 }
 
@@ -102,31 +116,30 @@ fn refusal(restored: Result<()>) -> String {
     restored.unwrap_err().to_string()
 }
 
-#[test]
-fn what_does_not_fit_is_refused_with_the_difference() {
+fn what_does_not_fit_is_refused_with_the_difference(backend: Backend) {
     let files = Arc::new(MemoryFiles::new());
-    let handle = stored(&files);
-    let mut state = open(DataType::Int64, from(&files, &handle, false)).unwrap();
+    let handle = stored_on(&backend, &files);
+    let mut state = open_on(&backend, DataType::Int64, from(&files, &handle, false)).unwrap();
     let narrowed = state.table("t", values(&[("half", DataType::Int64)])).map(drop);
     let message = refusal(narrowed);
     assert!(message.contains("value 'half' of state 't' of operator 'totals' is Float32"), "{message}");
     assert!(message.contains("Int64 now"), "{message}");
 
-    let message = refusal(open(DataType::Utf8View, from(&files, &handle, false)).map(drop));
+    let message = refusal(open_on(&backend, DataType::Utf8View, from(&files, &handle, false)).map(drop));
     assert!(message.contains("key of operator 'totals' is (Utf8View) now"), "{message}");
     assert!(message.contains("(Int64)"), "{message}");
 
-    let mut state = open(DataType::Int64, from(&files, &handle, false)).unwrap();
+    let mut state = open_on(&backend, DataType::Int64, from(&files, &handle, false)).unwrap();
     state.table("other", values(&[])).unwrap();
     let message = refusal(state.declared());
     assert!(message.contains("table 't'") && message.contains("--allow-non-restored"), "{message}");
 
-    let mut state = open(DataType::Int64, from(&files, &handle, true)).unwrap();
+    let mut state = open_on(&backend, DataType::Int64, from(&files, &handle, true)).unwrap();
     state.table("other", values(&[])).unwrap();
     state.declared().unwrap();
     assert_eq!(state.entries(), 0);
     let next = written(&files, &mut *state);
-    let mut state = open(DataType::Int64, from(&files, &next, false)).unwrap();
+    let mut state = open_on(&backend, DataType::Int64, from(&files, &next, false)).unwrap();
     state.table("other", values(&[])).unwrap();
     state.declared().unwrap();
 }

@@ -421,7 +421,8 @@ proptest! {
     }
 
     #[test]
-    fn absent_state_restored_agrees_with_a_model(ops in ops(), text in any::<bool>()) {
-        agree(text, crate::backends::tiny_disk().backend, ops);
+    fn absent_state_restored_agrees_with_a_model(ops in ops(), text in any::<bool>(), some in any::<bool>()) {
+        let backend = if some { crate::backends::small_disk() } else { crate::backends::tiny_disk() };
+        agree(text, backend.backend, ops);
     }
 }
