@@ -4,7 +4,7 @@
 use tidemill_core::keys::{hash_fixed, hash_row};
 use tidemill_core::{Batch, Result};
 
-use super::layout::{LEAD, PartId, push_value};
+use super::layout::{LEAD, PartId, order_of, push_value};
 use super::pieces;
 use crate::format::PartKind;
 use crate::memory::frozen::{About, FrozenPart, FrozenState, KeyBytes, PartAbout, TableChunk, disagree};
@@ -15,13 +15,17 @@ pub(super) struct Changes {
     pub(super) dropped: Vec<(Vec<u8>, Vec<u8>)>,
     bytes: Vec<u8>,
     entries: Vec<Entry>,
+    /// What entries' keys begin with; the same may be there twice.
+    leads: Vec<[u8; LEAD]>,
 }
 
 /// Where an entry lies in the bytes: its key, and right behind it the value.
 #[derive(Clone, Copy)]
 struct Entry {
-    /// The first bytes of the key after what most have in common, for sorting without looking at the rest.
+    /// The first bytes of the key after the lead.
     order: u128,
+    /// Which of the leads; when sorted, the lead's rank.
+    lead: u32,
     at: u64,
     key: u32,
     /// `u32::MAX`: it is removed.
@@ -41,9 +45,22 @@ impl Changes {
     /// By key; what was set stays behind what was removed.
     pub(super) fn sort(&mut self) {
         let bytes = &self.bytes;
-        let lead = |e: &Entry| &bytes[e.at as usize..e.at as usize + LEAD];
         let key = |e: &Entry| &bytes[e.at as usize..e.at as usize + e.key as usize];
-        self.entries.sort_by(|a, b| lead(a).cmp(lead(b)).then(a.order.cmp(&b.order)).then_with(|| key(a).cmp(key(b))));
+        // There are few leads, so their order is found once, and most entries are told apart without a look at the bytes.
+        let mut sorted: Vec<usize> = (0..self.leads.len()).collect();
+        sorted.sort_by_key(|&i| self.leads[i]);
+        let mut ranks = vec![0; sorted.len()];
+        let mut rank = 0;
+        for (i, &lead) in sorted.iter().enumerate() {
+            if i > 0 && self.leads[sorted[i - 1]] != self.leads[lead] {
+                rank += 1;
+            }
+            ranks[lead] = rank;
+        }
+        self.entries.iter_mut().for_each(|e| e.lead = ranks[e.lead as usize]);
+        self.entries.sort_unstable_by(|a, b| {
+            (a.lead, a.order).cmp(&(b.lead, b.order)).then_with(|| key(a).cmp(key(b))).then(a.at.cmp(&b.at))
+        });
     }
 
     /// Each entry in order; of equal keys in a row, the last.
@@ -65,24 +82,29 @@ impl Changes {
         if self.bytes.len() + self.entries.len() * size_of::<Entry>() < WRITTEN_BYTES {
             return Ok(());
         }
-        write(std::mem::take(self))
+        let lead = self.leads.last().copied();
+        write(std::mem::take(self))?;
+        self.leads.extend(lead);
+        Ok(())
+    }
+
+    /// The entries that follow have keys with this lead.
+    fn begin(&mut self, lead: [u8; LEAD]) {
+        self.leads.push(lead);
     }
 
     fn push(&mut self, key: impl FnOnce(&mut Vec<u8>), value: Option<&mut dyn FnMut(&mut Vec<u8>)>) {
         let at = self.bytes.len();
         key(&mut self.bytes);
         let length = self.bytes.len() - at;
-        let mut order = [0; 16];
-        let after = &self.bytes[at + LEAD..];
-        let known = after.len().min(16);
-        order[..known].copy_from_slice(&after[..known]);
+        let order = order_of(&self.bytes[at + LEAD..]);
         let value = value.map_or(REMOVED, |value| {
             let before = self.bytes.len();
             value(&mut self.bytes);
             (self.bytes.len() - before) as u32
         });
-        let order = u128::from_be_bytes(order);
-        self.entries.push(Entry { order, at: at as u64, key: length as u32, value });
+        let lead = self.leads.len().saturating_sub(1) as u32;
+        self.entries.push(Entry { order, lead, at: at as u64, key: length as u32, value });
     }
 }
 
@@ -122,6 +144,7 @@ fn push_entries(
     let mut row = 0;
     for &(lead, n) in &chunk.runs {
         let lead = id.lead(lead);
+        changes.begin(lead);
         for row in row..row + n {
             let key = |to: &mut Vec<u8>| {
                 to.extend_from_slice(&lead);
@@ -163,6 +186,7 @@ fn push_pieces(
         let keys = part.put.keys.decode(&about.codec, &rows)?;
         let encoded = pieces::encode(about, part_about, batch_of(batch, n)?, keys)?;
         let lead = id.lead(namespace);
+        changes.begin(lead);
         let key = |to: &mut Vec<u8>| {
             to.extend_from_slice(&lead);
             to.extend_from_slice(&sequence.to_be_bytes());

@@ -75,6 +75,14 @@ fn ordered(lead: i64) -> u64 {
     lead as u64 ^ (1 << 63)
 }
 
+/// The first bytes of what follows the lead, as a number that orders as they do: all of most keys.
+pub(super) fn order_of(rest: &[u8]) -> u128 {
+    let mut first = [0; 16];
+    let length = rest.len().min(16);
+    first[..length].copy_from_slice(&rest[..length]);
+    u128::from_be_bytes(first)
+}
+
 /// Encodes the values of a row.
 pub(super) fn push_value(columns: &[(FrozenColumn, Vec<bool>)], row: usize, to: &mut Vec<u8>) {
     let bits = to.len();

@@ -15,7 +15,7 @@ use tidemill_core::{Batch, Error, Result};
 
 use super::Shared;
 use super::inventory::{Count, Inventory, Stored};
-use super::layout::{HEAD, PartId, damaged, keys_of, push_key, read_value};
+use super::layout::{HEAD, LEAD, PartId, damaged, keys_of, order_of, push_key, read_value};
 use super::local::Local;
 use super::read::{each, pieces_of, read};
 use super::restore::{Opened, restore};
@@ -62,12 +62,21 @@ pub(super) struct RocksState {
     lookup: Lookup,
 }
 
-/// Keys that are looked up, with what they are for.
+/// A key that is looked up.
+#[derive(Clone, Copy)]
+struct Sought {
+    order: u128,
+    start: usize,
+    end: usize,
+    /// What it is for.
+    of: u32,
+}
+
+/// Keys of one namespace that are looked up together.
 #[derive(Default)]
 struct Lookup {
     bytes: Vec<u8>,
-    /// Start and end of a key, and what it is for.
-    keys: Vec<(usize, usize, u32)>,
+    keys: Vec<Sought>,
 }
 
 impl Lookup {
@@ -80,7 +89,7 @@ impl Lookup {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&table.lead(namespace.0));
         self.bytes.extend_from_slice(&about.max_parallelism.key_group(hash).0.to_be_bytes());
-        self.keys.push((start, start, of));
+        self.keys.push(Sought { order: 0, start, end: start, of });
         &mut self.bytes
     }
 
@@ -88,10 +97,10 @@ impl Lookup {
     fn done(&mut self, gone: &[std::collections::HashSet<Box<[u8]>>; 2]) {
         let end = self.bytes.len();
         let Some(last) = self.keys.last_mut() else { return };
-        last.1 = end;
-        let key = &self.bytes[last.0 + HEAD..end];
+        (last.order, last.end) = (order_of(&self.bytes[last.start + LEAD..end]), end);
+        let key = &self.bytes[last.start + HEAD..end];
         if gone.iter().any(|gone| !gone.is_empty() && gone.contains(key)) {
-            self.bytes.truncate(last.0);
+            self.bytes.truncate(last.start);
             self.keys.pop();
         }
     }
@@ -99,9 +108,10 @@ impl Lookup {
     /// Reads them.
     fn read(&mut self, local: &Local, mut found: impl FnMut(u32, &[u8]) -> Result<()>) -> Result<()> {
         let bytes = &self.bytes;
-        self.keys.sort_unstable_by(|a, b| bytes[a.0..a.1].cmp(&bytes[b.0..b.1]));
-        let keys: Vec<&[u8]> = self.keys.iter().map(|&(start, end, _)| &bytes[start..end]).collect();
-        local.get(&keys, |i, value| value.map_or(Ok(()), |value| found(self.keys[i].2, value)))
+        let key = |sought: &Sought| &bytes[sought.start..sought.end];
+        self.keys.sort_unstable_by(|a, b| a.order.cmp(&b.order).then_with(|| key(a).cmp(key(b))));
+        let keys: Vec<&[u8]> = self.keys.iter().map(key).collect();
+        local.get(&keys, |i, value| value.map_or(Ok(()), |value| found(self.keys[i].of, value)))
     }
 }
 
