@@ -93,7 +93,7 @@ impl Changes {
         self.leads.push(lead);
     }
 
-    fn push(&mut self, key: impl FnOnce(&mut Vec<u8>), value: Option<&mut dyn FnMut(&mut Vec<u8>)>) {
+    fn push(&mut self, key: impl FnOnce(&mut Vec<u8>), value: Option<&mut Encode<'_>>) {
         let at = self.bytes.len();
         key(&mut self.bytes);
         let length = self.bytes.len() - at;
@@ -107,6 +107,9 @@ impl Changes {
         self.entries.push(Entry { order, lead, at: at as u64, key: length as u32, value });
     }
 }
+
+/// Appends an encoded value.
+type Encode<'a> = dyn FnMut(&mut Vec<u8>) + 'a;
 
 /// Takes changes to be written.
 type Write<'a> = dyn FnMut(Changes) -> Result<()> + 'a;
