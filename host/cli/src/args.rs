@@ -106,7 +106,7 @@ pub struct RunArgs {
     /// Build first
     #[arg(long, conflicts_with = "component")]
     pub build: bool,
-    /// Go on from a savepoint (its folder or URL), from `latest` (however the last run ended), or from a checkpoint by
+    /// Go on from a savepoint (its folder), from `latest` (however the last run ended), or from a checkpoint by
     /// its number. Without it, a run that was interrupted is gone on with, and else the job starts anew
     #[arg(long, value_name = "SAVEPOINT")]
     pub from: Option<String>,
@@ -123,7 +123,7 @@ pub struct RunArgs {
 
 #[derive(Args, Debug)]
 pub struct SavepointArgs {
-    /// Where: a folder that is not there yet, or a URL such as s3://bucket/prefix
+    /// Where: a folder that is not there yet
     pub location: String,
     #[command(flatten)]
     pub running: RunningArgs,
@@ -131,7 +131,7 @@ pub struct SavepointArgs {
 
 #[derive(Args, Debug)]
 pub struct StopArgs {
-    /// Stop with a savepoint here: a folder that is not there yet, or a URL
+    /// Stop with a savepoint here: a folder that is not there yet
     #[arg(long, value_name = "LOCATION")]
     pub savepoint: Option<String>,
     #[command(flatten)]
@@ -159,7 +159,7 @@ pub struct StateProjectArgs {
 
 #[derive(Args, Debug)]
 pub struct StateFromArgs {
-    /// A savepoint (its folder or URL), `latest`, or the number of a checkpoint
+    /// A savepoint (its folder), `latest`, or the number of a checkpoint
     #[arg(long, default_value = "latest", value_name = "SAVEPOINT")]
     pub from: String,
     #[command(flatten)]
