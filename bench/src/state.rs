@@ -107,7 +107,7 @@ fn open(backend: &dyn StateBackend, restored: Option<RestoredState>) -> Result<(
         max_parallelism: MaxParallelism::DEFAULT,
         restored,
     })?;
-    let table = state.table("count", vec![ValueSpec { name: "n".to_owned(), data_type: DataType::Int64 }])?;
+    let table = state.table("count", vec![ValueSpec::new("n", DataType::Int64)])?;
     state.declared()?;
     Ok((state, table))
 }

@@ -34,3 +34,9 @@ cd "$examples/word-count"
 tidemill build
 tidemill run >"$scratch/counts"
 grep -qx 'the,4' "$scratch/counts"
+
+cd "$examples/visitors"
+tidemill build
+tidemill run >"$scratch/visits"
+grep -qx 'ada,/home,2,/home > /books > /home' "$scratch/visits"
+test "$(grep -c , "$scratch/visits")" = "$((6 + $(grep -c '^visitor,' "$scratch/visits" || true)))"

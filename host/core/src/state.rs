@@ -120,6 +120,55 @@ pub trait KeyedState: Send {
         values: &ArrayRef,
     ) -> Result<()>;
 
+    /// Appends to lists: item `i` to the one at `slots[i]`. Items of one slot stay in order.
+    fn append_items(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        items: &ArrayRef,
+    ) -> Result<()>;
+
+    /// Changes entries of maps: of the one at `slots[i]` the entry `map_keys[i]` becomes `values[i]`, or is removed if
+    /// there are no `values`. Of the same entry the later wins.
+    fn change_entries(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        map_keys: &ArrayRef,
+        values: Option<&ArrayRef>,
+    ) -> Result<()>;
+
+    /// The values of entries of maps: of `map_keys[i]` in the one at `slots[i]`; null where there is none. `None`: they
+    /// take more than `limit` bytes.
+    fn find_entries(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        map_keys: &ArrayRef,
+        limit: usize,
+    ) -> Result<Option<ArrayRef>>;
+
+    /// About how many bytes the lists or maps at these slots take, each.
+    fn collection_bytes(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        bytes: &mut Vec<usize>,
+    ) -> Result<()>;
+
+    /// It is `now` (milliseconds UTC): looks at up to `looks` resident entries, going on where the call before ended, and
+    /// removes values that are over, and entries of which nothing is left. The entries of the transaction in hand must
+    /// have been written. What is written whole from now on (savepoints, first snapshots) does not have what is over.
+    fn clean_up(&mut self, now: i64, looks: usize) -> Result<()>;
+
     /// Up to `limit` slots of a namespace: a scan in pieces, which makes them resident. `after` is the last slot of the
     /// piece before, `None` at the start. No slot at the end. Between pieces, entries may be removed, not added.
     fn scan(
@@ -150,7 +199,8 @@ pub trait KeyedState: Send {
     /// The namespaces that have entries, ascending.
     fn namespaces(&self, table: TableId) -> Vec<Namespace>;
 
-    /// Number of entries in a namespace.
+    /// Number of entries in a namespace; on disk at most so many where values expire, since nobody is told of those that
+    /// a compaction leaves out.
     fn len(&self, table: TableId, namespace: Namespace) -> usize;
 
     /// Declares a row log: rows kept whole, by namespace, in order of arrival (joins).

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType as ArrowType, Field as ArrowField, Fields, Schema, SchemaRef, TimeUnit};
-use tidemill_plan::{DataType, Field};
+use tidemill_plan::{DataType, Field, State, StateKind};
 
 /// The Arrow type in which the host holds a plan type.
 pub fn arrow_type(data_type: &DataType) -> ArrowType {
@@ -39,4 +39,28 @@ pub fn arrow_field(field: &Field) -> ArrowField {
 /// The Arrow schema of plan fields.
 pub fn arrow_schema<'a>(fields: impl IntoIterator<Item = &'a Field>) -> SchemaRef {
     Arc::new(Schema::new(fields.into_iter().map(arrow_field).collect::<Fields>()))
+}
+
+/// The Arrow type in which a state is kept, in memory and in snapshots. Lists and maps are told apart from values by it:
+/// no plan type is a `LargeList` or a `Map`.
+pub fn state_type(state: &State) -> ArrowType {
+    let value = || arrow_type(&state.data_type);
+    match &state.kind {
+        StateKind::Value => value(),
+        StateKind::List => ArrowType::LargeList(Arc::new(ArrowField::new("item", value(), true))),
+        StateKind::Map { key } => {
+            let entry = map_entry(arrow_type(key), value());
+            ArrowType::Map(Arc::new(ArrowField::new("entries", ArrowType::Struct(entry), false)), true)
+        }
+    }
+}
+
+/// The fields of a map's entries.
+pub fn map_entry(key: ArrowType, value: ArrowType) -> Fields {
+    vec![ArrowField::new("key", key, false), ArrowField::new("value", value, true)].into()
+}
+
+/// What the column is called that has the times of a state's last accesses.
+pub fn last_access_name(state: &str) -> String {
+    format!("{state}.last_access")
 }

@@ -7,6 +7,9 @@
 //! Implementations check what user code hands back (lengths, indices, types) while they build [`Effects`]; the engine
 //! relies on it.
 
+use std::fmt;
+use std::sync::Arc;
+
 use arrow::array::ArrayRef;
 use arrow::buffer::ScalarBuffer;
 use tidemill_plan::Node;
@@ -23,7 +26,7 @@ pub trait UserCodeFactory: Send + Sync {
         &self,
         subtask: &SubtaskId,
         node: &Node,
-        metrics: &std::sync::Arc<crate::metrics::TaskMetrics>,
+        metrics: &Arc<crate::metrics::TaskMetrics>,
     ) -> Result<Box<dyn UserCode>>;
 }
 
@@ -46,14 +49,36 @@ pub enum TimeDomain {
 }
 
 /// The distinct keys of a call and their state.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct KeySet<'a> {
     /// How many distinct keys.
     pub keys: usize,
     /// Per row (or timer): the number of its key.
     pub key_of_row: &'a [u32],
-    /// Per declared state, in order: an array of `keys` values; null = none.
+    /// Per declared state of kind `value`, in order: an array of `keys` values; null = none.
     pub states: &'a [ArrayRef],
+    /// Reads lists and maps of the keys, until the call returns. Absent where the node declares none.
+    pub collections: Option<Arc<dyn ReadCollections>>,
+}
+
+impl fmt::Debug for KeySet<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let KeySet { keys, key_of_row, states, .. } = self;
+        let mut shown = f.debug_struct("KeySet");
+        shown.field("keys", keys).field("key_of_row", key_of_row).field("states", states).finish_non_exhaustive()
+    }
+}
+
+/// Lists and maps of a call's keys, as they were before it. `state` is the index among all states of the node, `keys`
+/// are key numbers of the call: the caller has checked both, and the types.
+pub trait ReadCollections: Send + Sync {
+    /// The whole list of each key (`List`), or map (`List` of structs of `key` and `value`); empty where there is none.
+    /// `None`: they take more than about `limit` bytes.
+    fn read(&self, state: usize, keys: &[u32], limit: usize) -> Result<Option<ArrayRef>>;
+
+    /// The values of entries of maps, one per entry of `keys` and `map_keys`; null where there is none. `None` as for
+    /// `read`.
+    fn get(&self, state: usize, keys: &[u32], map_keys: &ArrayRef, limit: usize) -> Result<Option<ArrayRef>>;
 }
 
 /// Timers that are due.
@@ -130,6 +155,8 @@ pub struct Effects {
     /// In order; a later one for the same key wins.
     pub states: Vec<StateUpdate>,
     /// In order.
+    pub collections: Vec<CollectionUpdate>,
+    /// In order.
     pub timers: Vec<TimerUpdate>,
 }
 
@@ -138,6 +165,7 @@ impl Effects {
     pub fn clear(&mut self) {
         self.emissions.clear();
         self.states.clear();
+        self.collections.clear();
         self.timers.clear();
     }
 }
@@ -178,6 +206,35 @@ pub struct StateUpdate {
     pub keys: ScalarBuffer<u32>,
     /// One value per key; null removes.
     pub values: ArrayRef,
+}
+
+/// Changes of lists or maps.
+#[derive(Debug)]
+pub struct CollectionUpdate {
+    /// Index of the state in the node; its kind is the change's.
+    pub state: usize,
+    /// Key numbers of the call: one per item or entry.
+    pub keys: ScalarBuffer<u32>,
+    /// What happens to them.
+    pub change: CollectionChange,
+}
+
+/// What happens to lists or maps.
+#[derive(Debug)]
+pub enum CollectionChange {
+    /// Items are appended to lists.
+    Append(ArrayRef),
+    /// Entries are put into maps.
+    Insert {
+        /// Their keys, none null.
+        map_keys: ArrayRef,
+        /// And values.
+        values: ArrayRef,
+    },
+    /// Entries with these keys are removed from maps.
+    Remove(ArrayRef),
+    /// Lists or maps become empty.
+    Clear,
 }
 
 /// Timers to set or delete.

@@ -113,7 +113,7 @@ fn declared(backend: &RocksBackend, restored: Option<RestoredState>) -> (Box<dyn
         restored,
     };
     let mut state = backend.open(spec).unwrap();
-    let table = state.table("t", vec![ValueSpec { name: "n".into(), data_type: DataType::Int64 }]).unwrap();
+    let table = state.table("t", vec![ValueSpec::new("n", DataType::Int64)]).unwrap();
     state.declared().unwrap();
     (state, table)
 }

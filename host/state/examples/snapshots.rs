@@ -100,7 +100,7 @@ fn declared(restored: Option<RestoredState>) -> (Box<dyn KeyedState>, TableId) {
         restored,
     };
     let mut state = MemoryBackend::new().open(spec).unwrap();
-    let table = state.table("t", vec![ValueSpec { name: "n".into(), data_type: DataType::Int64 }]).unwrap();
+    let table = state.table("t", vec![ValueSpec::new("n", DataType::Int64)]).unwrap();
     state.declared().unwrap();
     (state, table)
 }

@@ -13,16 +13,21 @@ use arrow::datatypes::{
     TimestampMillisecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow_row::{RowConverter, SortField};
-use tidemill_core::state::{NO_SLOT, Slot, ValueColumn, ValueSpec};
+use tidemill_core::state::{LastAccess, NO_SLOT, Slot, ValueColumn, ValueSpec};
 use tidemill_core::{Error, Result};
+
+use crate::collection::Collection;
 
 /// How the values of a declared column are held.
 #[derive(Debug)]
 pub(crate) struct ColumnCodec {
     name: String,
     data_type: DataType,
-    /// For types that are held encoded.
+    last_access: Option<LastAccess>,
+    /// For types that are held encoded, but for lists and maps that can be changed by items and entries.
     rows: Option<RowConverter>,
+    /// For those.
+    collection: Option<Collection>,
 }
 
 macro_rules! held {
@@ -41,13 +46,26 @@ const MILLISECONDS: DataType = DataType::Timestamp(TimeUnit::Millisecond, None);
 
 impl ColumnCodec {
     pub(crate) fn new(spec: &ValueSpec) -> Result<Self> {
-        let encoded = matches!(new_column(&spec.data_type), ValueColumn::Encoded(_));
-        let rows = encoded.then(|| RowConverter::new(vec![SortField::new(spec.data_type.clone())])).transpose();
-        let rows = rows.map_err(|e| {
+        let refused = |e| {
             Error::invalid(format!("the state '{}' can't be of type {}: {e}", spec.name, spec.data_type))
                 .mend("Give the state another type.")
-        })?;
-        Ok(Self { name: spec.name.clone(), data_type: spec.data_type.clone(), rows })
+        };
+        let collection = Collection::new(&spec.data_type).map_err(refused)?;
+        let encoded = collection.is_none() && matches!(new_column(&spec.data_type), ValueColumn::Encoded(_));
+        let rows = encoded.then(|| RowConverter::new(vec![SortField::new(spec.data_type.clone())])).transpose();
+        let rows = rows.map_err(refused)?;
+        let ValueSpec { name, data_type, last_access } = spec.clone();
+        Ok(Self { name, data_type, last_access, rows, collection })
+    }
+
+    /// As it was declared.
+    pub(crate) fn spec(&self) -> ValueSpec {
+        let (name, data_type) = (self.name.clone(), self.data_type.clone());
+        ValueSpec { name, data_type, last_access: self.last_access.clone() }
+    }
+
+    pub(crate) fn last_access(&self) -> Option<&LastAccess> {
+        self.last_access.as_ref()
     }
 
     pub(crate) fn data_type(&self) -> &DataType {
@@ -132,6 +150,57 @@ impl ColumnCodec {
         Ok(0)
     }
 
+    /// Appends to lists; answers as `write`.
+    pub(crate) fn append(
+        &self,
+        column: &mut ValueColumn,
+        present: &mut [bool],
+        slots: &[Slot],
+        items: &ArrayRef,
+    ) -> Result<isize> {
+        match (&self.collection, column) {
+            (Some(lists), ValueColumn::Encoded(all)) => lists.append(all, present, slots, items),
+            _ => Err(self.no_collection()),
+        }
+    }
+
+    /// Changes or removes entries of maps; answers as `write`.
+    pub(crate) fn change(
+        &self,
+        column: &mut ValueColumn,
+        present: &mut [bool],
+        slots: &[Slot],
+        map_keys: &ArrayRef,
+        values: Option<&ArrayRef>,
+    ) -> Result<isize> {
+        match (&self.collection, column) {
+            (Some(maps), ValueColumn::Encoded(all)) => maps.change(all, present, slots, map_keys, values),
+            _ => Err(self.no_collection()),
+        }
+    }
+
+    /// The values of entries of the maps at these slots. `None`: they take more than `limit` bytes.
+    pub(crate) fn find(
+        &self,
+        column: &ValueColumn,
+        slots: &[Slot],
+        map_keys: &ArrayRef,
+        limit: usize,
+    ) -> Result<Option<ArrayRef>> {
+        let (Some(maps), ValueColumn::Encoded(all)) = (&self.collection, column) else {
+            return Err(self.no_collection());
+        };
+        if slots.len() != map_keys.len() {
+            return Err(self.no_collection());
+        }
+        maps.find(slots.iter().map(|&slot| all.get(slot as usize).map_or(&[][..], AsRef::as_ref)), map_keys, limit)
+    }
+
+    fn no_collection(&self) -> Error {
+        let message = format!("state '{}' of type {} has no such items or entries", self.name, self.data_type);
+        Error::internal(message)
+    }
+
     fn decode(&self, values: &[Box<[u8]>], present: &[bool], slots: &[Slot]) -> Result<ArrayRef> {
         self.decode_all(slots.iter().map(|&slot| {
             let there = slot != NO_SLOT && present[slot as usize];
@@ -141,6 +210,9 @@ impl ColumnCodec {
 
     /// An array of these encoded values.
     pub(crate) fn decode_all<'a>(&self, values: impl Iterator<Item = Option<&'a [u8]>>) -> Result<ArrayRef> {
+        if let Some(collection) = &self.collection {
+            return collection.decode(values);
+        }
         let Some(converter) = &self.rows else {
             return Err(Error::internal(format!("state '{}' has no encoding", self.name)));
         };
@@ -153,17 +225,26 @@ impl ColumnCodec {
     }
 
     fn encode(&self, to: &mut [Box<[u8]>], present: &mut [bool], slots: &[Slot], values: &ArrayRef) -> Result<isize> {
+        let mut grown = 0;
+        let mut set = |slot: Slot, bytes: Box<[u8]>, there: bool| {
+            grown += bytes.len() as isize - to[slot as usize].len() as isize;
+            to[slot as usize] = bytes;
+            present[slot as usize] = there;
+        };
+        if let Some(collection) = &self.collection {
+            for (bytes, &slot) in collection.encode(values)?.into_iter().zip(slots) {
+                let there = !bytes.is_empty();
+                set(slot, bytes, there);
+            }
+            return Ok(grown);
+        }
         let Some(converter) = &self.rows else {
             return Err(Error::internal(format!("state '{}' has no encoding", self.name)));
         };
         let rows = converter.convert_columns(std::slice::from_ref(values))?;
-        let mut grown = 0;
         for (i, &slot) in slots.iter().enumerate() {
             let there = values.is_valid(i);
-            let bytes: Box<[u8]> = if there { rows.row(i).as_ref().into() } else { Box::default() };
-            grown += bytes.len() as isize - to[slot as usize].len() as isize;
-            to[slot as usize] = bytes;
-            present[slot as usize] = there;
+            set(slot, if there { rows.row(i).as_ref().into() } else { Box::default() }, there);
         }
         Ok(grown)
     }

@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
 use tidemill_core::keys::KeyCodec;
 use tidemill_core::snapshot::KeyGroupRange;
-use tidemill_core::state::ValueSpec;
+use tidemill_core::state::{LastAccess, ValueSpec};
 use tidemill_core::{Error, Result};
 
 pub(crate) use self::read::PortableFile;
@@ -110,8 +110,29 @@ pub(crate) fn schema(kind: PartKind, codec: &KeyCodec, values: &[ValueSpec]) -> 
     let keys = codec.types().iter().enumerate();
     fields.extend(keys.map(|(i, t)| Field::new(format!("key{i}"), t.clone(), !codec.is_fixed())));
     fields.extend((kind == PartKind::Log).then(|| Field::new("timestamp", DataType::Int64, true)));
-    fields.extend(values.iter().map(|value| Field::new(&value.name, value.data_type.clone(), true)));
+    fields.extend(values.iter().map(value_field));
     Arc::new(Schema::new(fields))
+}
+
+/// In the metadata of a column of last accesses: the name of the value that it is about.
+const LAST_ACCESS_OF: &str = "tidemill.last_access_of";
+
+/// And how long that lives after it, in milliseconds.
+const TTL_MS: &str = "tidemill.ttl_ms";
+
+fn value_field(value: &ValueSpec) -> Field {
+    let field = Field::new(&value.name, value.data_type.clone(), true);
+    let Some(last) = &value.last_access else { return field };
+    let metadata = [(LAST_ACCESS_OF, last.of.clone()), (TTL_MS, last.ttl_ms.to_string())];
+    field.with_metadata(metadata.map(|(key, value)| (key.to_owned(), value)).into())
+}
+
+/// How long the value lives whose last accesses a column has. What is not as we write it says nothing.
+pub(crate) fn last_access_of(field: &Field) -> Option<LastAccess> {
+    let of = field.metadata().get(LAST_ACCESS_OF)?.clone();
+    let ttl_ms = field.metadata().get(TTL_MS)?.parse().ok().filter(|ttl| *ttl > 0)?;
+    let time = matches!(field.data_type(), DataType::Timestamp(arrow::datatypes::TimeUnit::Millisecond, None));
+    time.then_some(LastAccess { of, ttl_ms, begin_ms: i64::MAX })
 }
 
 /// How many of a part's columns a block has.
@@ -127,7 +148,11 @@ pub(crate) fn width(change: Change, keys: usize, schema: &Schema) -> usize {
 pub(crate) fn values_of(kind: PartKind, keys: usize, schema: &Schema) -> Vec<ValueSpec> {
     let before = 1 + keys + usize::from(kind == PartKind::Log);
     let values = schema.fields().iter().skip(before);
-    values.map(|f| ValueSpec { name: f.name().clone(), data_type: f.data_type().clone() }).collect()
+    let spec = |f: &Arc<Field>| ValueSpec {
+        last_access: last_access_of(f),
+        ..ValueSpec::new(f.name(), f.data_type().clone())
+    };
+    values.map(spec).collect()
 }
 
 /// The codec of the keys back from a part's schema.

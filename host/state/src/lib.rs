@@ -4,6 +4,7 @@
 //! what snapshots look like in `docs/state-format.md`.
 //! In reading order:
 
+mod collection;
 mod column;
 mod format;
 #[cfg_attr(

@@ -71,6 +71,7 @@ impl StateBackend for MemoryBackend {
             codec: spec.codec,
             key_groups: spec.key_groups,
             max_parallelism: spec.max_parallelism,
+            now: frozen::no_time(),
         });
         let restored = spec.restored.as_ref().map(|from| restore::restore(&about, from)).transpose()?;
         let fixed = about.codec.is_fixed();
@@ -218,6 +219,59 @@ impl KeyedState for MemoryState {
         self.at(table)?.write(namespace, value, slots, values)
     }
 
+    fn append_items(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        items: &ArrayRef,
+    ) -> Result<()> {
+        self.at(table)?.append_items(namespace, value, slots, items)
+    }
+
+    fn change_entries(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        map_keys: &ArrayRef,
+        values: Option<&ArrayRef>,
+    ) -> Result<()> {
+        self.at(table)?.change_entries(namespace, value, slots, map_keys, values)
+    }
+
+    fn find_entries(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        map_keys: &ArrayRef,
+        limit: usize,
+    ) -> Result<Option<ArrayRef>> {
+        self.at(table)?.find_entries(namespace, value, slots, map_keys, limit)
+    }
+
+    fn collection_bytes(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        bytes: &mut Vec<usize>,
+    ) -> Result<()> {
+        self.at(table)?.collection_bytes(namespace, value, slots, bytes);
+        Ok(())
+    }
+
+    fn clean_up(&mut self, now: i64, looks: usize) -> Result<()> {
+        self.about.now.store(now, Ordering::Relaxed);
+        self.tables.iter_mut().for_each(|table| table.clean_up(now, looks));
+        Ok(())
+    }
+
     fn scan(
         &mut self,
         table: TableId,
@@ -359,6 +413,8 @@ impl KeyedState for MemoryState {
     fn snapshot(&mut self, kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>> {
         let whole = self.chain.take_whole();
         if whole {
+            let now = self.about.now.load(Ordering::Relaxed);
+            self.tables.iter_mut().for_each(|table| table.clean_up(now, usize::MAX));
             self.forget_snapshots();
         }
         let fixed = self.about.codec.is_fixed();

@@ -11,8 +11,8 @@ use tidemill_core::ids::MaxParallelism;
 use tidemill_core::snapshot::{FileRef, KeyGroupRange, SnapshotFiles, StateHandle};
 use tidemill_core::{Error, Result};
 
-use crate::format::{PartKind, PortableFile, batches, codec_of, divided};
-use crate::memory::frozen::About;
+use crate::format::{PartKind, PortableFile, batches, codec_of, divided, last_access_of};
+use crate::memory::frozen::{About, no_time};
 use crate::memory::parts::{Parts, Placed};
 
 /// About so many bytes of files are merged at once.
@@ -32,6 +32,15 @@ pub struct PartInfo {
     /// Entries that were written, including those that later ones replace or remove; without changes since the base, the
     /// number of rows.
     pub written: u64,
+}
+
+impl PartInfo {
+    /// The column that has the times of a value's last accesses, if it expires, and how long it lives, in milliseconds.
+    pub fn last_accesses(&self, value: &str) -> Option<(usize, i64)> {
+        let columns = self.schema.fields().iter().enumerate();
+        let mut of_value = columns.filter_map(|(at, field)| Some((at, last_access_of(field)?)));
+        of_value.find(|(_, last)| last.of == value).map(|(at, last)| (at, last.ttl_ms))
+    }
 }
 
 /// Reads the state of one operator.
@@ -124,8 +133,9 @@ impl StateReader {
                     continue;
                 }
                 let codec = codec_of(part.keys, &part.schema)?;
-                let (operator, max_parallelism) = (self.operator.clone(), self.max_parallelism);
-                let mut merged = Parts::new(Arc::new(About { operator, codec, key_groups, max_parallelism }));
+                // What is there is shown, with its last access, even if it is over.
+                let (operator, max_parallelism, now) = (self.operator.clone(), self.max_parallelism, no_time());
+                let mut merged = Parts::new(Arc::new(About { operator, codec, key_groups, max_parallelism, now }));
                 merged.only = Some((kind, name.to_owned()));
                 for source in sources.iter().filter(|source| source.key_groups.overlaps(key_groups)) {
                     let file = PortableFile::parse(&source.file.path, self.files.read(&source.file)?)?;

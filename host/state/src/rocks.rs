@@ -8,6 +8,7 @@
 //! when it became so. The database is local and is removed at the end; snapshots are what lasts.
 
 mod changes;
+mod expiry;
 mod home;
 mod inventory;
 mod layout;

@@ -11,7 +11,9 @@ use arrow::array::ArrayRef;
 use arrow::buffer::ScalarBuffer;
 use arrow::datatypes::Field as ArrowField;
 use tidemill::Flow;
-use tidemill::abi::{self, BatchView, ColumnView, Failure, HostCalls, KeySetView, NodeRuntime, TimersView};
+use tidemill::abi::{
+    self, BatchView, ColumnView, Failure, HostCalls, KeySetView, NodeRuntime, OwnedColumn, TimersView,
+};
 use tidemill::flow::build;
 use tidemill_core::Batch;
 use tidemill_core::error::{Error, ErrorKind, Result};
@@ -19,10 +21,10 @@ use tidemill_core::ids::{Port, SubtaskId};
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::types::{arrow_field, arrow_type};
 use tidemill_core::user::{
-    CallClock, DueTimers, Effects, Emission, EmittedRows, KeySet, StateUpdate, TimeDomain, TimerUpdate, UserCode,
-    UserCodeFactory, UserFailure,
+    CallClock, CollectionChange, CollectionUpdate, DueTimers, Effects, Emission, EmittedRows, KeySet, ReadCollections,
+    StateUpdate, TimeDomain, TimerUpdate, UserCode, UserCodeFactory, UserFailure,
 };
-use tidemill_plan::{AggregateFunction, Node, NodeKind, Origin, Plan};
+use tidemill_plan::{AggregateFunction, Node, NodeKind, Origin, Plan, State, StateKind};
 
 use crate::lift;
 use crate::lower::Lowered;
@@ -76,7 +78,11 @@ impl UserCodeFactory for NativeCode {
             |data_type: &tidemill_plan::DataType, nullable| ArrowField::new("value", arrow_type(data_type), nullable);
         match &node.kind {
             NodeKind::Process { states, .. } => {
-                shapes.states = states.iter().map(|s| of(&s.data_type, true)).collect();
+                let key = |s: &State| match &s.kind {
+                    StateKind::Map { key } => Some(of(key, false)),
+                    _ => None,
+                };
+                shapes.states = states.iter().map(|s| (of(&s.data_type, true), key(s))).collect();
             }
             NodeKind::Window { aggregates, .. } => {
                 let user = |f: &AggregateFunction| match f {
@@ -102,7 +108,8 @@ impl UserCodeFactory for NativeCode {
 struct Shapes {
     /// Per port, its new columns.
     ports: Vec<Vec<ArrowField>>,
-    states: Vec<ArrowField>,
+    /// Per state, its value (or item), and of maps its key.
+    states: Vec<(ArrowField, Option<ArrowField>)>,
     /// Per aggregate, the accumulator and the result of a user aggregator.
     aggregators: Vec<Option<(ArrowField, ArrowField)>>,
 }
@@ -120,6 +127,7 @@ impl NativeInstance {
     fn call(
         &mut self,
         rows: usize,
+        collections: Option<Arc<dyn ReadCollections>>,
         effects: &mut Effects,
         run: impl FnOnce(&mut dyn NodeRuntime, &mut dyn HostCalls) -> Result<(), Failure>,
     ) -> Result<(), UserFailure> {
@@ -128,11 +136,14 @@ impl NativeInstance {
             Some(runtime) => runtime,
             None => self.code.runtime(&self.subtask).map_err(|e| UserFailure::Fatal(e.to_string()))?,
         };
-        let mut calls = Recorder { effects, shapes: &self.shapes, rows, fault: None };
+        let mut calls = Recorder { effects, shapes: &self.shapes, rows, collections, fault: None };
         let result = catch_unwind(AssertUnwindSafe(|| run(runtime.as_mut(), &mut calls)));
         let fault = calls.fault;
         let result = match result {
-            Err(panic) => return Err(UserFailure::Trap(format!("it panicked: {}", panic_message(panic.as_ref())))),
+            Err(panic) => {
+                let panicked = || format!("it panicked: {}", panic_message(panic.as_ref()));
+                return Err(UserFailure::Trap(fault.unwrap_or_else(panicked)));
+            }
             Ok(result) => result,
         };
         self.runtime = Some(runtime);
@@ -160,7 +171,7 @@ impl NativeInstance {
         let field = if finish { output } else { accumulator }.clone();
         self.shapes.ports = vec![vec![field]];
         let mut effects = Effects::default();
-        self.call(groups, &mut effects, run)?;
+        self.call(groups, None, &mut effects, run)?;
         let column = effects.emissions.pop().and_then(|e| e.columns.into_iter().next());
         match column {
             Some(column) if column.len() == groups => Ok(column),
@@ -180,7 +191,7 @@ impl UserCode for NativeInstance {
         let columns = lowered(batch.columns())?;
         let views = columns.views();
         let view = batch_view(batch, &views);
-        self.call(batch.rows(), effects, |node, host| node.transform(call_clock(clock), input, &view, host))
+        self.call(batch.rows(), None, effects, |node, host| node.transform(call_clock(clock), input, &view, host))
     }
 
     fn process(
@@ -193,8 +204,10 @@ impl UserCode for NativeInstance {
     ) -> Result<(), UserFailure> {
         let (columns, states) = (lowered(batch.columns())?, lowered(keys.states)?);
         let (views, state_views) = (columns.views(), states.views());
+        let collections = keys.collections.clone();
         let (view, keys) = (batch_view(batch, &views), key_set_view(keys, &state_views));
-        self.call(batch.rows(), effects, |node, host| node.process(call_clock(clock), input, &view, &keys, host))
+        let clock = call_clock(clock);
+        self.call(batch.rows(), collections, effects, |node, host| node.process(clock, input, &view, &keys, host))
     }
 
     fn on_timers(
@@ -215,7 +228,8 @@ impl UserCode for NativeInstance {
             keys: key_set_view(&timers.keys, &state_views),
         };
         let rows = timers.timestamps.len();
-        self.call(rows, effects, |node, host| node.on_timers(call_clock(clock), &view, host))
+        let collections = timers.keys.collections.clone();
+        self.call(rows, collections, effects, |node, host| node.on_timers(call_clock(clock), &view, host))
     }
 
     fn accumulate(
@@ -259,6 +273,7 @@ struct Recorder<'e> {
     effects: &'e mut Effects,
     shapes: &'e Shapes,
     rows: usize,
+    collections: Option<Arc<dyn ReadCollections>>,
     fault: Option<String>,
 }
 
@@ -280,6 +295,38 @@ impl Recorder<'_> {
         if let Some(columns) = self.note(arrays) {
             self.effects.emissions.push(Emission { port: Port(port), rows, columns });
         }
+    }
+
+    /// The field of a state's value (or item), and of a map's key.
+    fn state(&self, state: u32) -> Result<&(ArrowField, Option<ArrowField>), String> {
+        self.shapes.states.get(state as usize).ok_or_else(|| format!("it has no state {state}"))
+    }
+
+    fn map_key(&self, state: u32) -> Result<&ArrowField, String> {
+        self.state(state)?.1.as_ref().ok_or_else(|| format!("state {state} is no map"))
+    }
+
+    fn change(&mut self, state: u32, keys: &[u32], change: Result<CollectionChange, String>) {
+        if let Some(change) = self.note(change) {
+            let keys = keys.to_vec().into();
+            self.effects.collections.push(CollectionUpdate { state: state as usize, keys, change });
+        }
+    }
+
+    /// What is read; a column without bytes after a fault, which then counts.
+    fn answer(&mut self, read: Result<ArrayRef, String>) -> Vec<OwnedColumn> {
+        let lowered = read.and_then(|array| Lowered::of(&[array]));
+        let Some(lowered) = self.note(lowered) else { return vec![OwnedColumn::default(); 4] };
+        let owned = |c: &ColumnView<'_>| OwnedColumn {
+            validity: c.validity.to_vec(),
+            offsets: c.offsets.to_vec(),
+            values: c.values.to_vec(),
+        };
+        lowered.views().iter().map(owned).collect()
+    }
+
+    fn reader(&self) -> Result<Arc<dyn ReadCollections>, String> {
+        self.collections.clone().ok_or_else(|| "there is nothing to read in this call".to_owned())
     }
 
     fn timers(&mut self, domain: abi::TimeDomain, delete: bool, keys: &[u32], timestamps: &[i64]) {
@@ -310,11 +357,45 @@ impl HostCalls for Recorder<'_> {
     fn put(&mut self, state: u32, keys: &[u32], values: &[ColumnView<'_>]) {
         let shapes = self.shapes;
         let field = shapes.states.get(state as usize).ok_or_else(|| format!("it has no state {state}"));
-        let values = field.and_then(|field| lift::arrays(std::slice::from_ref(field), keys.len(), values));
+        let values = field.and_then(|(field, _)| lift::arrays(std::slice::from_ref(field), keys.len(), values));
         if let Some(values) = self.note(values).and_then(|v| v.into_iter().next()) {
             let keys = keys.to_vec().into();
             self.effects.states.push(StateUpdate { state: state as usize, keys, values });
         }
+    }
+
+    fn append(&mut self, state: u32, keys: &[u32], items: &[ColumnView<'_>]) {
+        let items = self.state(state).and_then(|(field, _)| one(field, keys.len(), items));
+        self.change(state, keys, items.map(CollectionChange::Append));
+    }
+
+    fn insert(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>], values: &[ColumnView<'_>]) {
+        let map_keys = self.map_key(state).and_then(|field| one(field, keys.len(), map_keys));
+        let values = self.state(state).and_then(|(field, _)| one(field, keys.len(), values));
+        let change = map_keys.and_then(|map_keys| Ok(CollectionChange::Insert { map_keys, values: values? }));
+        self.change(state, keys, change);
+    }
+
+    fn remove(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>]) {
+        let map_keys = self.map_key(state).and_then(|field| one(field, keys.len(), map_keys));
+        self.change(state, keys, map_keys.map(CollectionChange::Remove));
+    }
+
+    fn clear(&mut self, state: u32, keys: &[u32]) {
+        self.change(state, keys, Ok(CollectionChange::Clear));
+    }
+
+    fn read(&mut self, state: u32, keys: &[u32]) -> Vec<OwnedColumn> {
+        let read = self.reader().and_then(|reader| read_all(reader.read(state as usize, keys, READ_BYTES)));
+        self.answer(read)
+    }
+
+    fn get(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>]) -> Vec<OwnedColumn> {
+        let map_keys = self.map_key(state).and_then(|field| one(field, keys.len(), map_keys));
+        let read = map_keys.and_then(|map_keys| {
+            self.reader().and_then(|reader| read_all(reader.get(state as usize, keys, &map_keys, READ_BYTES)))
+        });
+        self.answer(read)
     }
 
     fn set_timers(&mut self, domain: abi::TimeDomain, keys: &[u32], timestamps: &[i64]) {
@@ -324,6 +405,19 @@ impl HostCalls for Recorder<'_> {
     fn delete_timers(&mut self, domain: abi::TimeDomain, keys: &[u32], timestamps: &[i64]) {
         self.timers(domain, true, keys, timestamps);
     }
+}
+
+/// What is read at once; in the sandbox it is a limit of the call's.
+const READ_BYTES: usize = 1 << 30;
+
+fn read_all(read: Result<Option<ArrayRef>>) -> Result<ArrayRef, String> {
+    read.map_err(|e| e.to_string())?.ok_or_else(|| format!("it reads more than {READ_BYTES} bytes at once"))
+}
+
+/// One column.
+fn one(field: &ArrowField, rows: usize, columns: &[ColumnView<'_>]) -> Result<ArrayRef, String> {
+    let mut arrays = lift::arrays(std::slice::from_ref(field), rows, columns)?;
+    arrays.pop().ok_or_else(|| "it has no column".to_owned())
 }
 
 fn lowered(arrays: &[ArrayRef]) -> Result<Lowered, UserFailure> {

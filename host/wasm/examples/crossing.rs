@@ -12,7 +12,7 @@ use tidemill_core::ids::{NodeId, SubtaskId, SubtaskIndex};
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::time::{Timestamp, Watermark};
 use tidemill_core::user::{CallClock, Effects, KeySet, UserCode, UserCodeFactory};
-use tidemill_plan::{DataType, Field, Node, NodeKind, Origin, Output, OutputField, State, StateKind};
+use tidemill_plan::{DataType, Field, Node, NodeKind, Origin, Output, OutputField, State};
 use tidemill_wasm::{Sandbox, SandboxSettings, WasmCode, componentize};
 
 const ROWS: usize = 4_096;
@@ -62,7 +62,7 @@ fn main() -> Done {
     for distinct in [100, 1_000, 4_096] {
         let key_of_row: Vec<u32> = (0..ROWS as u32).map(|row| row % distinct).collect();
         let states: [ArrayRef; 1] = [numbers.slice(0, distinct as usize)];
-        let keys = KeySet { keys: distinct as usize, key_of_row: &key_of_row, states: &states };
+        let keys = KeySet { keys: distinct as usize, key_of_row: &key_of_row, states: &states, collections: None };
         let what = format!("running count, {distinct} keys in a batch");
         report(&what, ROWS, |effects| code.process(CLOCK, 0, &batch, &keys, effects));
     }
@@ -120,6 +120,6 @@ fn transform(made: Option<(&str, DataType)>) -> Node {
 }
 
 fn process() -> Node {
-    let states = vec![State { name: "count".into(), kind: StateKind::Value, data_type: DataType::Int64 }];
+    let states = vec![State::value("count", DataType::Int64)];
     node(NodeKind::Process { reads_timestamps: false, states }, Some(("n", DataType::Int64)))
 }

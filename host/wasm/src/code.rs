@@ -10,7 +10,9 @@ use arrow::array::{Array, ArrayRef};
 use arrow::datatypes::{Field as ArrowField, ToByteSlice};
 use tidemill_core::ids::SubtaskId;
 use tidemill_core::metrics::TaskMetrics;
-use tidemill_core::user::{CallClock, DueTimers, Effects, KeySet, TimeDomain, UserCode, UserCodeFactory, UserFailure};
+use tidemill_core::user::{
+    CallClock, DueTimers, Effects, KeySet, ReadCollections, TimeDomain, UserCode, UserCodeFactory, UserFailure,
+};
 use tidemill_core::{Batch, Error, ErrorKind, Result};
 use tidemill_plan::Node;
 use wasmtime::Store;
@@ -182,6 +184,7 @@ impl Sandboxed {
         &mut self,
         call: Call,
         rows: usize,
+        collections: Option<Arc<dyn ReadCollections>>,
         effects: &mut Effects,
         enter: impl FnOnce(&mut Store<HostState>, &Functions, Columns<'_>, Columns<'_>) -> wasmtime::Result<Answer>,
     ) -> Result<(), UserFailure> {
@@ -194,6 +197,7 @@ impl Sandboxed {
         let (first, second) = (self.first.columns(), self.second.columns());
         metrics.bytes_copied.add(bytes_of(&first) + bytes_of(&second) + self.row_bytes);
         live.store.data_mut().begin(call, std::mem::take(effects));
+        live.store.data_mut().collections = collections;
         self.starter.component.rewind(&mut live.store);
         let answer = enter(&mut live.store, &live.functions, &first, &second);
         *effects = live.store.data_mut().end();
@@ -225,7 +229,7 @@ impl Sandboxed {
     ) -> Result<ArrayRef, UserFailure> {
         let result = self.result(aggregator, finish)?;
         let mut effects = Effects::default();
-        self.run(Call::Aggregate { groups, result }, groups, &mut effects, enter)?;
+        self.run(Call::Aggregate { groups, result }, groups, None, &mut effects, enter)?;
         let column = effects.emissions.pop().and_then(|mut e| e.columns.pop());
         column.ok_or_else(|| {
             UserFailure::Trap("the component broke the contract: a call of aggregate returned without emitting".into())
@@ -250,7 +254,7 @@ impl UserCode for Sandboxed {
         self.lower_batch(batch, &[])?;
         self.second.clear();
         let rows = batch.rows();
-        self.run(Call::Transform { rows }, rows, effects, |store, functions, columns, _| {
+        self.run(Call::Transform { rows }, rows, None, effects, |store, functions, columns, _| {
             let Functions::Transform(function) = functions else { return wrong_interface("transform") };
             let function: Transform<'_> = *function;
             function.call(store, (clock_of(clock), input, batch_of(batch, columns)?))
@@ -268,7 +272,7 @@ impl UserCode for Sandboxed {
         self.lower_batch(batch, keys.key_of_row)?;
         lower(&mut self.second, keys.states)?;
         let call = Call::Process { rows: batch.rows(), keys: keys.keys };
-        self.run(call, batch.rows(), effects, |store, functions, columns, states| {
+        self.run(call, batch.rows(), keys.collections.clone(), effects, |store, functions, columns, states| {
             let Functions::Keyed(function, _) = functions else { return wrong_interface("keyed") };
             let function: Process<'_> = *function;
             function.call(store, (clock_of(clock), input, batch_of(batch, columns)?, keys_of(keys, states)?))
@@ -291,7 +295,7 @@ impl UserCode for Sandboxed {
             TimeDomain::Processing => crossing::TimeDomain::ProcessingTime,
         };
         let call = Call::Timers { rows, keys: timers.keys.keys, only };
-        self.run(call, rows, effects, |store, functions, key_columns, states| {
+        self.run(call, rows, timers.keys.collections.clone(), effects, |store, functions, key_columns, states| {
             let Functions::Keyed(_, function) = functions else { return wrong_interface("keyed") };
             let function: OnTimers<'_> = *function;
             let times = timers.timestamps.to_byte_slice();

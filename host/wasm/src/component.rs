@@ -38,7 +38,7 @@ struct Loaded {
 /// An import or export, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extern {
-    /// Like `tidemill:job/output@0.1.0`.
+    /// Like `tidemill:job/output@0.1.1`.
     pub name: String,
     /// The functions in it, if it is an interface.
     pub functions: Vec<String>,
@@ -166,7 +166,7 @@ impl Component {
                 .mend("Build it with the SDK that comes with this Tidemill; wit/plan.schema.json says what is valid.")
         })?;
         let exports = self.exports();
-        contract::check_plan(what, &plan, |name| exports.iter().any(|e| e.name == interface(name)))?;
+        contract::check_plan(what, &plan, |name| exports.iter().any(|e| contract::is_interface(&e.name, name)))?;
         Ok(plan)
     }
 

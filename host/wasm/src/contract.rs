@@ -7,14 +7,14 @@ use tidemill_plan::{Node, NodeKind, Plan};
 
 /// The version of `tidemill:job` that this host implements; it runs components built for it and for smaller patch
 /// versions of it.
-pub const CONTRACT_VERSION: &str = "0.1.0";
+pub const CONTRACT_VERSION: &str = "0.1.1";
 
 const PACKAGE: &str = "tidemill:job";
 /// WASI p2 packages that are linked, virtual or denied (see `wasi.rs`). Toolchains of other languages import them
 /// whether or not the code uses them.
 const WASI_PACKAGES: [&str; 6] =
     ["wasi:cli", "wasi:clocks", "wasi:filesystem", "wasi:io", "wasi:random", "wasi:sockets"];
-const IMPORTED: [&str; 4] = ["types", "output", "state", "logging"];
+const IMPORTED: [&str; 5] = ["types", "output", "state", "collections", "logging"];
 
 /// A name like `tidemill:job/output@0.1.0`.
 struct Name<'a> {
@@ -42,6 +42,11 @@ pub(crate) fn interface(name: &str) -> String {
 pub(crate) enum Wasi {
     Unused,
     Imported,
+}
+
+/// Whether a component's export is this interface of the contract, in any version that was let in.
+pub(crate) fn is_interface(export: &str, name: &str) -> bool {
+    parse(export).is_some_and(|export| export.package == PACKAGE && export.interface == name)
 }
 
 /// Checks the names of a component's imports and exports.
@@ -79,7 +84,7 @@ fn check_import(what: &str, name: &str) -> Result<Wasi> {
     let refused = || {
         Error::invalid(format!("{what} imports '{name}', which a job must not have")).mend(format!(
             "Remove what needs it. A job may import {} of {PACKAGE}@{CONTRACT_VERSION}, and WASI 0.2, which is virtual.",
-            "output, state and logging"
+            "output, state, collections and logging"
         ))
     };
     let Some(parsed) = parse(name) else { return Err(refused()) };
@@ -151,6 +156,7 @@ mod tests {
     fn imports_are_named_when_refused() {
         let lifecycle = ["tidemill:job/lifecycle@0.1.0"];
         assert_eq!(of(&["tidemill:job/output@0.1.0"], &lifecycle), Ok(Wasi::Unused));
+        assert_eq!(of(&["tidemill:job/collections@0.1.1"], &lifecycle), Ok(Wasi::Unused));
         assert_eq!(of(&["wasi:clocks/wall-clock@0.2.9"], &lifecycle), Ok(Wasi::Imported));
         for bad in
             ["wasi:http/types@0.2.0", "wasi:clocks/wall-clock@0.3.0", "env", "a:b/c", "tidemill:job/secrets@0.1.0"]
@@ -162,9 +168,9 @@ mod tests {
 
     #[test]
     fn versions_are_named_when_unknown() {
-        for bad in ["tidemill:job/lifecycle@0.1.1", "tidemill:job/lifecycle@0.2.0", "tidemill:job/lifecycle@1.1.0"] {
+        for bad in ["tidemill:job/lifecycle@0.1.2", "tidemill:job/lifecycle@0.2.0", "tidemill:job/lifecycle@1.1.0"] {
             let message = of(&[], &[bad]).unwrap_err();
-            assert!(message.contains(bad) && message.contains("runs version 0.1.0"), "{message}");
+            assert!(message.contains(bad) && message.contains("runs version 0.1.1"), "{message}");
         }
         let message = of(&[], &["run"]).unwrap_err();
         assert!(message.contains("no Tidemill job"), "{message}");

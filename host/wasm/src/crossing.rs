@@ -14,6 +14,22 @@ pub(crate) struct Column<'a> {
     pub(crate) values: &'a [u8],
 }
 
+/// A column that an import answers.
+#[derive(Clone, Debug, ComponentType, Lower)]
+#[component(record)]
+pub(crate) struct AnsweredColumn {
+    pub(crate) validity: Vec<u8>,
+    pub(crate) offsets: Vec<u8>,
+    pub(crate) values: Vec<u8>,
+}
+
+impl From<Column<'_>> for AnsweredColumn {
+    fn from(column: Column<'_>) -> Self {
+        let Column { validity, offsets, values } = column;
+        Self { validity: validity.to_vec(), offsets: offsets.to_vec(), values: values.to_vec() }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ComponentType, Lower)]
 #[component(record)]
 pub(crate) struct Batch<'a> {

@@ -12,11 +12,11 @@ use wasmtime::component::{Linker, WasmList};
 use crate::contract::interface;
 use crate::crossing::{GuestColumn, Level, TimeDomain};
 use crate::lift::{RawColumn, Violation, read_columns, read_i64s, read_indices, violation};
-use crate::shape::PortShape;
+use crate::shape::{Kind, PortShape, StateShape};
 use crate::state::{Call, HostState};
 
-type Context<'a> = StoreContextMut<'a, HostState>;
-type Check<T = ()> = Result<T, Violation>;
+pub(crate) type Context<'a> = StoreContextMut<'a, HostState>;
+pub(crate) type Check<T = ()> = Result<T, Violation>;
 
 /// Defines the imports of the contract.
 pub(crate) fn link(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
@@ -37,6 +37,7 @@ pub(crate) fn link(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     state.func_wrap("delete-timers", |context: Context<'_>, (domain, keys, timestamps): (_, _, _)| {
         refuse("state.delete-timers", timers(context, domain, true, &keys, &timestamps))
     })?;
+    crate::collections::link(linker)?;
     let mut logging = linker.instance(&interface("logging"))?;
     logging.func_wrap("log", |mut context: Context<'_>, (level, message): (Level, wasmtime::component::WasmStr)| {
         // Cut before it is copied: a long message costs the host nothing.
@@ -47,15 +48,15 @@ pub(crate) fn link(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     })
 }
 
-fn refuse(function: &str, result: Check) -> wasmtime::Result<()> {
+pub(crate) fn refuse<T>(function: &str, result: Check<T>) -> wasmtime::Result<T> {
     result.map_err(|Violation(what)| wasmtime::Error::new(Violation(format!("{function}: {what}"))))
 }
 
-fn raw<'a>(context: &'a Context<'_>, columns: &[GuestColumn]) -> Vec<RawColumn<'a>> {
+pub(crate) fn raw<'a>(context: &'a Context<'_>, columns: &[GuestColumn]) -> Vec<RawColumn<'a>> {
     columns.iter().map(|c| c.raw(context)).collect()
 }
 
-fn bytes_of(columns: &[RawColumn<'_>]) -> usize {
+pub(crate) fn bytes_of(columns: &[RawColumn<'_>]) -> usize {
     columns.iter().map(RawColumn::bytes).sum()
 }
 
@@ -151,19 +152,25 @@ fn aggregate(
 }
 
 /// How many keys the call has.
-fn keys_of(call: &Call) -> Check<usize> {
+pub(crate) fn keys_of(call: &Call) -> Check<usize> {
     match call {
         Call::Process { keys, .. } | Call::Timers { keys, .. } => Ok(*keys),
         _ => violation("only calls of keyed have keys"),
     }
 }
 
+pub(crate) fn state_of(data: &HostState, state: usize) -> Check<&StateShape> {
+    let declared = data.shape.states.len();
+    data.shape.states.get(state).ok_or_else(|| Violation(format!("state {state} of a node that declares {declared}")))
+}
+
 fn put(mut context: Context<'_>, state: usize, keys: &WasmList<u8>, values: &[GuestColumn]) -> Check {
     let data = context.data();
     let known = keys_of(&data.call)?;
-    let Some(field) = data.shape.states.get(state) else {
-        return violation(format!("state {state} of a node that declares {}", data.shape.states.len()));
-    };
+    let StateShape { field, kind } = state_of(data, state)?;
+    if !matches!(kind, Kind::Value) {
+        return violation(format!("state '{}' is a list or map: use collections", field.name()));
+    }
     let at = |what: Violation| Violation(format!("state '{}': {what}", field.name()));
     let raw = raw(&context, values);
     let bytes = keys.len() + bytes_of(&raw);

@@ -16,6 +16,7 @@ mod component;
 mod engine;
 mod trusted;
 
+mod collections;
 mod crossing;
 mod host;
 mod lift;

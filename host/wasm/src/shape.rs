@@ -2,15 +2,32 @@
 
 use arrow::datatypes::{DataType as ArrowType, Field as ArrowField};
 use tidemill_core::types::{arrow_field, arrow_type};
-use tidemill_plan::{AggregateFunction, Node, NodeKind, Origin};
+use tidemill_plan::{AggregateFunction, Node, NodeKind, Origin, State, StateKind};
 
 /// The shapes of one node.
 #[derive(Debug, Default)]
 pub(crate) struct Shape {
     pub(crate) ports: Vec<PortShape>,
-    pub(crate) states: Vec<ArrowField>,
+    pub(crate) states: Vec<StateShape>,
     /// By index of the aggregate; `None` for those that the host computes.
     pub(crate) aggregators: Vec<Option<AggregatorShape>>,
+}
+
+/// One state.
+#[derive(Debug)]
+pub(crate) struct StateShape {
+    /// Of a value, an item of a list, or a value of a map.
+    pub(crate) field: ArrowField,
+    pub(crate) kind: Kind,
+}
+
+/// What a state's changes look like.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    Value,
+    List,
+    /// With the field of its keys.
+    Map(ArrowField),
 }
 
 /// One output port.
@@ -38,9 +55,7 @@ impl Shape {
             inherits: output.fields.iter().any(|f| f.origin != Origin::New),
         };
         let states = match &node.kind {
-            NodeKind::Process { states, .. } => {
-                states.iter().map(|s| ArrowField::new(&s.name, arrow_type(&s.data_type), true)).collect()
-            }
+            NodeKind::Process { states, .. } => states.iter().map(state).collect(),
             _ => Vec::new(),
         };
         let aggregators = match &node.kind {
@@ -51,6 +66,15 @@ impl Shape {
         };
         Self { ports: node.outputs.iter().map(port).collect(), states, aggregators }
     }
+}
+
+fn state(state: &State) -> StateShape {
+    let kind = match &state.kind {
+        StateKind::Value => Kind::Value,
+        StateKind::List => Kind::List,
+        StateKind::Map { key } => Kind::Map(ArrowField::new(format!("key of {}", state.name), arrow_type(key), false)),
+    };
+    StateShape { field: ArrowField::new(&state.name, arrow_type(&state.data_type), true), kind }
 }
 
 fn aggregator(name: &str, function: &AggregateFunction) -> Option<AggregatorShape> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::Field as ArrowField;
 use tidemill_core::metrics::TaskMetrics;
-use tidemill_core::user::Effects;
+use tidemill_core::user::{Effects, ReadCollections};
 use wasmtime::ResourceLimiter;
 
 use crate::crossing::Level;
@@ -46,6 +46,8 @@ pub(crate) struct HostState {
     pub(crate) metrics: Arc<TaskMetrics>,
     pub(crate) call: Call,
     pub(crate) effects: Effects,
+    /// Reads lists and maps of the call's keys.
+    pub(crate) collections: Option<Arc<dyn ReadCollections>>,
     pub(crate) budget: Budget,
     pub(crate) memory: MemoryGuard,
     pub(crate) distinct: Distinct,
@@ -69,6 +71,7 @@ impl HostState {
             metrics,
             call: Call::Quiet,
             effects: Effects::default(),
+            collections: None,
             budget: Budget::default(),
             memory: MemoryGuard { limit: limits.memory_bytes, ..MemoryGuard::default() },
             distinct: Distinct::default(),
@@ -89,6 +92,7 @@ impl HostState {
     /// Ends a call: what it did.
     pub(crate) fn end(&mut self) -> Effects {
         self.call = Call::Quiet;
+        self.collections = None;
         self.metrics.bytes_copied.add(self.budget.copied);
         self.collect_output();
         std::mem::take(&mut self.effects)
@@ -115,8 +119,8 @@ impl HostState {
         self.budget.rows += rows as u64;
         if self.budget.transferred > self.limits.transfer_bytes {
             return violation(format!(
-                "it hands more than {} bytes to the host in one call; emit less, use smaller batches, or raise \
-                 limits.transfer",
+                "it hands more than {} bytes to the host in one call, with what it reads; emit or read less, use smaller \
+                 batches, or raise limits.transfer",
                 self.limits.transfer_bytes
             ));
         }
@@ -127,6 +131,11 @@ impl HostState {
             ));
         }
         Ok(())
+    }
+
+    /// So many bytes more may the call hand over or read.
+    pub(crate) fn left_to_transfer(&self) -> u64 {
+        self.limits.transfer_bytes.saturating_sub(self.budget.transferred)
     }
 
     /// A message of the guest, cut to what is left of the call's budget.

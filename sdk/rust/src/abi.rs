@@ -25,6 +25,24 @@ pub struct ColumnView<'a> {
     pub values: &'a [u8],
 }
 
+/// A column that the host answers during a call.
+#[derive(Clone, Debug, Default)]
+pub struct OwnedColumn {
+    /// As in [`ColumnView`].
+    pub validity: Vec<u8>,
+    /// As in [`ColumnView`].
+    pub offsets: Vec<u8>,
+    /// As in [`ColumnView`].
+    pub values: Vec<u8>,
+}
+
+impl OwnedColumn {
+    /// Its bytes.
+    pub fn view(&self) -> ColumnView<'_> {
+        ColumnView { validity: &self.validity, offsets: &self.offsets, values: &self.values }
+    }
+}
+
 /// Rows with the columns that a node reads.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchView<'a> {
@@ -43,7 +61,7 @@ pub struct KeySetView<'a> {
     pub keys: usize,
     /// A u32 per row: the number of the row's key.
     pub key_of_row: &'a [u8],
-    /// Per declared state, flattened: one value per key.
+    /// Per declared state of kind `value`, flattened: one value per key.
     pub states: &'a [ColumnView<'a>],
 }
 
@@ -141,6 +159,24 @@ pub trait HostCalls {
 
     /// Stores values of a state for some key numbers.
     fn put(&mut self, state: u32, keys: &[u32], values: &[ColumnView<'_>]);
+
+    /// Appends to lists: an item per entry of `keys`.
+    fn append(&mut self, state: u32, keys: &[u32], items: &[ColumnView<'_>]);
+
+    /// Puts entries into maps.
+    fn insert(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>], values: &[ColumnView<'_>]);
+
+    /// Removes entries of maps.
+    fn remove(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>]);
+
+    /// Empties lists or maps.
+    fn clear(&mut self, state: u32, keys: &[u32]);
+
+    /// The lists (of maps: lists of structs of key and value) of these keys, as they were before the call.
+    fn read(&mut self, state: u32, keys: &[u32]) -> Vec<OwnedColumn>;
+
+    /// The values of entries of maps, as they were before the call; absent where there is none.
+    fn get(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>]) -> Vec<OwnedColumn>;
 
     /// Sets timers.
     fn set_timers(&mut self, domain: TimeDomain, keys: &[u32], timestamps: &[i64]);

@@ -6,14 +6,14 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use crate::abi::{self, BatchView, CallClock, ColumnView, HostCalls, KeySetView, NodeRuntime, TimersView};
+use crate::abi::{self, BatchView, CallClock, ColumnView, HostCalls, KeySetView, NodeRuntime, OwnedColumn, TimersView};
 use crate::bytes;
 use crate::flow::{Built, Flow, build};
 use bindings::exports::tidemill::job::{aggregate, keyed, lifecycle, transform};
 use bindings::tidemill::job::types::{
     Batch, Clock, ColumnParam, ColumnResult, Failure, KeySet, RowFailure, Subtask, TimeDomain,
 };
-use bindings::tidemill::job::{logging, output, state};
+use bindings::tidemill::job::{collections, logging, output, state};
 
 /// What `wit-bindgen` makes of the contract.
 #[allow(missing_docs, unsafe_code, clippy::all, clippy::pedantic, clippy::restriction, reason = "generated")]
@@ -169,6 +169,30 @@ impl HostCalls for Imports {
         state::put(state, bytes::of_u32(keys), &parameters(values));
     }
 
+    fn append(&mut self, state: u32, keys: &[u32], items: &[ColumnView<'_>]) {
+        collections::append(state, bytes::of_u32(keys), &parameters(items));
+    }
+
+    fn insert(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>], values: &[ColumnView<'_>]) {
+        collections::insert(state, bytes::of_u32(keys), &parameters(map_keys), &parameters(values));
+    }
+
+    fn remove(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>]) {
+        collections::remove(state, bytes::of_u32(keys), &parameters(map_keys));
+    }
+
+    fn clear(&mut self, state: u32, keys: &[u32]) {
+        collections::clear(state, bytes::of_u32(keys));
+    }
+
+    fn read(&mut self, state: u32, keys: &[u32]) -> Vec<OwnedColumn> {
+        owned(collections::read(state, bytes::of_u32(keys)))
+    }
+
+    fn get(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>]) -> Vec<OwnedColumn> {
+        owned(collections::get(state, bytes::of_u32(keys), &parameters(map_keys)))
+    }
+
     fn set_timers(&mut self, domain: abi::TimeDomain, keys: &[u32], timestamps: &[i64]) {
         state::set_timers(time_domain(domain), bytes::of_u32(keys), bytes::of_i64(timestamps));
     }
@@ -181,6 +205,11 @@ impl HostCalls for Imports {
 fn views(columns: &[ColumnResult]) -> Vec<ColumnView<'_>> {
     let columns = columns.iter();
     columns.map(|c| ColumnView { validity: &c.validity, offsets: &c.offsets, values: &c.values }).collect()
+}
+
+fn owned(columns: Vec<ColumnResult>) -> Vec<OwnedColumn> {
+    let columns = columns.into_iter();
+    columns.map(|c| OwnedColumn { validity: c.validity, offsets: c.offsets, values: c.values }).collect()
 }
 
 fn parameters<'a>(columns: &[ColumnView<'a>]) -> Vec<ColumnParam<'a>> {

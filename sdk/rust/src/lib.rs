@@ -28,7 +28,7 @@
 //! functions of a [`KeyedProcess`] take *rows* and run in the sandbox. Consecutive ones are one crossing per batch.
 //!
 //! To read the code begin with [`value`] and [`row`] (what a row is), then [`stage`] (chains of row functions),
-//! [`stream`], [`keyed`], [`window`], [`aggregate`], [`process`] and [`join`] (what a job is built from), [`flow`] (its
+//! [`stream`], [`keyed`], [`window`], [`aggregate`], [`process`] with [`collections`] and [`join`] (what a job is built from), [`flow`] (its
 //! graph); [`abi`] is the border to the host, `guest` the component.
 
 // The macros write `::tidemill`, here too.
@@ -39,6 +39,7 @@ pub mod aggregate;
 #[cfg(target_arch = "wasm32")]
 mod bytes;
 mod cells;
+pub mod collections;
 pub mod flow;
 #[cfg(target_arch = "wasm32")]
 pub mod guest;
@@ -68,9 +69,10 @@ pub use value::Value;
 pub mod prelude {
     pub use crate::abi::RowError;
     pub use crate::aggregate::{Aggregator, Avg, Count, Max, Min, Sum};
+    pub use crate::collections::{ListState, MapState};
     pub use crate::flow::Flow;
     pub use crate::join::before;
-    pub use crate::process::{Context, KeyedProcess, Side, States, ValueState};
+    pub use crate::process::{Context, KeyedProcess, Prefetch, Side, States, Ttl, ValueState};
     pub use crate::row::{Col, IntoRow, Row};
     pub use crate::stream::Stream;
     pub use crate::time::{BoundedOutOfOrderness, Date, Timestamp, days, hours, millis, mins, secs};

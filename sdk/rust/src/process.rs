@@ -4,14 +4,16 @@
 //! and write there, and what changed goes back at the end of the call, once per key.
 
 use std::rc::Rc;
+use std::time::Duration;
 
-use tidemill_plan::{NodeKind, Origin, Output, OutputField, State, StateKind};
+use tidemill_plan::{NodeKind, Origin, Output, OutputField, State, StateKind, TtlUpdate};
 
 use crate::abi::{
     BatchView, CallClock, ColumnView, Failure, HostCalls, KeySetView, NodeRuntime, RowError, TimeDomain, TimersView,
     number_at, timestamp_at,
 };
 use crate::cells::{Cells, Handle};
+use crate::collections::{ListCell, ListState, MapCell, MapState};
 use crate::flow::Label;
 use crate::keyed::{Key, KeyView, KeyedStream};
 use crate::row::{EmitRow, IntoRow, Row};
@@ -23,7 +25,8 @@ use crate::value::{Cursor, Owned, Value, Writer, flat_width};
 /// Code with state and timers by key.
 ///
 /// Between two calls only the declared states survive: an instance can be dropped and made anew at any time. So keep
-/// what belongs to a key in a [`ValueState`], and in fields only what `new` computes from constants.
+/// what belongs to a key in a [`ValueState`], [`ListState`] or [`MapState`], and in fields only what `new` computes from
+/// constants.
 ///
 /// ```
 /// use tidemill::prelude::*;
@@ -68,6 +71,15 @@ pub trait KeyedProcess: Send + 'static {
     /// Whether `process` asks for [`Context::timestamp`]. If it doesn't, 8 bytes per row need not cross.
     const TIMESTAMPS: bool = true;
 
+    /// Whether `prefetch` is called.
+    const PREFETCH: bool = false;
+
+    /// Called with each row of a batch before the first is processed: names entries of maps that `process` will ask for, so
+    /// that they are read at once ([`MapState::prefetch`]).
+    fn prefetch(&self, row: <Self::In as Row>::View<'_>, rows: &mut Prefetch<'_>) {
+        let _ = (row, rows);
+    }
+
     /// Takes a row. An error sets the row aside with its reason and undoes what it did.
     fn process(&mut self, row: <Self::In as Row>::View<'_>, ctx: &mut Context<'_, Self::Out>) -> Result<(), RowError>;
 
@@ -95,8 +107,29 @@ pub struct States {
 impl States {
     /// A state with one value per key. `name` names it across versions of the job.
     pub fn value<T: Owned>(&mut self, name: &str) -> ValueState<T> {
-        self.declared.push(State { name: name.to_owned(), kind: StateKind::Value, data_type: T::data_type() });
+        self.declared.push(State::value(name, T::data_type()));
         ValueState(self.cells.add(ValueCell::<T>::default(), |cell| cell))
+    }
+
+    /// As `value`, for values that are gone some time after they were accessed last, by the clock: nobody sees them then.
+    pub fn value_with_ttl<T: Owned>(&mut self, name: &str, ttl: Ttl) -> ValueState<T> {
+        self.declared.push(State { ttl: Some(ttl.0), ..State::value(name, T::data_type()) });
+        ValueState(self.cells.add(ValueCell::<T>::default(), |cell| cell))
+    }
+
+    /// A state with a list per key.
+    pub fn list<T: Owned>(&mut self, name: &str) -> ListState<T> {
+        let cell = ListCell::<T>::new(self.declared.len() as u32);
+        self.declared.push(State { kind: StateKind::List, ..State::value(name, T::data_type()) });
+        ListState(self.cells.add(cell, |cell| cell))
+    }
+
+    /// A state with a map per key.
+    pub fn map<K: Owned + Ord, V: Owned>(&mut self, name: &str) -> MapState<K, V> {
+        let cell = MapCell::<K, V>::new(self.declared.len() as u32);
+        self.declared
+            .push(State { kind: StateKind::Map { key: K::data_type() }, ..State::value(name, V::data_type()) });
+        MapState(self.cells.add(cell, |cell| cell))
     }
 
     /// A side output: further rows, to be taken off the result with [`Stream::side`] by this name.
@@ -105,6 +138,26 @@ impl States {
         self.ports.push(Output { name: name.to_owned(), fields });
         Side(self.sides.add(Rows::<R>::default(), |cell| cell))
     }
+}
+
+/// How long the values of a state live, in processing time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ttl(tidemill_plan::Ttl);
+
+impl Ttl {
+    /// So long after they were set last.
+    pub fn after_write(duration: Duration) -> Self {
+        Self(tidemill_plan::Ttl { duration_ms: millis_of(duration), update: TtlUpdate::OnCreateAndWrite })
+    }
+
+    /// So long after they were set last, or a row or timer of their key was processed.
+    pub fn after_access(duration: Duration) -> Self {
+        Self(tidemill_plan::Ttl { duration_ms: millis_of(duration), update: TtlUpdate::OnReadAndWrite })
+    }
+}
+
+fn millis_of(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A state with one value per key. Its functions are about the key of the row (or timer) of the call.
@@ -161,11 +214,46 @@ pub struct Context<'c, O: EmitRow> {
     timers: &'c mut Timers,
     timestamps: &'c [u8],
     clock: CallClock,
+    /// What is read of lists and maps, is read from here.
+    host: &'c mut dyn HostCalls,
     row: usize,
     key: usize,
 }
 
+/// The rows of a batch before their turn: entries of maps are named that will be read.
+pub struct Prefetch<'c> {
+    states: &'c mut Cells<dyn StateCell>,
+    key: usize,
+}
+
+impl Prefetch<'_> {
+    pub(crate) fn map<K: Owned + Ord, V: Owned>(
+        &mut self,
+        handle: &Handle<MapCell<K, V>>,
+    ) -> (usize, Option<&mut MapCell<K, V>>) {
+        (self.key, self.states.get_mut(handle))
+    }
+}
+
 impl<O: EmitRow> Context<'_, O> {
+    /// The key's number, the cell of a list, and where it is read.
+    #[inline]
+    pub(crate) fn list<T: Owned>(
+        &mut self,
+        handle: &Handle<ListCell<T>>,
+    ) -> (usize, Option<&mut ListCell<T>>, &mut dyn HostCalls) {
+        (self.key, self.states.get_mut(handle), &mut *self.host)
+    }
+
+    /// The key's number, the cell of a map, and where it is read.
+    #[inline]
+    pub(crate) fn map<K: Owned + Ord, V: Owned>(
+        &mut self,
+        handle: &Handle<MapCell<K, V>>,
+    ) -> (usize, Option<&mut MapCell<K, V>>, &mut dyn HostCalls) {
+        (self.key, self.states.get_mut(handle), &mut *self.host)
+    }
+
     /// Emits a row. It has the timestamp of the row (or timer) of the call.
     #[inline]
     pub fn emit<V: IntoRow<Row = O>>(&mut self, row: V) {
@@ -290,6 +378,15 @@ impl<P: KeyedProcess> NodeRuntime for ProcessNode<P> {
     ) -> Result<(), Failure> {
         let reader = self.columns.reader(batch);
         let rows = batch.rows;
+        self.load(keys);
+        if P::PREFETCH {
+            let key_of_row = keys.key_of_row.as_chunks::<4>().0;
+            for row in 0..rows {
+                let mut wanted = Prefetch { states: &mut self.states, key: number_at(key_of_row, row) };
+                self.process.prefetch(P::In::view(&reader, row), &mut wanted);
+            }
+            self.states.iter_mut().for_each(|cell| cell.fetch(host));
+        }
         self.call(clock, rows, batch.timestamps, keys, host, |process, row, _key, ctx| {
             process.process(P::In::view(&reader, row), ctx)
         })
@@ -305,6 +402,7 @@ impl<P: KeyedProcess> NodeRuntime for ProcessNode<P> {
         let mut cursor = Cursor::new(timers.key_columns, &starts);
         let key_reader = <P::Key as Key>::Row::reader(&mut cursor, timers.keys.keys);
         let rows = timers.timestamps.len() / 8;
+        self.load(&timers.keys);
         let result = self.call(clock, rows, timers.timestamps, &timers.keys, host, |process, row, key, ctx| {
             let timestamp = timestamp_at(timers.timestamps, row).unwrap_or_default();
             process.on_timer(<P::Key as Key>::Row::view(&key_reader, key), timestamp, ctx)
@@ -315,6 +413,13 @@ impl<P: KeyedProcess> NodeRuntime for ProcessNode<P> {
 }
 
 impl<P: KeyedProcess> ProcessNode<P> {
+    /// Takes the states of a call's keys.
+    fn load(&mut self, keys: &KeySetView<'_>) {
+        let mut cursor = Cursor::all(keys.states);
+        self.states.iter_mut().for_each(|cell| cell.load(&mut cursor, keys.keys));
+    }
+
+    /// The states are loaded.
     #[inline(always)]
     fn call(
         &mut self,
@@ -325,8 +430,6 @@ impl<P: KeyedProcess> ProcessNode<P> {
         host: &mut dyn HostCalls,
         mut each: impl FnMut(&mut P, usize, usize, &mut Context<'_, P::Out>) -> Result<(), RowError>,
     ) -> Result<(), Failure> {
-        let mut cursor = Cursor::all(keys.states);
-        self.states.iter_mut().for_each(|cell| cell.load(&mut cursor, keys.keys));
         self.sides.iter_mut().for_each(|cell| cell.clear());
         self.out.clear();
         self.out.writer.reserve(rows);
@@ -339,6 +442,7 @@ impl<P: KeyedProcess> ProcessNode<P> {
             timers: &mut self.timers,
             timestamps,
             clock,
+            host: &mut *host,
             row: 0,
             key: 0,
         };
@@ -418,10 +522,12 @@ impl<R: EmitRow> SideCell for Rows<R> {
     }
 }
 
-/// A state, whatever its type.
-trait StateCell: Send {
-    /// Takes the values of a call's keys.
+/// A state, whatever its kind and type.
+pub(crate) trait StateCell: Send {
+    /// Begins a call with so many keys. A cell of values takes those of the keys off the front.
     fn load(&mut self, columns: &mut Cursor<'_, '_>, keys: usize);
+    /// Reads what was named before the first row has its turn.
+    fn fetch(&mut self, _host: &mut dyn HostCalls) {}
     /// Gives those that changed to the host.
     fn flush(&mut self, state: u32, host: &mut dyn HostCalls);
 }

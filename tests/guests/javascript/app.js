@@ -1,7 +1,7 @@
 // A job in JavaScript: keeps the rows whose `id` is even. No library, straight on wit/.
 
-import { forward } from 'tidemill:job/output@0.1.0';
-import { log } from 'tidemill:job/logging@0.1.0';
+import { forward } from 'tidemill:job/output@0.1.1';
+import { log } from 'tidemill:job/logging@0.1.1';
 
 const field = { name: 'id', data_type: 'int64' };
 const inherited = { field, origin: { input: { input: 0, column: 0 } } };

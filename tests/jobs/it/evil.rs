@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, TimestampMillisecondArray};
 use tidemill_core::plan::{
     Aggregate, AggregateFunction, DataType, EventTime, Exchange, Field, Input, Node, NodeKind, Origin, Output,
-    OutputField, PLAN_VERSION, Plan, State, StateKind, Windows,
+    OutputField, PLAN_VERSION, Plan, State, Windows,
 };
 use tidemill_core::time::SystemClock;
 use tidemill_wasm::{Component, WasmCode};
@@ -135,7 +135,7 @@ fn plan(kind: Kind) -> Plan {
     let event_time = Some(EventTime { column: 1, out_of_orderness_ms: 0, idle_after_ms: None });
     let read = output(vec![new("id", DataType::Int64), new("t", DataType::Timestamp)]);
     let transform = NodeKind::Transform { reads_timestamps: false };
-    let states = vec![State { name: "count".into(), kind: StateKind::Value, data_type: DataType::Int64 }];
+    let states = vec![State::value("count", DataType::Int64)];
     let result = vec![field("sum", DataType::Int64, false, Origin::Aggregate(0))];
     let (exchange, fields, kind) = match kind {
         Kind::Ints => (Exchange::Forward, vec![new("n", DataType::Int64)], transform),

@@ -14,7 +14,7 @@ use tidemill_core::connector::{
 };
 use tidemill_core::ids::Epoch;
 use tidemill_core::plan::{
-    DataType, Exchange, Field, Input, Node, NodeKind, Origin, Output, OutputField, PLAN_VERSION, Plan, State, StateKind,
+    DataType, Exchange, Field, Input, Node, NodeKind, Origin, Output, OutputField, PLAN_VERSION, Plan, State,
 };
 use tidemill_core::time::SystemClock;
 use tidemill_core::{Batch, Result};
@@ -107,7 +107,7 @@ fn plan() -> Plan {
     let read = output(vec![field("key", Origin::New), field("id", Origin::New)]);
     let even = output(vec![copied("key", 0), copied("id", 1)]);
     let counted = output(vec![copied("key", 0), copied("id", 1), field("n", Origin::New)]);
-    let states = vec![State { name: "count".into(), kind: StateKind::Value, data_type: DataType::Int64 }];
+    let states = vec![State::value("count", DataType::Int64)];
     let nodes = vec![
         node("in", vec![], read, NodeKind::Source { binding: "in".into(), event_time: None }),
         node("even", input(0, Exchange::Forward, vec![1]), even, NodeKind::Transform { reads_timestamps: false }),

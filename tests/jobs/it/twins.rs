@@ -1,7 +1,7 @@
 //! The same test of an operator, natively and in the sandbox: equal rows in, in equal batches, equal rows out after each
 //! of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -112,6 +112,32 @@ fn arrival_alerts() {
         alerts += got.len();
     });
     assert!(alerts > 100, "{alerts} alerts show little");
+}
+
+/// Lists, maps and values that expire, the clock standing still: some ids come again.
+#[test]
+fn visitors() {
+    let click = |random: &Random| {
+        let visitor = ["ada", "bob", "", "a visitor with a name that is longer than what lies in a view"];
+        let page = ["/", "/a", "/books/about/something/with/a/long/path", "/é"];
+        let pick = |of: [&'static str; 4]| of[random.below(4) as usize];
+        json!({ "id": random.below(60), "visitor": pick(visitor), "page": pick(page) })
+    };
+    run(("visitors", visitors::visitors), ("clicks", "visits"), click, |given, got| {
+        let (mut seen, mut pages) = (HashSet::new(), HashMap::<(&str, &str), i64>::new());
+        let mut last = HashMap::<&str, Vec<&str>>::new();
+        let mut expected = Vec::new();
+        for click in given.iter().filter(|click| seen.insert(click["id"].as_i64())) {
+            let (visitor, page) = (click["visitor"].as_str().unwrap(), click["page"].as_str().unwrap());
+            let times = pages.entry((visitor, page)).or_default();
+            *times += 1;
+            let last = last.entry(visitor).or_default();
+            last.push(page);
+            last.drain(..last.len().saturating_sub(3));
+            expected.push(json!({ "visitor": visitor, "page": page, "times": *times, "trail": last.join(" > ") }));
+        }
+        assert_eq!(got, expected);
+    });
 }
 
 /// A job of two operators of which one refuses rows.

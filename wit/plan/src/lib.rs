@@ -285,17 +285,59 @@ pub struct State {
     pub name: String,
     /// Its kind.
     pub kind: StateKind,
-    /// Type of its value (for `value`).
+    /// Type of its value; of a list's items; of a map's values.
     pub data_type: DataType,
+    /// How long a value lives. Absent: until it is removed. Only for `value`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Ttl>,
+}
+
+impl State {
+    /// A state with one value per key, which lives until it is removed.
+    pub fn value(name: impl Into<String>, data_type: DataType) -> Self {
+        Self { name: name.into(), kind: StateKind::Value, data_type, ttl: None }
+    }
 }
 
 /// The kinds of keyed state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StateKind {
     /// One value per key, sent whole with each batch that has the key.
     Value,
+    /// A list per key. Not sent: what the code does to it are deltas, and it asks for what it reads
+    /// (interface `collections`). An empty list and none are the same.
+    List,
+    /// A map per key, with one value per map key; as a list is not sent. An empty map and none are the same.
+    Map {
+        /// Type of the map's keys, which are never absent.
+        key: DataType,
+    },
+}
+
+/// How long values of a state live after they were accessed, in processing time. A value that is over is never seen again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Ttl {
+    /// In milliseconds, above 0.
+    pub duration_ms: u64,
+    /// What counts as an access.
+    #[serde(default)]
+    pub update: TtlUpdate,
+}
+
+/// What makes a value live on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum TtlUpdate {
+    /// Storing it.
+    #[default]
+    OnCreateAndWrite,
+    /// Storing it, and every row or timer of its key that is processed: the value is sent with it.
+    OnReadAndWrite,
 }
 
 /// The JSON Schema of the plan document, for authors of SDKs in other languages.

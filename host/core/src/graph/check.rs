@@ -4,11 +4,12 @@ use std::collections::HashSet;
 
 use tidemill_plan::{
     AggregateFunction, DataType, EventTime, Exchange, Field, Input, Node, NodeKind, Origin, Output, OutputField,
-    PLAN_VERSION, Plan, Windows,
+    PLAN_VERSION, Plan, State, StateKind, Windows,
 };
 
 use super::{MAX_FIELDS, MAX_NODES, aggregate_type};
 use crate::error::{Error, Result};
+use crate::types::last_access_name;
 
 /// Names are shown in messages, files and metrics: this is plenty.
 const MAX_NAME_BYTES: usize = 256;
@@ -211,15 +212,7 @@ impl<'a> Checker<'a> {
             NodeKind::Process { states, .. } => {
                 self.shape(inputs, 1..=2, 0..=64)?;
                 self.keyed(inputs)?;
-                let mut names = HashSet::new();
-                for state in states {
-                    check_name("a state's name", &state.name).map_err(|e| e.message().to_owned())?;
-                    check_type(&state.name, &state.data_type, 0)?;
-                    if !names.insert(state.name.as_str()) {
-                        return Err(format!("two states are named '{}'", state.name));
-                    }
-                }
-                Ok(())
+                check_states(states)
             }
             NodeKind::Window { windows, allowed_lateness_ms, late_port, aggregates } => {
                 self.shape(inputs, 1..=1, 1..=2)?;
@@ -339,6 +332,38 @@ impl<'a> Checker<'a> {
         }
         Ok(())
     }
+}
+
+/// A time-to-live beyond this is a mistake in the unit; and a last access and it stay far from overflow.
+const MAX_TTL_MS: u64 = 100 * 366 * 24 * 3_600_000;
+
+fn check_states(states: &[State]) -> Result<(), String> {
+    let mut names = HashSet::new();
+    for state in states {
+        let State { name, kind, data_type, ttl } = state;
+        check_name("a state's name", name).map_err(|e| e.message().to_owned())?;
+        check_type(name, data_type, 0)?;
+        if let StateKind::Map { key } = kind {
+            check_type(name, key, 0)?;
+        }
+        let times = ttl.map(|_| last_access_name(name));
+        for column in [name].into_iter().chain(&times) {
+            if !names.insert(column.clone()) {
+                return Err(format!(
+                    "two states are named '{column}' (a state that expires has a second one of that name)"
+                ));
+            }
+        }
+        let Some(ttl) = ttl else { continue };
+        if *kind != StateKind::Value {
+            return Err(format!("state '{name}' is a list or map; only states of kind value can have a time-to-live"));
+        }
+        if !(1..=MAX_TTL_MS).contains(&ttl.duration_ms) {
+            let ms = ttl.duration_ms;
+            return Err(format!("state '{name}' has a time-to-live of {ms} ms; 1 ms to a hundred years are possible"));
+        }
+    }
+    Ok(())
 }
 
 fn check_windows(windows: Windows) -> Check {

@@ -95,6 +95,39 @@ fn wrong_plans_are_refused_with_the_operator_and_the_fault() {
     refused("/nodes/3/inputs", json!([]), "out", "0 inputs");
 }
 
+fn process(states: Value) -> Result<JobGraph, String> {
+    let process = json!({
+        "uid": "watch", "name": "watch", "kind": {"process": {"states": states}},
+        "inputs": [{"node": 0, "exchange": {"hash": [0]}, "reads": [0]}],
+        "outputs": [{"name": "main", "fields": [field("n", "int64")]}]
+    });
+    graph(json!({"version": 1, "name": "job", "nodes": [bids(), process, sink(1)]}))
+}
+
+#[test]
+fn states_of_every_kind_are_accepted_and_wrong_ones_refused() {
+    let state = |name: &str, kind: Value| json!({"name": name, "kind": kind, "data_type": "int64"});
+    let mut lives = state("v", json!("value"));
+    lives["ttl"] = json!({"duration_ms": 5, "update": "on_read_and_write"});
+    process(json!([lives, state("l", json!("list")), state("m", json!({"map": {"key": "utf8"}}))])).unwrap();
+    let refused = |states: Value, words: &str| {
+        let error = process(states).expect_err("a state is wrong");
+        assert!(error.contains("watch") && error.contains(words), "{error}");
+    };
+    for kind in [json!("list"), json!({"map": {"key": "utf8"}})] {
+        let mut state = state("l", kind);
+        state["ttl"] = json!({"duration_ms": 5});
+        refused(json!([state]), "state 'l' is a list or map");
+    }
+    for ms in [0, u64::MAX] {
+        let mut state = state("v", json!("value"));
+        state["ttl"] = json!({"duration_ms": ms});
+        refused(json!([state]), &format!("time-to-live of {ms} ms"));
+    }
+    refused(json!([lives, state("v.last_access", json!("value"))]), "two states are named 'v.last_access'");
+    refused(json!([state("v", json!("list")), state("v", json!("value"))]), "two states are named 'v'");
+}
+
 #[test]
 fn a_type_nested_too_deep_is_refused() {
     let mut deep = json!("int64");

@@ -123,7 +123,7 @@ impl Aggregates {
         let first = self.columns.len();
         let mut column = |suffix: &str, data_type: ArrowType, feed, combine| {
             let name = format!("{index}.{}{suffix}", aggregate.name);
-            self.columns.push(Column { spec: ValueSpec { name, data_type }, feed, combine });
+            self.columns.push(Column { spec: ValueSpec::new(name, data_type), feed, combine });
         };
         Ok(match &aggregate.function {
             AggregateFunction::Count => {

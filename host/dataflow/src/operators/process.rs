@@ -7,10 +7,11 @@
 //! Timers of one call have different keys. So what a timer changes is seen by the key's next one, whether it is set
 //! before it, at the same time, or deleted.
 //!
-//! Invariant: between two calls, the table has entries only for keys that have some state.
+//! Invariant: between two calls, the table has entries only for keys that have some state, which may be over by now.
 
 mod call;
 mod numbering;
+mod states;
 
 use std::sync::Arc;
 
@@ -23,14 +24,15 @@ use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::operator::{Operator, Output, Progress};
 use tidemill_core::plan::{NodeKind, Origin};
 use tidemill_core::snapshot::{SnapshotKind, StateSnapshot};
-use tidemill_core::state::{KeyedState, Namespace, Slot, TableId, ValueSpec};
+use tidemill_core::state::{Namespace, Slot};
 use tidemill_core::time::{Clock, Timestamp, Watermark};
-use tidemill_core::types::{arrow_schema, arrow_type};
+use tidemill_core::types::arrow_schema;
 use tidemill_core::user::{CallClock, TimeDomain, UserCode};
 use tidemill_core::{Batch, Error, ErrorKind, Result};
 
 use self::call::Call;
 use self::numbering::Numbering;
+use self::states::States;
 use super::Build;
 use super::emit::PortPlans;
 use crate::record::RecordText;
@@ -48,14 +50,9 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     let NodeKind::Process { reads_timestamps, states } = &node.kind else {
         return Err(Error::internal(format!("'{}' is no process function", node.name)));
     };
-    let mut state = build.open_state(build.graph.key_codec(node, 0)?)?;
+    let state = build.open_state(build.graph.key_codec(node, 0)?)?;
     let user = build.user.ok_or_else(|| Error::internal(format!("no user code for '{}'", node.name)))?;
-    let specs = states
-        .iter()
-        .map(|s| ValueSpec { name: s.name.clone(), data_type: arrow_type(&s.data_type) })
-        .collect::<Vec<_>>();
-    let table = state.table("values", specs)?;
-    state.declared()?;
+    let states = States::declare(state, states, build.context.clock.now().0)?;
     let mut inputs = Vec::with_capacity(node.inputs.len());
     let mut key_fields = Vec::new();
     for (index, input) in node.inputs.iter().enumerate() {
@@ -74,9 +71,7 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     Ok(Box::new(Process {
         engine: Engine {
             user,
-            state,
-            table,
-            states: states.len(),
+            states,
             inputs,
             key_text: RecordText::new(arrow_schema(&key_fields)),
             ports: PortPlans::new(node)?,
@@ -109,10 +104,7 @@ struct InputPlan {
 /// What calls need, apart from the rows themselves.
 struct Engine {
     user: Box<dyn UserCode>,
-    state: Box<dyn KeyedState>,
-    table: TableId,
-    /// How many states the node declares.
-    states: usize,
+    states: States,
     inputs: Vec<InputPlan>,
     key_text: RecordText,
     ports: PortPlans,
@@ -176,7 +168,7 @@ struct Process {
 impl Operator for Process {
     fn process(&mut self, input: InputIndex, batch: Batch, out: &mut dyn Output) -> Result<Progress> {
         let columns = batch.project(&self.engine.input(input)?.key)?;
-        let keys = self.engine.state.codec().encode(batch.rows(), columns.columns())?;
+        let keys = self.engine.states.lock().codec().encode(batch.rows(), columns.columns())?;
         let slots = self.resolve(&keys)?;
         self.start(Work { what: What::Rows { input }, rows: batch, keys, slots });
         self.go_on(out)
@@ -192,7 +184,13 @@ impl Operator for Process {
     }
 
     fn snapshot(&mut self, kind: SnapshotKind) -> Result<Option<Box<dyn StateSnapshot>>> {
-        self.engine.state.snapshot(kind).map(Some)
+        let engine = &self.engine;
+        // What is in hand holds slots of its entries.
+        if self.work.is_none() {
+            engine.states.clean_up(self.clock.now().0, 0)?;
+        }
+        let snapshot = engine.states.lock().snapshot(kind)?;
+        Ok(Some(snapshot))
     }
 
     fn close(&mut self) -> Result<()> {
@@ -203,7 +201,7 @@ impl Operator for Process {
         if self.work.is_some() {
             return self.transaction.retry_at();
         }
-        self.engine.state.next_timer(TimeDomain::Processing).map(Timestamp)
+        self.engine.states.lock().next_timer(TimeDomain::Processing).map(Timestamp)
     }
 
     fn on_processing_time(&mut self, now: Timestamp, out: &mut dyn Output) -> Result<Progress> {
@@ -219,9 +217,11 @@ impl Process {
     fn resolve(&mut self, keys: &Keys) -> Result<Vec<Slot>> {
         let mut slots = std::mem::take(&mut self.spare_slots);
         let engine = &mut self.engine;
-        let before = engine.state.len(engine.table, Namespace::GLOBAL);
-        engine.state.resolve(engine.table, Namespace::GLOBAL, keys, &mut slots)?;
-        engine.may_be_vacant = engine.state.len(engine.table, Namespace::GLOBAL) > before;
+        let (mut state, table) = (engine.states.lock(), engine.states.table);
+        let before = state.len(table, Namespace::GLOBAL);
+        state.resolve(table, Namespace::GLOBAL, keys, &mut slots)?;
+        engine.may_be_vacant = state.len(table, Namespace::GLOBAL) > before;
+        drop(state);
         Ok(slots)
     }
 
@@ -260,7 +260,7 @@ impl Process {
             return Ok(false);
         }
         let Some(work) = self.work.take() else { return Ok(true) };
-        self.engine.end(&work)?;
+        self.engine.end(&work, now)?;
         if let (What::Timers { .. }, Some(firing)) = (&work.what, &mut self.firing) {
             firing.fired(work.rows.timestamps().and_then(|t| t.last().copied()), self.engine.set_due)?;
         }
@@ -270,7 +270,7 @@ impl Process {
 
     /// Takes due timers in hand; whether there were any.
     fn take_timers(&mut self) -> Result<bool> {
-        let state = &mut self.engine.state;
+        let mut state = self.engine.states.lock();
         let is_due = |domain, up_to| state.next_timer(domain).is_some_and(|first| first <= up_to);
         if self.firing.as_ref().is_some_and(|firing| !is_due(firing.domain, firing.up_to)) {
             self.firing = None;
@@ -281,18 +281,19 @@ impl Process {
             None => return Ok(false),
         };
         let (mut keys, mut times) = state.due_timers(domain, up_to, self.timers_at_once)?;
+        drop(state);
         // Of the timers that are left for the next call, the slots stay in hand too, to be let go of if vacant.
         let slots = self.resolve(&keys)?;
         let distinct = self.engine.numbering.distinct_prefix(&slots);
         if distinct < times.len() {
             let prefix: Vec<u32> = (0..distinct as u32).collect();
-            keys = self.engine.state.codec().take(&keys, &prefix)?;
+            keys = self.engine.states.lock().codec().take(&keys, &prefix)?;
             times.truncate(distinct);
             self.timers_at_once = (distinct * 2).min(self.batch_rows);
         } else {
             self.timers_at_once = (self.timers_at_once * 2).min(self.batch_rows);
         }
-        let columns = self.engine.state.codec().decode(&keys)?;
+        let columns = self.engine.states.lock().codec().decode(&keys)?;
         let times = ScalarBuffer::from(times);
         let key_columns = Batch::new(times.len(), columns, Some(times.clone()))?;
         let rows = Batch::new(times.len(), Vec::new(), Some(times))?;
@@ -308,13 +309,15 @@ impl Engine {
     }
 
     /// Ends a transaction: lets go of keys about which nothing is to be remembered, and makes the rest the state.
-    fn end(&mut self, work: &Work) -> Result<()> {
+    fn end(&mut self, work: &Work, now: Timestamp) -> Result<()> {
         if self.may_be_vacant {
-            self.state.remove_vacant(self.table, Namespace::GLOBAL, &work.slots)?;
+            self.states.lock().remove_vacant(self.states.table, Namespace::GLOBAL, &work.slots)?;
         }
-        self.state.commit()?;
-        self.metrics.state_entries.set(self.state.entries());
-        self.metrics.state_bytes.set(self.state.memory_bytes() as u64);
+        self.states.clean_up(now.0, work.slots.len())?;
+        let mut state = self.states.lock();
+        state.commit()?;
+        self.metrics.state_entries.set(state.entries());
+        self.metrics.state_bytes.set(state.memory_bytes() as u64);
         Ok(())
     }
 }

@@ -127,6 +127,23 @@ fn a_process_function_with_processing_time_timers() {
     check("settle", &Description { graph: plan.graph(), sources: vec![("in", splits)], compared: sums, at_least: 20 });
 }
 
+#[test]
+fn a_process_function_with_a_list_a_map_and_a_value_that_expires() {
+    let mut plan = Plan::default();
+    let source = plan.source("in", in_order());
+    let process = plan.collecting("collect", source);
+    plan.sink("sums", (process, 0));
+    plan.sink("rows", (process, 1));
+    let mut splits = splits(24);
+    for (at, (_, polls)) in splits.iter_mut().enumerate() {
+        // Some are poisonous: what was appended for them is not there.
+        if let Some(Poll::Rows(rows)) = polls.get_mut(at) {
+            rows[0].2 = if at % 2 == 0 { TRAPS } else { REFUSED };
+        }
+    }
+    check("collect", &Description { graph: plan.graph(), sources: vec![("in", splits)], compared: all, at_least: 900 });
+}
+
 fn window(seed: u64, name: &str, windows: Windows, functions: Vec<AggregateFunction>) {
     let mut plan = Plan::default();
     let source = plan.source("in", in_order());

@@ -7,7 +7,7 @@ use tidemill_core::{Error, Result};
 use super::log::Log;
 use super::parts::log_values;
 use super::space::Space;
-use super::table::Table;
+use super::table::{Expiring, Table};
 use crate::column::{self, ColumnCodec};
 
 /// The stored entries with the declared values.
@@ -25,6 +25,9 @@ pub(crate) fn table(operator: &str, mut stored: Table, mut declared: Table) -> R
     }
     for space in stored.spaces.values_mut() {
         adapt(space, &sources, &declared.columns);
+        for expiring in declared.expiring.iter().filter(|e| sources.get(e.time).is_some_and(Option::is_none)) {
+            begin(space, expiring);
+        }
     }
     declared.spaces = stored.spaces;
     Ok(declared)
@@ -90,6 +93,16 @@ fn adapt(space: &mut Space, sources: &[Option<usize>], declared: &[ColumnCodec])
     }
     let dropped = old.into_iter().flatten().map(|(column, _)| column::owned_bytes(&column)).sum::<usize>();
     space.grew(-(dropped as isize));
+}
+
+/// Values that were stored without the time of their last access have one now.
+fn begin(space: &mut Space, Expiring { value, time, last_access }: &Expiring) {
+    let Some(stored) = space.values.present.get(*value).cloned() else { return };
+    let times = space.values.columns.get_mut(*time).zip(space.values.present.get_mut(*time));
+    if let Some((ValueColumn::Int(times), present)) = times {
+        times.iter_mut().zip(&stored).filter(|(_, stored)| **stored).for_each(|(at, _)| *at = last_access.begin_ms);
+        *present = stored;
+    }
 }
 
 /// The values in the kind of column that another type is held in.

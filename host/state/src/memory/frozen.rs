@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 use arrow::array::ArrayRef;
 use tidemill_core::ids::MaxParallelism;
@@ -253,13 +254,21 @@ pub(crate) struct About {
     pub(crate) codec: KeyCodec,
     pub(crate) key_groups: KeyGroupRange,
     pub(crate) max_parallelism: MaxParallelism,
+    /// What time it was when somebody said so last, in milliseconds UTC: values that are over then need not be written.
+    pub(crate) now: Arc<AtomicI64>,
+}
+
+/// Before anybody said what time it is, nothing is over.
+pub(crate) fn no_time() -> Arc<AtomicI64> {
+    Arc::new(AtomicI64::new(i64::MIN))
 }
 
 impl About {
     /// Fewer of its keys.
     pub(crate) fn of(&self, key_groups: KeyGroupRange) -> Result<Self> {
         let codec = KeyCodec::new(self.codec.types(), !self.codec.is_fixed())?;
-        Ok(Self { operator: self.operator.clone(), codec, key_groups, max_parallelism: self.max_parallelism })
+        let (operator, now) = (self.operator.clone(), Arc::clone(&self.now));
+        Ok(Self { operator, codec, key_groups, max_parallelism: self.max_parallelism, now })
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{Int64Type, Schema};
@@ -126,6 +127,8 @@ impl Parts {
     /// All as a snapshot that needs no other.
     pub(crate) fn freeze(&mut self) -> FrozenState {
         let fixed = self.about.codec.is_fixed();
+        let now = self.about.now.load(Ordering::Relaxed);
+        self.tables.values_mut().for_each(|table| table.clean_up(now, usize::MAX));
         let mut parts = Vec::new();
         parts.extend(self.tables.values_mut().map(|table| freeze_table(table, fixed)));
         parts.extend(self.logs.values_mut().map(|log| freeze_log(log, fixed)));
@@ -255,7 +258,7 @@ pub(crate) fn freeze_timers(event: &mut Timers, processing: &mut Timers, fixed: 
 /// A log's columns have no names.
 pub(crate) fn log_values(log: &Log) -> Vec<ValueSpec> {
     let columns = log.columns().iter().enumerate();
-    columns.map(|(i, t)| ValueSpec { name: format!("column{i}"), data_type: t.clone() }).collect()
+    columns.map(|(i, t)| ValueSpec::new(format!("column{i}"), t.clone())).collect()
 }
 
 pub(crate) fn same_values(one: &[ValueSpec], other: &[ValueSpec]) -> bool {

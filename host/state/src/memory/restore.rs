@@ -82,8 +82,13 @@ fn apply(
 impl Restored {
     /// The restored table of this name, with the values that are declared now; or the declared one, empty.
     pub(super) fn table(&mut self, declared: Table) -> Result<Table> {
-        let Some(stored) = self.parts.tables.remove(&declared.name) else { return Ok(declared) };
+        let Some(mut stored) = self.parts.tables.remove(&declared.name) else { return Ok(declared) };
         if same_values(&stored.values(), &declared.values()) {
+            if !stored.expires_as(&declared) {
+                // Files say how long values live: those of before must not be merged by what they say.
+                self.chain = None;
+            }
+            (stored.columns, stored.expiring) = (declared.columns, declared.expiring);
             return Ok(stored);
         }
         self.chain = None;

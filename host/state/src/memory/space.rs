@@ -13,6 +13,7 @@ use tidemill_core::{Error, Result};
 
 use super::bits::Bits;
 use super::frozen::{KeyBytes, TableChunk};
+use super::table::Expiring;
 use crate::column::{self, ColumnCodec};
 
 /// Above this many slots, a space that loses its last entry gives its memory back at once: below, the memory is worth
@@ -50,6 +51,8 @@ pub(crate) struct Space {
     stored: bool,
     /// Stored keys that were removed since the latest snapshot.
     removed: KeyBytes,
+    /// Where the search for values that are over goes on.
+    cleaned: usize,
     /// What a disk has beyond what is resident; `None`: there is no disk.
     pub(crate) disk: Option<OnDisk>,
 }
@@ -109,6 +112,7 @@ impl Space {
             whole: true,
             stored: false,
             removed: KeyBytes::new(fixed),
+            cleaned: 0,
             disk: None,
         }
     }
@@ -261,6 +265,43 @@ impl Space {
             self.remove_one(slot);
         }
         self.tidy();
+    }
+
+    /// Removes values that are over, of up to `looks` slots, and entries of which nothing is left.
+    pub(crate) fn clean_up(&mut self, expiring: &[Expiring], now: i64, looks: usize) {
+        let slots = self.live.len();
+        let mut vacant = Vec::new();
+        for _ in 0..looks.min(slots) {
+            let slot = self.cleaned % slots;
+            self.cleaned = slot + 1;
+            if self.live[slot] && self.expire(expiring, slot, now) {
+                vacant.push(slot as Slot);
+            }
+        }
+        if !vacant.is_empty() {
+            self.remove(&vacant);
+        }
+    }
+
+    /// Removes those values of an entry that are over. Whether it has none left, and had some.
+    fn expire(&mut self, expiring: &[Expiring], slot: usize, now: i64) -> bool {
+        let mut expired = false;
+        for Expiring { value, time, last_access } in expiring {
+            let ValueColumn::Int(times) = &self.values.columns[*time] else { continue };
+            if !self.values.present[*time][slot] || !last_access.is_over(times[slot], now) {
+                continue;
+            }
+            for column in [*value, *time] {
+                let bytes = column::vacate(&mut self.values.columns[column], slot as Slot);
+                self.owned_bytes = self.owned_bytes.saturating_sub(bytes);
+                self.values.present[column][slot] = false;
+            }
+            expired = true;
+        }
+        if expired {
+            self.written(&[slot as Slot]);
+        }
+        expired && !self.values.present.iter().any(|present| present[slot])
     }
 
     /// Removes all entries, keeps the memory, and is a new space.

@@ -33,6 +33,11 @@ impl PartId {
         Self((xxh3_64(&bytes) >> 32) as u32)
     }
 
+    /// Of the part that a key belongs to.
+    pub(super) fn of(key: &[u8]) -> Option<Self> {
+        key.first_chunk().map(|id| Self(u32::from_be_bytes(*id)))
+    }
+
     /// What all keys of the part and a namespace begin with.
     pub(super) fn lead(self, lead: i64) -> [u8; LEAD] {
         let mut bytes = [0; LEAD];
@@ -134,6 +139,26 @@ pub(super) fn read_value(value: &[u8], values: &mut Values, slot: Slot) -> Resul
         }
     }
     if rest.is_empty() { Ok(owned) } else { Err(damaged()) }
+}
+
+/// Calls with each value of an entry that is there: its column, and its bytes. `encoded` says of each column whether it
+/// has bytes of its own.
+pub(super) fn each_value(value: &[u8], encoded: &[bool], mut act: impl FnMut(usize, &[u8])) -> Result<()> {
+    let (bits, mut rest) = value.split_at_checked(encoded.len().div_ceil(8)).ok_or_else(damaged)?;
+    for (i, &encoded) in encoded.iter().enumerate() {
+        if bits[i / 8] & (1 << (i % 8)) == 0 {
+            continue;
+        }
+        let mut length = 8;
+        if encoded {
+            let (word, after) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
+            (length, rest) = (u32::from_le_bytes(*word) as usize, after);
+        }
+        let (bytes, after) = rest.split_at_checked(length).ok_or_else(damaged)?;
+        act(i, bytes);
+        rest = after;
+    }
+    if rest.is_empty() { Ok(()) } else { Err(damaged()) }
 }
 
 /// Keys from how they are on disk.

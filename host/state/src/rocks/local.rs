@@ -21,6 +21,7 @@ use tidemill_core::{Error, ErrorKind, Result};
 
 use super::Shared;
 use super::changes::{Changes, each_change};
+use super::expiry::{Expiry, Filters};
 use crate::memory::frozen::FrozenState;
 
 /// From so many changes on, a sorted file that is taken in as it is costs less than passing the write buffer.
@@ -30,6 +31,7 @@ pub(super) struct Local {
     db: DB,
     /// Where files for the database are written.
     pub(super) options: Options,
+    expiry: Arc<Expiry>,
     queue: Mutex<Queue>,
     /// Held while changes are written, by whoever does it. Taken before that of the queue, which is held for moments only,
     /// so that a snapshot never waits for a disk.
@@ -84,14 +86,22 @@ impl Local {
         let options = options(shared);
         let path = database_in(folder.path());
         // Reading many keys at once needs the handle, which there is only if it is asked for.
-        let all = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, options.clone());
+        let expiry = Arc::new(Expiry::default());
+        let mut of_all = options.clone();
+        of_all.set_compaction_filter_factory(Filters(Arc::clone(&expiry)));
+        let all = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, of_all);
         let db = DB::open_cf_descriptors(&options, &path, [all]).map_err(|e| failed("opening", &path, &e))?;
         let (queue, writing, unapplied, files) = Default::default();
-        Ok(Self { db, options, queue, writing, unapplied, files, folder, _shared: Arc::clone(shared) })
+        Ok(Self { db, options, expiry, queue, writing, unapplied, files, folder, _shared: Arc::clone(shared) })
     }
 
     pub(super) fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// What compactions leave out.
+    pub(super) fn expiry(&self) -> &Expiry {
+        &self.expiry
     }
 
     pub(super) fn db(&self) -> &DB {

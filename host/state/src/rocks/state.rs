@@ -23,7 +23,7 @@ use super::snapshot::{RocksSnapshot, Uploads, buckets};
 use super::timers::DiskTimers;
 use crate::format::{PartKind, divided};
 use crate::memory::evolve;
-use crate::memory::frozen::{About, FrozenState};
+use crate::memory::frozen::{About, FrozenState, no_time};
 use crate::memory::log::Log;
 use crate::memory::parts::{self, Parts, log_values, same_values};
 use crate::memory::space::{OnDisk, Space};
@@ -122,6 +122,7 @@ impl RocksState {
             codec: spec.codec,
             key_groups: spec.key_groups,
             max_parallelism: spec.max_parallelism,
+            now: no_time(),
         });
         let folder = shared.folder()?;
         let opened = match &spec.restored {
@@ -473,6 +474,7 @@ impl KeyedState for RocksState {
         let mut table = Table::new(name, &values)?;
         table.backed = true;
         self.restored_table(&mut table, &values)?;
+        self.local.expiry().declare(&table);
         self.tables.push(table);
         Ok(TableId(self.tables.len() - 1))
     }
@@ -555,6 +557,60 @@ impl KeyedState for RocksState {
         values: &ArrayRef,
     ) -> Result<()> {
         self.at(table)?.write(namespace, value, slots, values)
+    }
+
+    fn append_items(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        items: &ArrayRef,
+    ) -> Result<()> {
+        self.at(table)?.append_items(namespace, value, slots, items)
+    }
+
+    fn change_entries(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        map_keys: &ArrayRef,
+        values: Option<&ArrayRef>,
+    ) -> Result<()> {
+        self.at(table)?.change_entries(namespace, value, slots, map_keys, values)
+    }
+
+    fn find_entries(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        map_keys: &ArrayRef,
+        limit: usize,
+    ) -> Result<Option<ArrayRef>> {
+        self.at(table)?.find_entries(namespace, value, slots, map_keys, limit)
+    }
+
+    fn collection_bytes(
+        &mut self,
+        table: TableId,
+        namespace: Namespace,
+        value: usize,
+        slots: &[Slot],
+        bytes: &mut Vec<usize>,
+    ) -> Result<()> {
+        self.at(table)?.collection_bytes(namespace, value, slots, bytes);
+        Ok(())
+    }
+
+    fn clean_up(&mut self, now: i64, looks: usize) -> Result<()> {
+        self.about.now.store(now, Ordering::Relaxed);
+        self.local.expiry().set_now(now);
+        self.tables.iter_mut().for_each(|table| table.clean_up(now, looks));
+        Ok(())
     }
 
     fn scan(

@@ -38,7 +38,7 @@ fn ints(state: &dyn KeyedState, keys: &[i64]) -> Keys {
 }
 
 fn table(state: &mut dyn KeyedState, data_type: DataType) -> TableId {
-    state.table("count", vec![ValueSpec { name: "n".into(), data_type }]).unwrap()
+    state.table("count", vec![ValueSpec::new("n", data_type)]).unwrap()
 }
 
 fn array(values: Vec<Option<i64>>) -> ArrayRef {

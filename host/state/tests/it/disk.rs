@@ -36,7 +36,7 @@ fn open(backend: &Backend, restored: Option<(&StateHandle, &Arc<MemoryFiles>)>) 
         max_parallelism: MaxParallelism::DEFAULT,
         restored,
     })?;
-    let table = state.table("t", vec![ValueSpec { name: "n".into(), data_type: DataType::Int64 }])?;
+    let table = state.table("t", vec![ValueSpec::new("n", DataType::Int64)])?;
     state.declared()?;
     Ok(Opened { state, table })
 }

@@ -5,6 +5,7 @@ mod backends;
 mod contract;
 #[cfg(feature = "rocksdb")]
 mod disk;
+mod kinds;
 mod model;
 mod restoring;
 mod snapshots;

@@ -201,7 +201,7 @@ fn check(state: &mut dyn KeyedState, table: TableId, model: &Model) {
 fn agree(backend: &Backend, codec: KeyCodec, ops: Vec<Op>) {
     let mut state = backend.backend.open(StateSpec::empty(codec)).unwrap();
     let values = [("number", DataType::Int64), ("text", DataType::Utf8View)]
-        .map(|(name, data_type)| ValueSpec { name: name.into(), data_type });
+        .map(|(name, data_type)| ValueSpec::new(name, data_type));
     let table = state.table("t", values.into()).unwrap();
     let mut model = Model { ordered: backend.orders_timers, ..Model::default() };
     for op in ops {

@@ -39,7 +39,7 @@ fn from(files: &Arc<MemoryFiles>, handle: &StateHandle, allow_non_restored: bool
 }
 
 fn values(of: &[(&str, DataType)]) -> Vec<ValueSpec> {
-    of.iter().map(|(name, t)| ValueSpec { name: (*name).into(), data_type: t.clone() }).collect()
+    of.iter().map(|(name, t)| ValueSpec::new(*name, t.clone())).collect()
 }
 
 /// Keys 1, 2 and 3, with these values.

@@ -137,7 +137,7 @@ fn decode(codec: &KeyCodec, keys: &Keys) -> Vec<ArrayRef> {
 
 fn values() -> Vec<ValueSpec> {
     let values = [("number", DataType::Int64), ("text", DataType::Utf8View)];
-    values.map(|(name, data_type)| ValueSpec { name: name.into(), data_type }).into()
+    values.map(|(name, data_type)| ValueSpec::new(name, data_type)).into()
 }
 
 impl Operator {

@@ -52,7 +52,7 @@ fn unknown_versions_are_named() {
         let message = refusal(&component(None, &[name]));
         let version = name.split('@').nth(1).unwrap();
         assert!(message.contains(&format!("built for version {version} of the contract")), "{message}");
-        assert!(message.contains("this Tidemill runs version 0.1.0"), "{message}");
+        assert!(message.contains("this Tidemill runs version 0.1.1"), "{message}");
     }
     let message = refusal(&component(Some("tidemill:job/output@3.0.0"), &[LIFECYCLE]));
     assert!(message.contains("built for version 3.0.0"), "{message}");
@@ -68,5 +68,5 @@ fn what_is_no_job_is_refused() {
 fn a_job_without_its_functions_is_refused_when_it_is_planned() {
     let loaded = SANDBOX.load("job.wasm", &component(None, &[LIFECYCLE])).unwrap();
     let message = loaded.plan().unwrap_err().to_string();
-    assert!(message.contains("job.wasm does not export plan of tidemill:job/lifecycle@0.1.0"), "{message}");
+    assert!(message.contains("job.wasm does not export plan of tidemill:job/lifecycle@0.1.1"), "{message}");
 }

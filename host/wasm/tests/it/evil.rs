@@ -1,9 +1,11 @@
 //! What the contract forbids: each deed ends in a message that says what was wrong, leaves no effect, and neither the
 //! same operator's next call nor a neighbour notices.
 
+use std::sync::Arc;
+
 use arrow::array::ArrayRef;
 use arrow::buffer::ScalarBuffer;
-use tidemill_core::user::{DueTimers, Effects, KeySet, TimeDomain, UserCode, UserFailure};
+use tidemill_core::user::{DueTimers, Effects, KeySet, ReadCollections, TimeDomain, UserCode, UserFailure};
 use tidemill_core::{Error, ErrorKind};
 use tidemill_plan::{DataType, Node};
 
@@ -94,7 +96,7 @@ fn transforms() {
 
 fn keyed_call(code: &mut dyn UserCode) -> Result<Effects, UserFailure> {
     let states: [ArrayRef; 1] = [ids(&[10, 20])];
-    let keys = KeySet { keys: 2, key_of_row: &[0, 1, 0], states: &states };
+    let keys = KeySet { keys: 2, key_of_row: &[0, 1, 0], states: &states, collections: None };
     let mut effects = Effects::default();
     code.process(CLOCK, 0, &batch(vec![ids(&[1, 2, 3])]), &keys, &mut effects).map(|()| effects)
 }
@@ -122,6 +124,59 @@ fn keyed() {
 }
 
 #[test]
+fn collections() {
+    let cases: [(&str, &[&str]); 22] = [
+        ("put-list", &["state.put: state 'items' is a list or map: use collections"]),
+        ("list-of-value", &["collections.append: state 'count': it is no list"]),
+        ("list-of-map", &["state 'entries': it is no list"]),
+        ("list-state", &["collections.append: state 9 of a node that declares 3"]),
+        ("list-key", &["state 'items': its keys name 2, but there are only 2"]),
+        ("list-keys-bytes", &["its keys have 3 bytes, which is no multiple of 4"]),
+        ("list-items", &["column 'items': its values have 1 bytes; 2 values need 16"]),
+        ("list-columns", &["0 columns where 1 are expected (for items)"]),
+        ("list-forever", &["collections.append", "raise limits.transfer"]),
+        ("map-of-list", &["collections.insert: state 'items': it is no map"]),
+        ("map-null-key", &["column 'key of entries': it is declared without nulls, but value 0 is null"]),
+        ("map-values", &["column 'entries': its values have 8 bytes; 2 values need 16"]),
+        ("map-remove", &["collections.remove: state 'entries': its keys name 2"]),
+        ("clear-value", &["collections.clear: state 'count': it is a value", "use state.put"]),
+        ("clear-key", &["its keys name 4294967295"]),
+        ("clear-forever", &["collections.clear", "raise limits.transfer"]),
+        ("read-value", &["collections.read: state 'count': it is a value"]),
+        ("read-key", &["collections.read: state 'items': its keys name 2"]),
+        ("read-often", &["state 'items': it reads more than 8388608 bytes in one call", "read fewer keys at once"]),
+        ("read-forever", &["collections.read", "raise limits.transfer"]),
+        ("get-list", &["collections.get: state 'items': it is no map"]),
+        ("get-keys", &["collections.get: state 'entries': column 'key of entries': its values have 8 bytes"]),
+    ];
+    let mut neighbour = open("good", &bare());
+    let states: [ArrayRef; 1] = [ids(&[10, 20])];
+    for (deed, expected) in cases {
+        let mut code = open(deed, &collecting(vec![]));
+        let collections: Option<Arc<dyn ReadCollections>> = Some(Arc::new(Collections));
+        let keys = KeySet { keys: 2, key_of_row: &[0, 1, 0], states: &states, collections };
+        let mut effects = Effects::default();
+        let answer = code.process(CLOCK, 0, &batch(vec![ids(&[1, 2, 3])]), &keys, &mut effects);
+        check(&message(answer.expect_err(deed)), expected);
+        assert!(effects.collections.is_empty(), "{deed}: effects of a failed call");
+        check_neighbour(&mut *neighbour);
+    }
+    let mut effects = Effects::default();
+    for (deed, expected) in
+        [("append", "collections.append: state 0 of a node"), ("read", "collections.read: state 0 of a node")]
+    {
+        let mut code = open(deed, &numbers());
+        let answer = code.transform(CLOCK, 0, &batch(vec![ids(&[1])]), &mut effects);
+        check(&message(answer.expect_err(deed)), &[expected]);
+    }
+    // A host that has nothing to read from says so.
+    let mut code = open("read-forever", &collecting(vec![]));
+    let keys = KeySet { keys: 2, key_of_row: &[0, 1, 0], states: &states, collections: None };
+    let answer = code.process(CLOCK, 0, &batch(vec![ids(&[1, 2, 3])]), &keys, &mut effects);
+    check(&message(answer.expect_err("it reads")), &["there is nothing to read in this call"]);
+}
+
+#[test]
 fn timers() {
     let key_columns: [ArrayRef; 1] = [ids(&[1])];
     let timestamps = ScalarBuffer::from(vec![9]);
@@ -129,7 +184,7 @@ fn timers() {
         domain: TimeDomain::Event,
         timestamps: &timestamps,
         key_columns: &key_columns,
-        keys: KeySet { keys: 1, key_of_row: &[0], states: &[ids(&[1])] },
+        keys: KeySet { keys: 1, key_of_row: &[0], states: &[ids(&[1])], collections: None },
     };
     for (deed, node, expected) in [
         ("trap", process(vec![]), "unreachable"),

@@ -11,7 +11,9 @@ use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType as ArrowType, Field as ArrowField, Int64Type};
 use tidemill_core::Batch;
 use tidemill_core::types::arrow_type;
-use tidemill_core::user::{DueTimers, Effects, EmittedRows, KeySet, TimeDomain, UserFailure};
+use tidemill_core::user::{
+    CollectionChange, DueTimers, Effects, EmittedRows, KeySet, ReadCollections, TimeDomain, UserFailure,
+};
 use tidemill_plan::{DataType, Origin, OutputField};
 
 use crate::guests::*;
@@ -129,7 +131,7 @@ fn the_clock_and_timestamps_arrive() {
 fn state_comes_with_the_batch_and_goes_back() {
     let mut code = open("good", &process(vec![new("n", DataType::Int64)]));
     let states: [ArrayRef; 1] = [Arc::new(Int64Array::from(vec![Some(10), None, Some(30)]))];
-    let keys = KeySet { keys: 3, key_of_row: &[0, 1, 0, 2], states: &states };
+    let keys = KeySet { keys: 3, key_of_row: &[0, 1, 0, 2], states: &states, collections: None };
     let mut effects = Effects::default();
     code.process(CLOCK, 0, &batch(vec![ids(&[7, 8, 7, 9])]), &keys, &mut effects).unwrap();
     assert_eq!(*effects.emissions[0].columns[0], Int64Array::from(vec![11, 1, 12, 31]));
@@ -150,6 +152,31 @@ fn state_comes_with_the_batch_and_goes_back() {
 }
 
 #[test]
+fn lists_and_maps_are_read_during_the_call_and_what_changed_goes_back() {
+    let mut code = open("collect", &collecting(vec![new("n", DataType::Int64)]));
+    let states: [ArrayRef; 1] = [ids(&[10, 20])];
+    let collections: Option<Arc<dyn ReadCollections>> = Some(Arc::new(Collections));
+    let keys = KeySet { keys: 2, key_of_row: &[0, 1, 0], states: &states, collections };
+    let mut effects = Effects::default();
+    code.process(CLOCK, 0, &batch(vec![ids(&[1, 2, 3])]), &keys, &mut effects).unwrap();
+    assert_eq!(*effects.emissions[0].columns[0], Int64Array::from(vec![4; 3]), "0, 1 and 1, 2 were read");
+    let of: Vec<(usize, Vec<u32>)> = effects.collections.iter().map(|c| (c.state, c.keys.to_vec())).collect();
+    assert_eq!(of, [(2, vec![0]), (1, vec![1, 1, 0]), (2, vec![1]), (1, vec![0])], "in the order of the calls");
+    let changes: Vec<_> = effects.collections.iter().map(|c| &c.change).collect();
+    let [
+        CollectionChange::Insert { map_keys, values },
+        CollectionChange::Append(items),
+        CollectionChange::Remove(gone),
+        CollectionChange::Clear,
+    ] = changes[..]
+    else {
+        panic!("{changes:?}")
+    };
+    assert_eq!((map_keys.as_ref(), values.as_ref()), (ids(&[8]).as_ref(), ids(&[70]).as_ref()), "what `get` answered");
+    assert_eq!((items.as_ref(), gone.as_ref()), (ids(&[5, 6, 7]).as_ref(), ids(&[7]).as_ref()));
+}
+
+#[test]
 fn rows_of_one_timer_have_its_time() {
     let mut code = open("good", &process(vec![new("key", DataType::Int64)]));
     for (times, expected) in [(vec![9], Some(vec![9])), (vec![8, 9], None)] {
@@ -161,7 +188,7 @@ fn rows_of_one_timer_have_its_time() {
             domain: TimeDomain::Event,
             timestamps: &timestamps,
             key_columns: &key_columns,
-            keys: KeySet { keys: keys.len(), key_of_row: &keys, states: &states },
+            keys: KeySet { keys: keys.len(), key_of_row: &keys, states: &states, collections: None },
         };
         let mut effects = Effects::default();
         code.on_timers(CLOCK, &due, &mut effects).unwrap();

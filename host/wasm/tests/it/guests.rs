@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{ArrayRef, Int64Array};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, ListArray};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{Field as ArrowField, Int64Type};
 use tidemill_core::ids::{NodeId, SubtaskId, SubtaskIndex};
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::time::{Timestamp, Watermark};
-use tidemill_core::user::{CallClock, Effects, UserCode, UserCodeFactory, UserFailure};
+use tidemill_core::user::{CallClock, Effects, ReadCollections, UserCode, UserCodeFactory, UserFailure};
 use tidemill_core::{Batch, Error};
 use tidemill_plan::{
     Aggregate, AggregateFunction, DataType, Exchange, Field, Input, Node, NodeKind, Origin, Output, OutputField, State,
@@ -60,6 +62,16 @@ pub fn with_plan(deed: &str) -> Vec<u8> {
     componentize(&module).unwrap()
 }
 
+/// The evil guest as it was built for version 0.1.0 of the contract.
+pub fn of_0_1_0() -> Vec<u8> {
+    let (new, old) = (b"@0.1.1", b"@0.1.0");
+    let mut module = EVIL_MODULE.clone();
+    let names: Vec<usize> = (0..module.len() - new.len()).filter(|&at| module[at..].starts_with(new)).collect();
+    assert!(!names.is_empty(), "the contract has another version now");
+    names.into_iter().for_each(|at| module[at..at + new.len()].copy_from_slice(old));
+    componentize(&module).unwrap()
+}
+
 pub fn field(name: &str, data_type: DataType, nullable: bool) -> Field {
     Field { name: name.into(), data_type, nullable }
 }
@@ -89,8 +101,41 @@ pub fn transform(fields: Vec<OutputField>) -> Node {
 
 /// With one state, an int64.
 pub fn process(fields: Vec<OutputField>) -> Node {
-    let states = vec![State { name: "count".into(), kind: StateKind::Value, data_type: DataType::Int64 }];
+    let states = vec![State::value("count", DataType::Int64)];
     node(NodeKind::Process { reads_timestamps: false, states }, fields)
+}
+
+/// With a value, a list and a map of int64s.
+pub fn collecting(fields: Vec<OutputField>) -> Node {
+    let of = |name: &str, kind| State { kind, ..State::value(name, DataType::Int64) };
+    let map = StateKind::Map { key: DataType::Int64 };
+    let states = vec![State::value("count", DataType::Int64), of("items", StateKind::List), of("entries", map)];
+    node(NodeKind::Process { reads_timestamps: false, states }, fields)
+}
+
+/// Of each key the list of its number and one more, and the map of 7 to 70.
+pub struct Collections;
+
+/// What one key of a read takes, and one entry.
+pub const READ_BYTES: usize = 20;
+
+impl ReadCollections for Collections {
+    fn read(&self, state: usize, keys: &[u32], limit: usize) -> Result<Option<ArrayRef>, Error> {
+        assert_eq!(state, 1);
+        if keys.len() * READ_BYTES > limit {
+            return Ok(None);
+        }
+        let items = ids(&keys.iter().flat_map(|&k| [i64::from(k), i64::from(k) + 1]).collect::<Vec<_>>());
+        let field = Arc::new(ArrowField::new("item", items.data_type().clone(), true));
+        let offsets = OffsetBuffer::from_lengths(keys.iter().map(|_| 2));
+        Ok(Some(Arc::new(ListArray::new(field, offsets, items, None))))
+    }
+
+    fn get(&self, state: usize, keys: &[u32], map_keys: &ArrayRef, limit: usize) -> Result<Option<ArrayRef>, Error> {
+        assert_eq!((state, keys.len()), (2, map_keys.len()));
+        let values = map_keys.as_primitive::<Int64Type>().iter().map(|k| (k == Some(7)).then_some(70));
+        Ok((keys.len() * READ_BYTES <= limit).then(|| Arc::new(values.collect::<Int64Array>()) as _))
+    }
 }
 
 /// With one user aggregator over int64s.

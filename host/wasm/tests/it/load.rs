@@ -55,9 +55,9 @@ fn a_component_is_described() {
     let component = SANDBOX.load("evil.wasm", &EVIL).unwrap();
     assert_eq!(component.name(), "evil.wasm");
     let imports = component.imports();
-    let output = imports.iter().find(|i| i.name == "tidemill:job/output@0.1.0").unwrap();
+    let output = imports.iter().find(|i| i.name == "tidemill:job/output@0.1.1").unwrap();
     assert_eq!(output.functions, ["forward", "emit"]);
-    assert!(component.exports().iter().any(|e| e.name == "tidemill:job/aggregate@0.1.0"));
+    assert!(component.exports().iter().any(|e| e.name == "tidemill:job/aggregate@0.1.1"));
     let sizes = component.sizes();
     assert_eq!(sizes.component_bytes, EVIL.len());
     assert!(sizes.compiled_bytes > 10_000 && !sizes.from_cache, "{sizes:?}");
@@ -97,4 +97,16 @@ fn a_compiled_job_is_loaded_from_the_cache() {
         cache: Some(cache.clone()),
     });
     load(&other.unwrap());
+}
+
+/// A component that was built before lists and maps came into the contract.
+#[test]
+fn components_for_a_smaller_patch_version_keep_running() {
+    let component = SANDBOX.load("old.wasm", &of_0_1_0()).unwrap();
+    assert!(component.imports().iter().any(|i| i.name == "tidemill:job/output@0.1.0"), "{:?}", component.imports());
+    component.plan().unwrap();
+    let code = WasmCode::new(component, vec![("do".into(), "good".into())]);
+    let mut code =
+        code.open(&subtask(), &transform(vec![inherited("id", DataType::Int64)]), &Default::default()).unwrap();
+    check_neighbour(&mut *code);
 }

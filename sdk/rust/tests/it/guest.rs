@@ -23,7 +23,7 @@ fn a_job_builds_for_the_sandbox() {
     assert_eq!(&module[..4], b"\0asm");
     let has = |text: &str| module.windows(text.len()).any(|w| w == text.as_bytes());
     for export in ["lifecycle", "transform", "keyed", "aggregate"] {
-        assert!(has(&format!("tidemill:job/{export}@0.1.0#")), "it does not export {export}");
+        assert!(has(&format!("tidemill:job/{export}@0.1.1#")), "it does not export {export}");
     }
     assert!(!has("wasi_snapshot") && !has("wasi:"), "it imports WASI");
     assert!(module.len() < LIMIT_BYTES, "the module has {} bytes", module.len());

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use tidemill::abi::{BatchView, CallClock, ColumnView, Failure, HostCalls, NodeRuntime, TimeDomain};
+use tidemill::abi::{BatchView, CallClock, ColumnView, Failure, HostCalls, NodeRuntime, OwnedColumn, TimeDomain};
 use tidemill::flow::{Built, build};
 use tidemill::row::EmitRow;
 use tidemill::value::Writer;
@@ -54,7 +54,7 @@ pub fn bytes_u32(values: &[u32]) -> Vec<u8> {
 
 /// Writes down what code does: a line per call, columns as their bytes read as s64s where they have that length.
 #[derive(Default)]
-pub struct Notes(pub String);
+pub struct Notes(pub String, /* The states that are maps. */ pub Vec<u32>);
 
 impl HostCalls for Notes {
     fn forward(&mut self, port: u32, rows: Option<&[u32]>, columns: &[ColumnView<'_>]) {
@@ -68,6 +68,45 @@ impl HostCalls for Notes {
 
     fn put(&mut self, state: u32, keys: &[u32], values: &[ColumnView<'_>]) {
         writeln!(self.0, "put {state} of {keys:?}: {}", shown(values)).expect("text");
+    }
+
+    fn append(&mut self, state: u32, keys: &[u32], items: &[ColumnView<'_>]) {
+        writeln!(self.0, "append {state} to {keys:?}: {}", shown(items)).expect("text");
+    }
+
+    fn insert(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>], values: &[ColumnView<'_>]) {
+        writeln!(self.0, "insert {state} of {keys:?}: {} -> {}", shown(map_keys), shown(values)).expect("text");
+    }
+
+    fn remove(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>]) {
+        writeln!(self.0, "remove {state} of {keys:?}: {}", shown(map_keys)).expect("text");
+    }
+
+    fn clear(&mut self, state: u32, keys: &[u32]) {
+        writeln!(self.0, "clear {state} of {keys:?}").expect("text");
+    }
+
+    /// Of each key the list of its number and one more, or the map of its number to one more.
+    fn read(&mut self, state: u32, keys: &[u32]) -> Vec<OwnedColumn> {
+        writeln!(self.0, "read {state} of {keys:?}").expect("text");
+        let numbers = |add: i64| keys.iter().flat_map(|&k| [i64::from(k), i64::from(k) + 1]).map(move |n| n + add);
+        let values = |add| OwnedColumn { values: bytes_i64(&numbers(add).collect::<Vec<_>>()), ..Default::default() };
+        let offsets = bytes_u32(&(0..=keys.len() as u32).map(|n| 2 * n).collect::<Vec<_>>());
+        let lists = OwnedColumn { offsets, ..Default::default() };
+        if self.1.contains(&state) {
+            return vec![lists, OwnedColumn::default(), values(0), values(100)];
+        }
+        vec![lists, values(0)]
+    }
+
+    /// Of each even map key a hundred more.
+    fn get(&mut self, state: u32, keys: &[u32], map_keys: &[ColumnView<'_>]) -> Vec<OwnedColumn> {
+        writeln!(self.0, "get {state} of {keys:?}: {}", shown(map_keys)).expect("text");
+        let wanted: Vec<i64> = map_keys[0].values.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
+        let mut validity = vec![0u8; wanted.len().div_ceil(8)];
+        wanted.iter().enumerate().filter(|(_, k)| *k % 2 == 0).for_each(|(i, _)| validity[i / 8] |= 1 << (i % 8));
+        let values = bytes_i64(&wanted.iter().map(|k| k + 100).collect::<Vec<_>>());
+        vec![OwnedColumn { validity, values, ..Default::default() }]
     }
 
     fn set_timers(&mut self, domain: TimeDomain, keys: &[u32], timestamps: &[i64]) {

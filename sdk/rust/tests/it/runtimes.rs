@@ -221,6 +221,182 @@ put 1 of [1, 0]: 0?[0, 0]
     assert_eq!(host.0, expected);
 }
 
+/// Rows are commands; what is read shows in the rows that go out.
+struct Collector {
+    items: ListState<i64>,
+    entries: MapState<i64, i64>,
+}
+
+#[derive(Debug, Row)]
+struct Command {
+    key: i64,
+    what: i64,
+    with: i64,
+}
+
+#[derive(Debug, Row)]
+struct Seen {
+    sum: i64,
+}
+
+impl KeyedProcess for Collector {
+    type Key = i64;
+    type In = Command;
+    type Out = Seen;
+    const TIMESTAMPS: bool = false;
+    const PREFETCH: bool = true;
+
+    fn prefetch(&self, command: Command, rows: &mut Prefetch<'_>) {
+        if command.what == 7 {
+            self.entries.prefetch(rows, command.with);
+        }
+    }
+
+    fn process(&mut self, command: Command, ctx: &mut Context<'_, Seen>) -> Result<(), RowError> {
+        let with = command.with;
+        let sum = match command.what {
+            0 => {
+                self.items.push(ctx, with);
+                0
+            }
+            1 => self.items.iter(ctx).sum(),
+            2 => {
+                self.items.clear(ctx);
+                0
+            }
+            3 => {
+                self.entries.insert(ctx, with, with * 10);
+                0
+            }
+            4 => {
+                self.entries.remove(ctx, &with);
+                0
+            }
+            5 => self.entries.iter(ctx).map(|(key, value)| key + value).sum(),
+            6 => {
+                self.entries.clear(ctx);
+                0
+            }
+            7 | 8 => self.entries.get(ctx, &with).unwrap_or(-1),
+            _ => return Err(RowError::new("no such command")),
+        };
+        ctx.emit(Seen { sum });
+        Ok(())
+    }
+}
+
+/// What the code does with these commands, each of a key number.
+fn collect(commands: &[(u32, i64, i64)]) -> Result<String, Failure> {
+    let built = job(|flow| {
+        flow.source::<Command>("commands")
+            .key_by(|c| c.key)
+            .process(|s| Collector { items: s.list("items"), entries: s.map("entries") })
+            .sink("seen");
+    });
+    let mut code = code(built, "process");
+    let rows = columns(commands.iter().map(|&(key, what, with)| Command { key: key.into(), what, with }).collect());
+    let mut views = Vec::new();
+    rows.columns(&mut views);
+    let keys = commands.iter().map(|c| c.0 + 1).max().unwrap_or(0) as usize;
+    let key_of_row = bytes_u32(&commands.iter().map(|c| c.0).collect::<Vec<_>>());
+    let keys = KeySetView { keys, key_of_row: &key_of_row, states: &[] };
+    let mut host = Notes(String::new(), vec![1]);
+    let batch = BatchView { rows: commands.len(), timestamps: &[], columns: &views };
+    code.process(CLOCK, 0, &batch, &keys, &mut host)?;
+    Ok(host.0)
+}
+
+#[test]
+fn changes_of_lists_are_deltas_and_reading_is_for_several_keys() {
+    // Appending reads nothing.
+    let notes = collect(&[(0, 0, 5), (1, 0, 6), (0, 0, 7)]).unwrap();
+    assert_eq!(notes, "forward 0 of all: [0, 0, 0]\nappend 0 to [0, 0, 1]: [5, 7, 6]\n");
+    // Of key n the host has [n, n + 1]; what the call did lies over it.
+    let notes = collect(&[(0, 0, 5), (0, 1, 0), (1, 1, 0), (2, 2, 0), (2, 1, 0), (2, 0, 9), (2, 1, 0)]).unwrap();
+    let expected = "\
+read 0 of [0, 1, 2]
+forward 0 of all: [0, 6, 3, 0, 0, 0, 9]
+clear 0 of [2]
+append 0 to [0, 2]: [5, 9]
+";
+    assert_eq!(notes, expected);
+    // A list that was cleared is known: nothing is read, and nothing of before the clearing is appended.
+    let notes = collect(&[(0, 0, 5), (0, 2, 0), (0, 1, 0), (0, 0, 6)]).unwrap();
+    assert_eq!(notes, "forward 0 of all: [0, 0, 0, 0]\nclear 0 of [0]\nappend 0 to [0]: [6]\n");
+}
+
+#[test]
+fn changes_of_maps_are_deltas_and_what_was_named_before_is_read_at_once() {
+    // Even entries are there: k -> k + 100.
+    let notes = collect(&[(0, 7, 2), (1, 7, 3), (0, 7, 2), (0, 8, 4), (0, 8, 4)]).unwrap();
+    let expected = "\
+get 1 of [0, 1]: [2, 3]
+get 1 of [0]: [4]
+forward 0 of all: [102, -1, 102, 104, 104]
+";
+    assert_eq!(notes, expected);
+    let notes = collect(&[(0, 3, 1), (0, 8, 1), (0, 4, 2), (0, 8, 2), (0, 4, 1), (1, 3, 5), (1, 3, 5)]).unwrap();
+    let expected = "\
+forward 0 of all: [0, 10, 0, -1, 0, 0, 0]
+insert 1 of [1]: [5] -> [50]
+remove 1 of [0, 0]: [1, 2]
+";
+    assert_eq!(notes, expected);
+    // Of key 0 the host has {0: 100, 1: 101}.
+    let notes = collect(&[(0, 3, 1), (0, 5, 0), (0, 6, 0), (0, 8, 0), (0, 3, 4), (0, 4, 9), (0, 5, 0)]).unwrap();
+    let expected = "\
+read 1 of [0]
+forward 0 of all: [0, 111, 0, -1, 0, 0, 44]
+clear 1 of [0]
+insert 1 of [0]: [4] -> [40]
+";
+    assert_eq!(notes, expected);
+}
+
+#[test]
+fn a_call_that_fails_changes_no_list_and_no_map() {
+    let failure = collect(&[(0, 0, 5), (1, 9, 0), (0, 3, 5)]).unwrap_err();
+    assert_eq!(failure, Failure::Rows(vec![(1, "no such command".to_owned())]));
+    let notes = collect(&[(0, 0, 5), (0, 3, 5)]).unwrap();
+    assert!(notes.contains("append") && notes.contains("insert"), "{notes}");
+}
+
+#[test]
+fn kinds_of_state_and_their_time_to_live_are_in_the_plan() {
+    struct Expiring(ValueState<i64>);
+    impl KeyedProcess for Expiring {
+        type Key = i64;
+        type In = Command;
+        type Out = Seen;
+        fn process(&mut self, command: Command, ctx: &mut Context<'_, Seen>) -> Result<(), RowError> {
+            self.0.set(ctx, command.with);
+            Ok(())
+        }
+    }
+    let built = job(|flow| {
+        let keyed = flow.source::<Command>("commands").key_by(|c| c.key);
+        keyed.process(|s| Expiring(s.value_with_ttl("v", Ttl::after_access(secs(2))))).sink("a");
+        flow.source::<Command>("more")
+            .key_by(|c| c.key)
+            .process(|s| Collector { items: s.list("items"), entries: s.map("entries") })
+            .sink("b");
+    });
+    let kinds: Vec<String> = built
+        .plan
+        .nodes
+        .iter()
+        .filter_map(|node| match &node.kind {
+            tidemill::plan::NodeKind::Process { states, .. } => Some(serde_json::to_string(states).expect("JSON")),
+            _ => None,
+        })
+        .collect();
+    let expected = [
+        r#"[{"name":"v","kind":"value","data_type":"int64","ttl":{"duration_ms":2000,"update":"on_read_and_write"}}]"#,
+        r#"[{"name":"items","kind":"list","data_type":"int64"},{"name":"entries","kind":{"map":{"key":"int64"}},"data_type":"int64"}]"#,
+    ];
+    assert_eq!(kinds, expected);
+}
+
 struct Longest;
 
 #[derive(Debug, Row, Clone)]

@@ -10,7 +10,7 @@ wit_bindgen::generate!({ path: "../../../wit", world: "job" });
 
 use exports::tidemill::job::{aggregate, keyed, lifecycle, transform};
 use tidemill::job::types::{Batch, Clock, Column, Failure, KeySet, Level, RowFailure, Subtask, TimeDomain};
-use tidemill::job::{logging, output, state};
+use tidemill::job::{collections, logging, output, state};
 
 struct Evil;
 
@@ -221,6 +221,8 @@ impl transform::Guest for Evil {
             // What only keyed code may do.
             "put" => state::put(0, &[], &[]),
             "timer" => state::set_timers(TimeDomain::EventTime, &[], &[]),
+            "append" => collections::append(0, &[], &[]),
+            "read" => _ = collections::read(0, &[]),
             // Failures.
             "odd" => {
                 let odd = i64s(&batch.columns[0]).zip(0..).filter(|(v, _)| v % 2 != 0);
@@ -294,6 +296,52 @@ impl keyed::Guest for Evil {
             "put-forever" => loop {
                 state::put(0, &raw(&numbers), &values());
             },
+            // Lists (1) and maps (2).
+            "put-list" => state::put(1, &raw(&numbers), &values()),
+            "list-of-value" => collections::append(0, &raw(&numbers), &values()),
+            "list-of-map" => collections::append(2, &raw(&numbers), &values()),
+            "list-state" => collections::append(9, &[], &[]),
+            "list-key" => collections::append(1, &raw(&[0, keys.keys]), &values()),
+            "list-keys-bytes" => collections::append(1, &[0, 0, 0], &values()),
+            "list-items" => collections::append(1, &raw(&numbers), &[plain(&[1u8])]),
+            "list-columns" => collections::append(1, &raw(&numbers), &[]),
+            "list-forever" => loop {
+                collections::append(1, &raw(&numbers), &values());
+            },
+            "map-of-list" => collections::insert(1, &raw(&numbers), &values(), &values()),
+            "map-null-key" => {
+                let null = Column { validity: vec![0xfe], ..values()[0].clone() };
+                collections::insert(2, &raw(&numbers), &[null], &values());
+            }
+            "map-values" => collections::insert(2, &raw(&numbers), &values(), &[plain(&[1i64])]),
+            "map-remove" => collections::remove(2, &raw(&[keys.keys]), &[plain(&[1i64])]),
+            "clear-value" => collections::clear(0, &raw(&numbers)),
+            "clear-key" => collections::clear(1, &raw(&[u32::MAX])),
+            "clear-forever" => loop {
+                collections::clear(1, &[]);
+            },
+            "read-value" => _ = collections::read(0, &raw(&numbers)),
+            "read-key" => _ = collections::read(1, &raw(&[keys.keys])),
+            "read-often" => _ = collections::read(1, &raw(&vec![0u32; 1 << 20])),
+            "read-forever" => loop {
+                black_box(collections::read(1, &raw(&numbers)));
+            },
+            "get-list" => _ = collections::get(1, &raw(&numbers), &values()),
+            "get-keys" => _ = collections::get(2, &raw(&numbers), &[plain(&[1i64])]),
+            "get-often" => {
+                let (of, map_keys) = (vec![0u32; 300_000], plain(&vec![7i64; 300_000]));
+                _ = collections::get(2, &raw(&of), &[map_keys]);
+            }
+            "collect" => {
+                let lists = collections::read(1, &raw(&numbers));
+                let read: Vec<i64> = i64s(&lists[1]).collect();
+                output::forward(0, None, &[plain(&vec![read.iter().sum::<i64>(); batch.rows as usize])]);
+                let found = collections::get(2, &raw(&[1u32]), &[plain(&[7i64])]);
+                collections::insert(2, &raw(&[0u32]), &[plain(&[8i64])], &found);
+                collections::append(1, &raw(&[1u32, 1, 0]), &[plain(&[5i64, 6, 7])]);
+                collections::remove(2, &raw(&[1u32]), &[plain(&[7i64])]);
+                collections::clear(1, &raw(&[0u32]));
+            }
             "timers-forever" => loop {
                 state::set_timers(TimeDomain::EventTime, &[], &[]);
             },

@@ -6,7 +6,8 @@ use console::style;
 use tidemill_core::graph::{JobGraph, key_of, runs_user_code};
 use tidemill_core::ids::NodeId;
 use tidemill_core::plan::{
-    Aggregate, AggregateFunction, EventTime, Exchange, Field, Input, Node, NodeKind, Origin, OutputField, Windows,
+    Aggregate, AggregateFunction, EventTime, Exchange, Field, Input, Node, NodeKind, Origin, OutputField, State,
+    StateKind, TtlUpdate, Windows,
 };
 
 use crate::units::span_ms;
@@ -89,8 +90,7 @@ fn details(graph: &JobGraph, node: &Node, line: &mut impl FnMut(&str, String)) {
             line("event time", event_time(e, node.outputs.first().map_or(&[], |o| &o.fields)));
         }
         NodeKind::Process { states, .. } => {
-            let shown = states.iter().map(|s| format!("{} {}", s.name, s.data_type));
-            line("state", shown.collect::<Vec<_>>().join(", "));
+            line("state", states.iter().map(state).collect::<Vec<_>>().join(", "));
         }
         NodeKind::Window { allowed_lateness_ms, late_port, aggregates, .. } => {
             let fields = graph.input_fields(node, 0).unwrap_or_default();
@@ -105,6 +105,23 @@ fn details(graph: &JobGraph, node: &Node, line: &mut impl FnMut(&str, String)) {
         }
         _ => {}
     }
+}
+
+fn state(state: &State) -> String {
+    let data_type = &state.data_type;
+    let shown = match &state.kind {
+        StateKind::Value => data_type.to_string(),
+        StateKind::List => format!("list of {data_type}"),
+        StateKind::Map { key } => format!("map of {key} to {data_type}"),
+    };
+    let lives = state.ttl.map(|ttl| {
+        let since = match ttl.update {
+            TtlUpdate::OnCreateAndWrite => "it was written",
+            TtlUpdate::OnReadAndWrite => "it was read or written",
+        };
+        format!(", gone {} after {since}", span_ms(ttl.duration_ms))
+    });
+    format!("{} {shown}{}", state.name, lives.unwrap_or_default())
 }
 
 fn event_time(event_time: &EventTime, fields: &[OutputField]) -> String {

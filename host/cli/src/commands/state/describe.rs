@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 
+use arrow::datatypes::{DataType, Field};
 use serde_json::{Value, json};
 use tidemill_checkpoint::Checkpoint;
 use tidemill_checkpoint::manifest::{ManifestKind, OperatorState};
 use tidemill_core::Result;
 use tidemill_core::snapshot::StateHandle;
-use tidemill_state::{PartKind, StateReader};
+use tidemill_state::{PartInfo, PartKind, StateReader};
 
 use super::Found;
 use crate::report::{Align, table};
@@ -111,11 +112,30 @@ fn parts(found: &Found, operator: &OperatorState) -> Result<Vec<Part>> {
         kind: super::rows::kind_name(part.kind),
         name: part.name.clone(),
         written: part.written,
-        fields: part.schema.fields().iter().map(|f| (f.name().clone(), f.data_type().to_string())).collect(),
+        fields: part.schema.fields().iter().map(|f| (f.name().clone(), type_name(part, f))).collect(),
     });
     // Every operator with state has timers that could be set.
     let timers = [PartKind::EventTimers, PartKind::ProcessingTimers].map(super::rows::kind_name);
     Ok(parts.filter(|part| part.written > 0 || !timers.contains(&part.kind)).collect())
+}
+
+/// The type of a column, and how long its values live.
+fn type_name(part: &PartInfo, field: &Field) -> String {
+    let shown = match field.data_type() {
+        DataType::LargeList(item) => format!("list of {}", item.data_type()),
+        DataType::Map(entries, _) => match entries.data_type() {
+            DataType::Struct(fields) => {
+                fields.iter().map(|f| f.data_type().to_string()).collect::<Vec<_>>().join(" to ")
+            }
+            other => other.to_string(),
+        },
+        other => other.to_string(),
+    };
+    let shown = if matches!(field.data_type(), DataType::Map(..)) { format!("map of {shown}") } else { shown };
+    match part.last_accesses(field.name()) {
+        Some((_, ttl_ms)) => format!("{shown} for {ttl_ms} ms"),
+        None => shown,
+    }
 }
 
 /// The least of the subtasks'; `None`: there is none yet, or the input has ended.

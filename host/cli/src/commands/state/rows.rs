@@ -5,8 +5,9 @@ use std::io::{BufWriter, Write};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use arrow::array::{ArrayRef, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, StringArray};
 use arrow::compute::cast;
+use arrow::datatypes::{Field, Schema};
 use arrow_json::LineDelimitedWriter;
 use parquet::arrow::ArrowWriter;
 use tidemill_core::snapshot::StateHandle;
@@ -95,8 +96,8 @@ struct Meant<'a> {
     columns: Vec<usize>,
 }
 
-/// What is meant: by the name of a part, by its kind, by the name of one value in it (then with its key alone), or the only
-/// part that has rows.
+/// What is meant: by the name of a part, by its kind, by the name of one value in it (then with its key alone, and if it
+/// expires the time of its last access), or the only part that has rows.
 fn part<'a>(reader: &'a StateReader, args: &StatePartArgs) -> Result<Meant<'a>> {
     let meant: Vec<&PartInfo> = match &args.part {
         Some(name) => reader.parts().filter(|p| p.name == *name || kind_name(p.kind) == name).collect(),
@@ -106,8 +107,9 @@ fn part<'a>(reader: &'a StateReader, args: &StatePartArgs) -> Result<Meant<'a>> 
         return Ok(Meant { part, columns: (0..part.schema.fields().len()).collect() });
     }
     let valued = |part: &'a PartInfo| {
-        let at = values(part).find(|(_, name)| Some(*name) == args.part.as_deref())?.0;
-        Some(Meant { part, columns: (1..=part.keys).chain([at]).collect() })
+        let (at, name) = values(part).find(|(_, name)| Some(*name) == args.part.as_deref())?;
+        let last_accesses = part.last_accesses(name).map(|(at, _)| at);
+        Some(Meant { part, columns: (1..=part.keys).chain([at]).chain(last_accesses).collect() })
     };
     if let Some(meant) = reader.parts().find_map(valued) {
         return Ok(meant);
@@ -147,9 +149,50 @@ fn key(part: &PartInfo, typed: &[String]) -> Result<Vec<ArrayRef>> {
 }
 
 fn json_lines(batch: &RecordBatch) -> Result<Vec<u8>> {
+    let batch = &maps_as_lists(batch)?;
     let mut text = Vec::new();
     let mut writer = LineDelimitedWriter::new(&mut text);
     writer.write(batch)?;
     writer.finish()?;
     Ok(text)
+}
+
+/// Maps as lists of their entries: in JSON only texts are keys of objects.
+fn maps_as_lists(batch: &RecordBatch) -> Result<RecordBatch> {
+    let (mut fields, mut columns) = (Vec::new(), Vec::new());
+    for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+        let Some(maps) = column.as_map_opt() else {
+            fields.push(Arc::clone(field));
+            columns.push(Arc::clone(column));
+            continue;
+        };
+        let entry = Arc::new(Field::new("entry", maps.entries().data_type().clone(), false));
+        let (offsets, entries) = (maps.offsets().clone(), Arc::new(maps.entries().clone()));
+        let lists: ArrayRef = Arc::new(ListArray::try_new(entry, offsets, entries, maps.nulls().cloned())?);
+        fields.push(Arc::new(Field::new(field.name(), lists.data_type().clone(), true)));
+        columns.push(lists);
+    }
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Int64Builder, MapBuilder};
+
+    use super::*;
+
+    #[test]
+    fn a_map_of_numbers_is_shown_by_its_entries() {
+        let mut maps = MapBuilder::new(None, Int64Builder::new(), Int64Builder::new());
+        maps.keys().append_slice(&[1, 2]);
+        maps.values().append_slice(&[10, 20]);
+        maps.append(true).unwrap();
+        maps.append(false).unwrap();
+        let maps: ArrayRef = Arc::new(maps.finish());
+        let schema = Schema::new(vec![Field::new("pages", maps.data_type().clone(), true)]);
+        let batch = RecordBatch::try_new(Arc::new(schema), vec![maps]).unwrap();
+        let text = String::from_utf8(json_lines(&batch).unwrap()).unwrap();
+        let shown = "{\"pages\":[{\"keys\":1,\"values\":10},{\"keys\":2,\"values\":20}]}\n{}\n";
+        assert_eq!(text, shown);
+    }
 }

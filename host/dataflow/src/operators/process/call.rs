@@ -4,9 +4,10 @@ use arrow::buffer::ScalarBuffer;
 use tidemill_core::ids::InputIndex;
 use tidemill_core::keys::Keys;
 use tidemill_core::operator::Output;
-use tidemill_core::state::{Namespace, Slot};
+use tidemill_core::state::Slot;
 use tidemill_core::user::{
-    CallClock, DueTimers, Effects, Emission, EmittedRows, KeySet, StateUpdate, TimeDomain, TimerUpdate, UserFailure,
+    CallClock, CollectionChange, CollectionUpdate, DueTimers, Effects, Emission, EmittedRows, KeySet, StateUpdate,
+    TimeDomain, TimerUpdate, UserFailure,
 };
 use tidemill_core::{Batch, Error, Result};
 
@@ -35,11 +36,12 @@ impl Attempt for Call<'_> {
     fn call(&mut self, rows: &Rows, effects: &mut Effects) -> Result<Result<(), UserFailure>> {
         let selected = rows.of(&self.work.rows)?;
         let engine = &mut *self.engine;
-        engine.load(rows, &self.work.slots)?;
+        engine.load(rows, &self.work.slots, self.clock)?;
         let keys = KeySet {
             keys: engine.numbering.slots.len(),
             key_of_row: &engine.numbering.key_of_row,
             states: &engine.values,
+            collections: engine.states.reader(&engine.numbering.slots),
         };
         let called = match &self.work.what {
             What::Rows { input } => {
@@ -59,6 +61,11 @@ impl Attempt for Call<'_> {
             }
         };
         self.rows = Some(selected);
+        if called.is_ok()
+            && let Some(why) = engine.states.too_large(&effects.collections, &engine.numbering.slots)?
+        {
+            return Ok(Err(UserFailure::Trap(why)));
+        }
         Ok(called)
     }
 
@@ -68,8 +75,13 @@ impl Attempt for Call<'_> {
             // Before what the call sets: a timer may set itself again.
             self.engine.timers_done(*domain, rows, self.work)?;
         }
+        let now = self.clock.processing_time.0;
+        self.engine.states.were_read(&self.engine.numbering.slots, &self.engine.values, now)?;
         for update in effects.states.drain(..) {
-            self.engine.write(&update)?;
+            self.engine.write(&update, now)?;
+        }
+        for update in effects.collections.drain(..) {
+            self.engine.change(&update)?;
         }
         for update in effects.timers.drain(..) {
             self.engine.update_timers(&update, &self.work.keys, self.clock.watermark.0)?;
@@ -112,12 +124,10 @@ impl Attempt for Call<'_> {
 
 impl Engine {
     /// Numbers the keys of these rows and reads their states.
-    fn load(&mut self, rows: &Rows, slots: &[Slot]) -> Result<()> {
+    fn load(&mut self, rows: &Rows, slots: &[Slot], clock: CallClock) -> Result<()> {
         self.numbering.number(rows, slots)?;
-        self.values.clear();
-        for value in 0..self.states {
-            self.values.push(self.state.read(self.table, Namespace::GLOBAL, value, &self.numbering.slots)?);
-        }
+        let now = clock.processing_time.0;
+        self.may_be_vacant |= self.states.load(&self.numbering.slots, now, &mut self.values)?;
         Ok(())
     }
 
@@ -135,17 +145,25 @@ impl Engine {
         Ok(())
     }
 
-    fn write(&mut self, update: &StateUpdate) -> Result<()> {
+    fn write(&mut self, update: &StateUpdate, now: i64) -> Result<()> {
         self.may_be_vacant |= update.values.null_count() > 0;
         let keys: &[u32] = &update.keys;
         let all = &self.numbering.slots;
         let everyone = keys.len() == all.len() && keys.iter().zip(0..).all(|(&key, number)| key == number);
         if everyone {
-            return self.state.write(self.table, Namespace::GLOBAL, update.state, all, &update.values);
+            return self.states.write(update, all, now);
         }
-        let slots = keys.iter().map(|&key| all.get(key as usize).copied()).collect::<Option<Vec<_>>>();
-        let slots = slots.ok_or_else(|| Error::internal("a state of a key that the call does not have"))?;
-        self.state.write(self.table, Namespace::GLOBAL, update.state, &slots, &update.values)
+        self.states.write(update, &self.slots_of(keys)?, now)
+    }
+
+    fn change(&mut self, update: &CollectionUpdate) -> Result<()> {
+        self.may_be_vacant |= matches!(update.change, CollectionChange::Remove(_) | CollectionChange::Clear);
+        self.states.change(update, &self.slots_of(&update.keys)?)
+    }
+
+    fn slots_of(&self, keys: &[u32]) -> Result<Vec<Slot>> {
+        let slots = keys.iter().map(|&key| self.numbering.slots.get(key as usize).copied()).collect::<Option<_>>();
+        slots.ok_or_else(|| Error::internal("a state of a key that the call does not have"))
     }
 
     fn update_timers(&mut self, update: &TimerUpdate, keys: &Keys, watermark: i64) -> Result<()> {
@@ -153,10 +171,10 @@ impl Engine {
         let of = update.keys.iter().map(|&key| firsts.get(key as usize).copied()).collect::<Option<Vec<_>>>();
         let of = of.ok_or_else(|| Error::internal("a timer of a key that the call does not have"))?;
         if update.delete {
-            return self.state.delete_timers(update.domain, keys, &of, &update.timestamps);
+            return self.states.lock().delete_timers(update.domain, keys, &of, &update.timestamps);
         }
         self.set_due |= update.domain == TimeDomain::Event && update.timestamps.iter().any(|&time| time <= watermark);
-        self.state.set_timers(update.domain, keys, &of, &update.timestamps)
+        self.states.lock().set_timers(update.domain, keys, &of, &update.timestamps)
     }
 
     /// These timers fired, or were set aside.
@@ -170,6 +188,6 @@ impl Engine {
             of.push(row as u32);
             at.push(*times.get(row).ok_or_else(outside)?);
         }
-        self.state.delete_timers(domain, &work.keys, &of, &at)
+        self.states.lock().delete_timers(domain, &work.keys, &of, &at)
     }
 }

@@ -16,11 +16,13 @@ use tidemill_state::MemoryBackend;
 use super::*;
 use crate::operators::Begin;
 
+mod ttl;
+
 const INT: plan::DataType = plan::DataType::Int64;
 
 // ---- The job: rows (key, op, arg); port 0 emits them with n; port 1 emits what timers make: (key, time, n). ----
 
-fn graph(inputs: usize) -> JobGraph {
+fn graph(inputs: usize, ttl: Option<plan::Ttl>) -> JobGraph {
     let field = |name: &str, origin| plan::OutputField { field: plan::Field::new(name, INT, false), origin };
     let new = |names: &[&str]| plan::Output {
         name: names.join("-"),
@@ -50,7 +52,7 @@ fn graph(inputs: usize) -> JobGraph {
     if inputs == 2 {
         rows = new(&["k", "n"]);
     }
-    let state = plan::State { name: "n".into(), kind: plan::StateKind::Value, data_type: INT };
+    let state = plan::State { ttl, ..plan::State::value("n", INT) };
     let kind = NodeKind::Process { reads_timestamps: false, states: vec![state] };
     nodes.push(node("p", (0..inputs).map(from).collect(), vec![rows, new(&["key", "time", "n"])], kind));
     for port in 0..2 {
@@ -301,7 +303,11 @@ struct Bench {
 
 impl Bench {
     fn new(inputs: usize, batch_rows: usize) -> Self {
-        let graph = graph(inputs);
+        Self::of(inputs, batch_rows, None)
+    }
+
+    fn of(inputs: usize, batch_rows: usize, ttl: Option<plan::Ttl>) -> Self {
+        let graph = graph(inputs, ttl);
         let (clock, metrics) = (Arc::new(HandClock::default()), Arc::new(TaskMetrics::default()));
         let id = NodeId(inputs as u32);
         let subtask =

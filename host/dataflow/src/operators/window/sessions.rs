@@ -105,7 +105,7 @@ impl SessionWindows {
         mut state: Box<dyn KeyedState>,
         gap_ms: u64,
     ) -> Result<Self> {
-        let time = |name: &str| ValueSpec { name: format!("session.{name}"), data_type: ArrowType::Int64 };
+        let time = |name: &str| ValueSpec::new(format!("session.{name}"), ArrowType::Int64);
         let specs = |times: &[&str]| times.iter().map(|t| time(t)).chain(aggregates.specs()).collect();
         let latest = state.table("latest", specs(&["start", "end", "due"]))?;
         let older_table = state.table("older", specs(&["start", "end"]))?;

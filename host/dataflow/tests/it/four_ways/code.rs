@@ -92,6 +92,82 @@ impl Instance {
     }
 }
 
+/// The states of `collect`.
+const LIST: usize = 0;
+const COUNT: usize = 1;
+const MAP: usize = 2;
+
+/// What one item of the list has: the bucket, and the value.
+const ITEM: i64 = 1_000;
+
+fn change(state: usize, keys: &[u32], change: CollectionChange, effects: &mut Effects) {
+    effects.collections.push(CollectionUpdate { state, keys: keys.to_vec().into(), change });
+}
+
+fn numbers(numbers: impl IntoIterator<Item = i64>) -> ArrayRef {
+    Arc::new(Int64Array::from_iter_values(numbers))
+}
+
+impl Instance {
+    /// Appends values to a list, counts rows by bucket in a map (of those buckets that the batch has, it asks for what was
+    /// there), and counts rows in a value.
+    fn collect(&self, batch: &Batch, keys: &KeySet<'_>, effects: &mut Effects) {
+        let values = ints(&batch.columns()[2]);
+        let times = batch.columns()[1].as_primitive::<TimestampMillisecondType>();
+        let buckets: Vec<i64> = (0..batch.rows()).map(|row| self.bucket(times.value(row))).collect();
+        let items = buckets.iter().zip(values).map(|(bucket, value)| bucket * ITEM + value);
+        change(LIST, keys.key_of_row, CollectionChange::Append(numbers(items)), effects);
+        set_timers(TimeDomain::Event, keys.key_of_row.iter().copied().zip(buckets.iter().copied()).collect(), effects);
+
+        let mut of_buckets = BTreeMap::<(u32, i64), i64>::new();
+        keys.key_of_row.iter().zip(&buckets).for_each(|(&k, &b)| *of_buckets.entry((k, b)).or_default() += 1);
+        let (of, map_keys): (Vec<u32>, Vec<i64>) = of_buckets.keys().copied().unzip();
+        let map_keys = numbers(map_keys);
+        let reader = keys.collections.as_ref().unwrap();
+        let before = reader.get(MAP, &of, &map_keys, usize::MAX).unwrap().unwrap();
+        let counts = before.as_primitive::<Int64Type>().iter().zip(of_buckets.values());
+        let values = numbers(counts.map(|(before, now)| before.unwrap_or(0) + now));
+        change(MAP, &of, CollectionChange::Insert { map_keys, values }, effects);
+
+        let mut counts: Vec<i64> = keys.states[0].as_primitive::<Int64Type>().iter().map(|c| c.unwrap_or(0)).collect();
+        keys.key_of_row.iter().for_each(|&key| counts[key as usize] += 1);
+        let keys = (0..keys.keys as u32).collect::<Vec<_>>().into();
+        effects.states.push(StateUpdate { state: COUNT, keys, values: numbers(counts) });
+    }
+}
+
+/// A bucket is over: emits the sum of its values and, as of another time, their number; takes it out of list and map.
+fn collected(timers: &DueTimers<'_>, effects: &mut Effects) {
+    let (key_column, keys) = (ints(&timers.key_columns[0]), timers.keys.key_of_row);
+    let reader = timers.keys.collections.as_ref().unwrap();
+    let lists = reader.read(LIST, keys, usize::MAX).unwrap().unwrap();
+    let maps = reader.read(MAP, keys, usize::MAX).unwrap().unwrap();
+    let counts = timers.keys.states[0].as_primitive::<Int64Type>();
+    let (mut rows, mut left, mut of, mut new_counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (i, (&key, &at)) in keys.iter().zip(timers.timestamps).enumerate() {
+        let items = lists.as_list::<i32>().value(i);
+        let (over, rest): (Vec<i64>, Vec<i64>) = ints(&items).iter().partition(|item| *item / ITEM == at);
+        let entries = maps.as_list::<i32>().value(i);
+        let entries = entries.as_struct();
+        let entry = ints(entries.column(0)).iter().position(|bucket| *bucket == at).expect("the map has the bucket");
+        assert_eq!(ints(entries.column(1))[entry], over.len() as i64, "the map counts what the list has");
+        let k = key_column[key as usize];
+        rows.push((k, at, over.iter().map(|item| item % ITEM).sum()));
+        rows.push((k, at + 1, over.len() as i64));
+        of.extend(rest.iter().map(|_| key));
+        left.extend(rest.iter().copied());
+        let count = counts.value(key as usize) - over.len() as i64;
+        assert_eq!(count, rest.len() as i64, "the count is that of the list");
+        new_counts.push((count > 0).then_some(count));
+    }
+    change(LIST, keys, CollectionChange::Clear, effects);
+    change(LIST, &of, CollectionChange::Append(numbers(left)), effects);
+    change(MAP, keys, CollectionChange::Remove(numbers(timers.timestamps.iter().copied())), effects);
+    let values: ArrayRef = Arc::new(Int64Array::from(new_counts));
+    effects.states.push(StateUpdate { state: COUNT, keys: keys.to_vec().into(), values });
+    emit(&rows, effects);
+}
+
 impl UserCode for Instance {
     fn transform(&mut self, _: CallClock, _: u32, batch: &Batch, effects: &mut Effects) -> Result<(), UserFailure> {
         poison(ints(&batch.columns()[2]))?;
@@ -99,7 +175,7 @@ impl UserCode for Instance {
         Ok(())
     }
 
-    /// `settle`: counts rows until the clock has gone on; else: sums values by bucket of event time.
+    /// `settle`: counts rows until the clock has gone on; `collect`: see there; else: sums values by bucket of event time.
     fn process(
         &mut self,
         clock: CallClock,
@@ -109,7 +185,15 @@ impl UserCode for Instance {
         effects: &mut Effects,
     ) -> Result<(), UserFailure> {
         let values = ints(&batch.columns()[2]);
+        if self.name == "collect" {
+            // Before what is poisonous shows: nothing of it may be left.
+            self.collect(batch, keys, effects);
+        }
         poison(values)?;
+        if self.name == "collect" {
+            effects.emissions.push(Emission { port: Port(1), rows: EmittedRows::All, columns: vec![] });
+            return Ok(());
+        }
         let times = batch.columns()[1].as_primitive::<TimestampMillisecondType>();
         let (mut kept, mut timers) = (BTreeMap::<u32, Kept>::new(), Vec::new());
         for (row, &key) in keys.key_of_row.iter().enumerate() {
@@ -134,6 +218,10 @@ impl UserCode for Instance {
 
     /// Emits what is kept, and forgets it: of the timer's bucket, or all. A bucket's timer sets one more, twice.
     fn on_timers(&mut self, _: CallClock, timers: &DueTimers<'_>, effects: &mut Effects) -> Result<(), UserFailure> {
+        if self.name == "collect" {
+            collected(timers, effects);
+            return Ok(());
+        }
         let key_column = ints(&timers.key_columns[0]);
         let (mut kept, mut rows, mut next) = (BTreeMap::new(), Vec::new(), Vec::new());
         for (&key, &at) in timers.keys.key_of_row.iter().zip(timers.timestamps) {

@@ -77,8 +77,23 @@ impl Plan {
 
     /// A keyed function with the state `kept`. Port 0: (k, t, v) of timers; port 1: the rows.
     pub fn process(&mut self, name: &str, from: From) -> u32 {
-        let state = State { name: "kept".into(), kind: StateKind::Value, data_type: DataType::Utf8 };
+        let state = State::value("kept", DataType::Utf8);
         let kind = NodeKind::Process { reads_timestamps: false, states: vec![state] };
+        let outputs = vec![output("timers", new(["k", "t", "v"])), output("rows", copied("t?"))];
+        self.node(name, vec![Self::keyed(from, &[0, 1, 2])], outputs, kind)
+    }
+
+    /// A keyed function that keeps everything in a list and a map, and a count that expires after a year. Ports as of
+    /// `process`.
+    pub fn collecting(&mut self, name: &str, from: From) -> u32 {
+        let of_kind = |name: &str, kind| State { kind, ..State::value(name, DataType::Int64) };
+        let ttl = Ttl { duration_ms: 31_536_000_000, update: TtlUpdate::OnReadAndWrite };
+        let states = vec![
+            of_kind("list", StateKind::List),
+            State { ttl: Some(ttl), ..State::value("count", DataType::Int64) },
+            of_kind("map", StateKind::Map { key: DataType::Int64 }),
+        ];
+        let kind = NodeKind::Process { reads_timestamps: false, states };
         let outputs = vec![output("timers", new(["k", "t", "v"])), output("rows", copied("t?"))];
         self.node(name, vec![Self::keyed(from, &[0, 1, 2])], outputs, kind)
     }
