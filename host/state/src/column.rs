@@ -193,7 +193,7 @@ impl ColumnCodec {
         if slots.len() != map_keys.len() {
             return Err(self.no_collection());
         }
-        maps.find(slots.iter().map(|&slot| all.get(slot as usize).map_or(&[][..], AsRef::as_ref)), map_keys, limit)
+        maps.find(slots.iter().map(|&slot| all.get(slot as usize).map_or(&[] as &[u8], |one| one)), map_keys, limit)
     }
 
     fn no_collection(&self) -> Error {

@@ -148,7 +148,8 @@ impl Parts {
             PartKind::Table => {
                 let absent = !self.tables.contains_key(&part.name);
                 if absent {
-                    self.tables.insert(part.name.clone(), Table::new(&part.name, &values)?);
+                    let table = Table::new(&part.name, &values).map_err(|e| file.wrong(e.message()))?;
+                    self.tables.insert(part.name.clone(), table);
                 }
                 self.tables.get(&part.name).map(Table::values)
             }

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use tidemill_wasm::{Limits, Sandbox, SandboxSettings, componentize};
+use tidemill_core::user::UserCodeFactory;
+use tidemill_wasm::{Limits, Sandbox, SandboxSettings, WasmCode, componentize};
 
 use crate::guests::*;
 
