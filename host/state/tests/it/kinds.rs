@@ -236,7 +236,7 @@ impl<'a> Under<'a> {
     }
 
     fn reopen(&mut self, handle: StateHandle) {
-        let (handles, files) = (vec![handle], self.files.clone() as _);
+        let (handles, files) = (vec![handle], self.files.clone());
         let from =
             RestoredState { handles, files, max_parallelism: MaxParallelism::DEFAULT, allow_non_restored: false };
         (self.state, self.table) = Self::open(self.backend, self.text_keys, Some(from));
@@ -463,7 +463,7 @@ fn cleaning_up_comes_round_and_gives_the_memory_back() {
         state.write(table, NS, 1, &slots, &times).unwrap();
         state.clean_up(now, 264).unwrap();
         state.commit().unwrap();
-        assert!(state.entries() <= 500, "round {round}: {} entries", state.entries());
+        assert!(state.entries() <= 600, "round {round}: {} entries", state.entries());
         bytes.push(state.memory_bytes());
     }
     assert!(bytes[199] <= 2 * bytes[20], "{} and {} bytes", bytes[20], bytes[199]);

@@ -125,7 +125,7 @@ fn keyed() {
 
 #[test]
 fn collections() {
-    let cases: [(&str, &[&str]); 22] = [
+    let cases: [(&str, &[&str]); 23] = [
         ("put-list", &["state.put: state 'items' is a list or map: use collections"]),
         ("list-of-value", &["collections.append: state 'count': it is no list"]),
         ("list-of-map", &["state 'entries': it is no list"]),
@@ -146,6 +146,7 @@ fn collections() {
         ("read-key", &["collections.read: state 'items': its keys name 2"]),
         ("read-often", &["state 'items': it reads more than 8388608 bytes in one call", "read fewer keys at once"]),
         ("read-forever", &["collections.read", "raise limits.transfer"]),
+        ("get-often", &["state 'entries': it reads more than 8388608 bytes in one call"]),
         ("get-list", &["collections.get: state 'items': it is no map"]),
         ("get-keys", &["collections.get: state 'entries': column 'key of entries': its values have 8 bytes"]),
     ];

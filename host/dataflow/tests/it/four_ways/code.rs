@@ -146,7 +146,7 @@ fn collected(timers: &DueTimers<'_>, effects: &mut Effects) {
     let (mut rows, mut left, mut of, mut new_counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (i, (&key, &at)) in keys.iter().zip(timers.timestamps).enumerate() {
         let items = lists.as_list::<i32>().value(i);
-        let (over, rest): (Vec<i64>, Vec<i64>) = ints(&items).iter().partition(|item| *item / ITEM == at);
+        let (over, rest): (Vec<i64>, Vec<i64>) = ints(&items).iter().copied().partition(|item| item / ITEM == at);
         let entries = maps.as_list::<i32>().value(i);
         let entries = entries.as_struct();
         let entry = ints(entries.column(0)).iter().position(|bucket| *bucket == at).expect("the map has the bucket");
