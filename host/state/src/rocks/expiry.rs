@@ -115,21 +115,29 @@ impl CompactionFilter for Filter {
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::{ArrayRef, Int64Array, TimestampMillisecondArray};
     use arrow::datatypes::{DataType, TimeUnit};
-    use tidemill_core::state::{LastAccess, ValueSpec};
+    use tidemill_core::keys::KeyCodec;
+    use tidemill_core::snapshot::StateSpec;
+    use tidemill_core::state::{KeyedState, LastAccess, Namespace, ValueSpec};
 
+    use super::super::state::RocksState;
+    use super::super::{RocksBackend, RocksSettings};
     use super::*;
 
-    fn shape() -> Shape {
+    fn values() -> [ValueSpec; 4] {
         let time = DataType::Timestamp(TimeUnit::Millisecond, None);
         let of = |of: &str, ttl_ms| Some(LastAccess { of: of.into(), ttl_ms, begin_ms: 0 });
-        let values = [
+        [
             ValueSpec::new("text", DataType::Utf8View),
             ValueSpec::new("n", DataType::Int64),
             ValueSpec { last_access: of("text", 10), ..ValueSpec::new("t", time.clone()) },
             ValueSpec { last_access: of("n", 20), ..ValueSpec::new("u", time) },
-        ];
-        let table = Table::new("values", &values).unwrap();
+        ]
+    }
+
+    fn shape() -> Shape {
+        let table = Table::new("values", &values()).unwrap();
         let expiry = Expiry::default();
         expiry.declare(&table);
         let shapes = expiry.tables.read().unwrap();
@@ -172,5 +180,32 @@ mod tests {
         without_time[0] &= !4;
         without_time.truncate(without_time.len() - 8);
         assert!(!shape().is_over(&without_time, i64::MAX), "a value without a time");
+    }
+
+    #[test]
+    fn a_compaction_leaves_out_what_is_over_and_nothing_else() {
+        let path = std::env::temp_dir().join("tidemill-tests-of-expiry");
+        let backend = RocksBackend::new(RocksSettings::new(16 << 20, path));
+        let spec = StateSpec::empty(KeyCodec::new(&[DataType::Int64], false).unwrap());
+        let mut state = RocksState::open(Arc::clone(&backend.0), spec).unwrap();
+        let table = state.table("values", values().into()).unwrap();
+        state.declared().unwrap();
+        let keys = state.codec().encode(100, &[Arc::new(Int64Array::from_iter_values(0..100))]).unwrap();
+        let mut slots = Vec::new();
+        state.resolve(table, Namespace::GLOBAL, &keys, &mut slots).unwrap();
+        let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..100));
+        let times: ArrayRef = Arc::new(TimestampMillisecondArray::from_iter_values(0..100));
+        state.write(table, Namespace::GLOBAL, 1, &slots, &numbers).unwrap();
+        state.write(table, Namespace::GLOBAL, 3, &slots, &times).unwrap();
+        state.commit().unwrap();
+        assert_eq!(state.compact().unwrap(), 100, "nobody said what time it is");
+        state.clean_up(49, 0).unwrap();
+        assert_eq!(state.compact().unwrap(), 70, "those of 0 to 29 are over");
+        // What was accessed since is written anew, whatever a compaction did to it.
+        let (some, later): (&[u32], ArrayRef) =
+            (&slots[..10], Arc::new(TimestampMillisecondArray::from_iter_values(50..60)));
+        state.write(table, Namespace::GLOBAL, 3, some, &later).unwrap();
+        state.commit().unwrap();
+        assert_eq!(state.compact().unwrap(), 80);
     }
 }

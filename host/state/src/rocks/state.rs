@@ -830,3 +830,19 @@ impl Drop for RocksState {
         self.shared.states.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+impl RocksState {
+    /// Writes everything, compacts the database, and counts what it has.
+    pub(super) fn compact(&mut self) -> Result<usize> {
+        self.flush(true)?;
+        let db = self.local.db();
+        db.compact_range::<&[u8], &[u8]>(None, None);
+        let mut entries = 0;
+        each(db, &[], &[0xff; 64], |_, _| {
+            entries += 1;
+            Ok(true)
+        })?;
+        Ok(entries)
+    }
+}
