@@ -39,7 +39,7 @@ fn of_many_writers_one_wins_and_its_bytes_are_there() {
 fn what_was_written_is_read_listed_and_deleted() {
     everywhere(|blobs| {
         // More than two parts of an upload, and no round number of pieces.
-        let large: Vec<u8> = (0..40_000_003_u64).map(|i| (i * i >> 7) as u8).collect();
+        let large: Vec<u8> = (0..40_000_003_u64).map(|i| ((i * i) >> 7) as u8).collect();
         for (path, content) in [("files/large", large.as_slice()), ("files/small", b"few"), ("files/empty", b"")] {
             let mut writer = blobs.create(path).unwrap();
             for piece in content.chunks(1_000_001) {

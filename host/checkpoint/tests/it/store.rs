@@ -40,7 +40,7 @@ fn an_object_store_keeps_checkpoints() {
     let store = open();
     let mut first = begin(&store);
     let (_, kept) = checkpoint(&mut first, 1, &[]);
-    let (number, newer) = checkpoint(&mut first, 2, &[kept.clone()]);
+    let (number, newer) = checkpoint(&mut first, 2, std::slice::from_ref(&kept));
     let second = begin(&open());
     assert_eq!((second.generation(), from(&second)), (2, Some(number)));
     assert_eq!(second.restored().unwrap().files.read(&newer).unwrap(), b"epoch 2");
