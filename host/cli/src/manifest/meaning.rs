@@ -68,6 +68,8 @@ pub struct Checkpoints {
     pub interval: Duration,
     pub min_pause: Duration,
     pub timeout: Duration,
+    /// None: checkpoints are always aligned.
+    pub aligned_timeout: Option<Duration>,
     pub tolerable_failures: u32,
     pub retained: usize,
 }
@@ -327,6 +329,12 @@ impl Reader<'_> {
             return Err(wrong("retained", "is 0, but the newest checkpoint is always kept").mend("Choose 1 or more."));
         }
         let location = options.need(&keys::LOCATION)?;
+        let after = options.get(&keys::ALIGNED_TIMEOUT)?;
+        let aligned_timeout = match options.get(&keys::UNALIGNED)? {
+            Some(false) => None,
+            Some(true) => Some(after.unwrap_or_default()),
+            None => after,
+        };
         Ok(Checkpoints {
             location: if location.contains("://") {
                 location
@@ -336,6 +344,7 @@ impl Reader<'_> {
             interval,
             min_pause: options.need(&keys::MIN_PAUSE)?,
             timeout: options.need(&keys::TIMEOUT)?,
+            aligned_timeout,
             tolerable_failures: u32::try_from(options.need(&keys::TOLERABLE_FAILURES)?).unwrap_or(u32::MAX),
             retained: usize::try_from(retained).unwrap_or(usize::MAX),
         })

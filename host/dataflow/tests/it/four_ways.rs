@@ -8,6 +8,7 @@
 //!
 //! `TIDEMILL_FOUR_WAYS_SEEDS` says how many seeds are tried, `TIDEMILL_FOUR_WAYS_SEED` which one alone.
 
+mod backpressure;
 mod code;
 mod going_on;
 mod plan;
