@@ -116,6 +116,16 @@ impl Replay {
         Ok(inbox)
     }
 
+    /// Whether all of it stands somewhere: no row is lost.
+    pub fn finish(self) -> Result<()> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some((node, subtask)) => {
+                Err(Error::internal(format!("rows were in flight to subtask {subtask} of {node}, which there is not")))
+            }
+        }
+    }
+
     fn same(&mut self, id: NodeId, channels: Vec<Channel>) {
         for Channel { input, sender, receiver, elements } in channels {
             for element in elements {

@@ -75,6 +75,7 @@ impl Assembly {
         };
         let slices = (0..plan.slots()).map(|slot| assembler.slice(slot)).collect::<Result<Vec<_>>>()?;
         let enumerations = assembler.enumerations()?;
+        assembler.replay.finish()?;
         let mut tasks = assembler.tasks;
         tasks.sort_by_key(|task| (task.subtask.node, task.subtask.index));
         Ok(Self { slices, enumerations, tasks, stop: assembler.stop, overtakes: assembler.overtakes })
