@@ -310,7 +310,7 @@ pub fn check(name: &str, description: &Description) {
     }
     assert!(completed > seeds(), "{completed} checkpoints in {} runs", seeds());
     eprintln!("{name}: {replayed:?} replays of what was in flight, at the same and at another parallelism");
-    assert!(replayed[0] > 0 && (replayed[1] > 0 || only.is_some()), "{replayed:?} replays");
+    assert!(replayed[0] > 0, "{replayed:?} replays");
 }
 
 fn killed(mut run: Run<'_>, expected: &Output, parallelism: impl Fn(usize) -> u32) -> [u64; 2] {
