@@ -41,13 +41,30 @@ pub struct Outcome {
     pub failure: Option<String>,
 }
 
+/// Where checkpoints and savepoints are kept.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// As the job knows it: a folder, or a URL.
+    pub location: String,
+    /// Where the auditor sees its files.
+    pub folder: PathBuf,
+}
+
+impl Place {
+    /// The folder itself.
+    pub fn of(folder: &Path) -> Self {
+        Self { location: folder.display().to_string(), folder: folder.to_owned() }
+    }
+}
+
 /// A scenario that runs.
 pub struct Scenario<'a> {
     binary: &'a Binary,
     plan: &'a Plan,
     folder: &'a Path,
+    place: Place,
     /// Arguments for every process, as `--set` takes them.
-    set: &'a [String],
+    set: Vec<String>,
     manifest: PathBuf,
     feed: Option<Feed>,
     random: Random,
@@ -78,14 +95,17 @@ enum Ended {
 }
 
 impl<'a> Scenario<'a> {
-    /// In a folder of its own.
+    /// In a folder of its own, with its checkpoints in a place of its own.
     pub fn new(
         binary: &'a Binary,
         plan: &'a Plan,
         component: &Path,
         folder: &'a Path,
-        set: &'a [String],
+        place: Place,
+        set: &[String],
     ) -> Result<Self> {
+        let mut set = set.to_vec();
+        set.push(format!("checkpoints.location='{}/checkpoints'", place.location));
         let manifest = folder.join("tidemill.toml");
         fs::write(&manifest, plan.job.manifest(folder, component, &plan.settings))?;
         // The same job, for a process that does not know of the first.
@@ -97,6 +117,7 @@ impl<'a> Scenario<'a> {
             binary,
             plan,
             folder,
+            place,
             set,
             manifest,
             feed,
@@ -166,7 +187,7 @@ impl<'a> Scenario<'a> {
     /// Whether the newest checkpoint has something to commit. One that ended the job and has nothing is complete with its
     /// claim: started without `--from`, the job would begin anew.
     fn left_to_commit(&self) -> Result<bool> {
-        let log = self.folder.join(format!("checkpoints/audit-{}/log", self.plan.job.name()));
+        let log = self.place.folder.join(format!("checkpoints/audit-{}/log", self.plan.job.name()));
         let newest = fs::read_dir(&log)?.flatten().map(|entry| entry.path()).max().context("the log is empty")?;
         Ok(!fs::read_to_string(newest)?.contains("\"committables\":[]"))
     }
@@ -181,7 +202,7 @@ impl<'a> Scenario<'a> {
         self.feed.as_mut().map_or(Ok(()), Feed::write)?;
         let latest = self.processes > 0 && !recovers && (self.may_have_ended || self.random.one_in(2));
         let from = self.from.take().or_else(|| latest.then(|| "latest".to_owned()));
-        let mut set = self.set.to_vec();
+        let mut set = self.set.clone();
         if armed.is_some_and(|(_, _, asked)| asked == Asked::Stop) {
             set.push("checkpoints.interval=\"10 min\"".to_owned());
         }
@@ -229,7 +250,7 @@ impl<'a> Scenario<'a> {
     fn ask(&mut self, asked: Asked) -> Result<Process> {
         self.processes += 1;
         let said = self.folder.join(format!("process-{:03}-asked.txt", self.processes));
-        let savepoint = self.folder.join(format!("savepoint-{}", self.processes)).display().to_string();
+        let savepoint = format!("{}/savepoint-{}", self.place.location, self.processes);
         match asked {
             Asked::Stop => self.binary.ask(&["stop"], &self.manifest, said),
             _ => self.binary.ask(&["savepoint", &savepoint], &self.manifest, said),
@@ -277,7 +298,7 @@ impl<'a> Scenario<'a> {
     fn stop(&mut self, after_ms: u64, savepoint: bool) -> Result<bool> {
         let mut process = self.start(None, false)?;
         let begin = Instant::now();
-        let location = self.folder.join(format!("stopped-{}", self.processes)).display().to_string();
+        let location = format!("{}/stopped-{}", self.place.location, self.processes);
         let words = if savepoint { vec!["stop", "--savepoint", &location] } else { vec!["stop"] };
         let mut question: Option<Process> = None;
         let mut asked = begin + Duration::from_millis(after_ms);
@@ -362,7 +383,7 @@ impl<'a> Scenario<'a> {
         let begin = Instant::now();
         loop {
             let latest = (self.processes > 0 && self.may_have_ended).then(|| "latest".to_owned());
-            let mut set = self.set.to_vec();
+            let mut set = self.set.clone();
             if self.plan.job.ends() {
                 set.push("sources.bids.pace=1000000000".to_owned());
             }

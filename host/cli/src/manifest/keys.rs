@@ -28,7 +28,7 @@ pub const EMITTED_ROWS: Key<u64> = Key::new("emitted-rows", "Rows that one call 
 
 pub const LOCATION: Key<String> = Key::new(
     "location",
-    "Where checkpoints are kept: a folder. Without it there are none, and a failure costs all state.",
+    "Where checkpoints are kept: a folder, or s3://BUCKET/PREFIX. Without it there are none, and a failure costs all state.",
 )
 .required();
 pub const INTERVAL: Key<Duration> = Key::new("interval", "How often a checkpoint is begun.").or("10 s");
