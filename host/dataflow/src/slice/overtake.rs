@@ -114,13 +114,14 @@ impl Slice {
             if !self.cells[at].owes(channel, epoch) {
                 continue;
             }
-            let here = self.inboxes[at].waiting(channel);
+            let inbox = &self.inboxes[at];
             let before = |element: &&Element| !closes(element, epoch);
             contents.extend(match self.queue(at, channel) {
-                Some(queue) => {
-                    queue.look(|all| ChannelContent::of(id, here.chain(all.iter().map(|(e, _)| e)).take_while(before)))
-                }
-                None => ChannelContent::of(id, here.take_while(before)),
+                Some(queue) => queue.look(|all| {
+                    let all = inbox.waiting(channel).chain(all.iter().map(|(element, _)| element));
+                    ChannelContent::of(id, all.take_while(before))
+                }),
+                None => ChannelContent::of(id, inbox.waiting(channel).take_while(before)),
             });
         }
         contents
