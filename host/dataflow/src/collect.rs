@@ -146,10 +146,10 @@ impl Collector {
     /// write: only then its end may be told, since its state counts for the checkpoints before.
     pub fn written(&mut self, task: TaskId, epoch: Epoch, written: Option<Written>) -> bool {
         let Some(task) = self.tasks.get_mut(task.0) else { return false };
-        if let Some(state) = task.state.as_mut().filter(|_| epoch == self.epoch) {
-            if let Some(written) = written {
-                (state.state, state.in_flight) = (written.state, written.in_flight);
-            }
+        if let Some(state) = task.state.as_mut().filter(|_| epoch == self.epoch)
+            && let Some(written) = written
+        {
+            (state.state, state.in_flight) = (written.state, written.in_flight);
         }
         task.unwritten = task.unwritten.saturating_sub(1);
         task.ended && task.unwritten == 0
