@@ -71,11 +71,20 @@ pub struct Scenario<'a> {
     processes: u64,
     /// Where the next process goes on from, if that is not left to it.
     from: Option<String>,
+    /// With which parallelism the next process must go on, since rows are in flight that can't be moved.
+    parallelism: Option<u64>,
     /// The last run may have ended well: without `--from`, the next one might start anew.
     may_have_ended: bool,
     /// The last process was killed after the job's end, so nobody has cleaned up after those before.
     ended_unseen: bool,
     outcome: Outcome,
+}
+
+/// The parallelism that a process names which refused to go on at another one.
+fn needed_parallelism(said: &str) -> Option<u64> {
+    let (_, refused) = said.split_once("was taken unaligned")?;
+    let (_, number) = refused.split_once("at parallelism ")?;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// How a process ended.
@@ -115,6 +124,7 @@ impl<'a> Scenario<'a> {
             random: Random::new(plan.seed, 0),
             processes: 0,
             from: None,
+            parallelism: None,
             may_have_ended: false,
             ended_unseen: false,
             outcome: Outcome::default(),
@@ -197,7 +207,8 @@ impl<'a> Scenario<'a> {
             set.push("checkpoints.interval=\"10 min\"".to_owned());
         }
         let failpoint = armed.map(|(at, times, _)| (at, times));
-        let start = Start { from, parallelism: self.random.between(1, 4), set, failpoint };
+        let drawn = self.random.between(1, 4);
+        let start = Start { from, parallelism: self.parallelism.take().unwrap_or(drawn), set, failpoint };
         self.run_process(manifest, &start)
     }
 
@@ -276,6 +287,10 @@ impl<'a> Scenario<'a> {
         if said.contains(ALREADY) && self.plan.job.ends() && !self.may_have_ended {
             self.ended_unseen = true;
             return Ok(true);
+        }
+        if let Some(parallelism) = needed_parallelism(&said) {
+            self.parallelism = Some(parallelism);
+            return Ok(false);
         }
         bail!("a process failed ({status}): {}", said.trim())
     }
@@ -372,12 +387,9 @@ impl<'a> Scenario<'a> {
             if self.plan.job.ends() {
                 set.push("sources.bids.pace=1000000000".to_owned());
             }
-            let start = Start {
-                from: self.from.take().or(latest),
-                parallelism: self.random.between(1, 4),
-                set,
-                failpoint: None,
-            };
+            let drawn = self.random.between(1, 4);
+            let parallelism = self.parallelism.take().unwrap_or(drawn);
+            let start = Start { from: self.from.take().or(latest), parallelism, set, failpoint: None };
             let manifest = self.manifest.clone();
             let mut process = self.run_process(&manifest, &start)?;
             let finished =
