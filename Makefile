@@ -12,10 +12,11 @@ export TIDEMILL_GUEST_TARGET_DIR := $(shell . ./scripts/env.sh && printf '%s' "$
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: ## install what the build needs and is missing here; harmless to repeat
-	@scripts/setup
+setup: ## install what is missing here to build and test; harmless to repeat
+	@scripts/setup all
 
-demo: setup ## build everything and run an example job on real data
+demo: ## build everything and run an example job on real data
+	@scripts/setup
 	@scripts/demo
 
 test: setup ## run all tests

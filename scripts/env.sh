@@ -7,6 +7,9 @@
 # CARGO_TARGET_DIR           for the workspace
 # TIDEMILL_GUEST_TARGET_DIR  for the wasm guests, which are workspaces of their own: one folder for all of them
 #
+# tidemill_features          what tests, lint and releases are built with, and the demo goes without: state on disk, whose
+#                            C++ takes ten minutes of two cores to compile
+#
 # The caller's working directory must be the root of the repository.
 
 if [ -n "${CI:-}" ] && [ "${CI:-}" != "false" ]; then
@@ -22,3 +25,5 @@ fi
 case $CARGO_TARGET_DIR in /*) ;; *) CARGO_TARGET_DIR="$PWD/$CARGO_TARGET_DIR" ;; esac
 case $TIDEMILL_GUEST_TARGET_DIR in /*) ;; *) TIDEMILL_GUEST_TARGET_DIR="$PWD/$TIDEMILL_GUEST_TARGET_DIR" ;; esac
 export CARGO_TARGET_DIR TIDEMILL_GUEST_TARGET_DIR
+# shellcheck disable=SC2034 # for those that source this
+tidemill_features=tidemill-cli/rocksdb,tidemill-bench/rocksdb

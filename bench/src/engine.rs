@@ -152,7 +152,7 @@ fn checkpoints(folder: &Path, job: &str, ms: u64) -> Result<Checkpoints> {
     let Begun::Run(owner) = store.begin(&Start::Anew, SystemClock.now().0)? else {
         bail!("a run that begins anew has something to commit");
     };
-    let settings = Settings { interval_ms: Some(ms), min_pause_ms: 0, timeout_ms: 600_000, tolerable_failures: 0 };
+    let settings = Settings { interval_ms: Some(ms), ..Settings::default() };
     Ok(Checkpoints { store, owner: *owner, settings, retained: 1 })
 }
 

@@ -7,8 +7,8 @@ use tidemill_core::error::{Error, ErrorKind, Result};
 use crate::blobs::{BlobError, Blobs, PutNew, at_path, read_all};
 use crate::log::{self, Before, Entry, Event, Stored};
 use crate::manifest::{Manifest, ManifestKind};
-use crate::nonce::Nonces;
 use crate::sealed::Damage;
+use tidemill_core::nonce::Nonces;
 
 const LOG: &str = "log";
 const COMMITTED: &str = "committed";

@@ -9,16 +9,16 @@ pub mod restart;
 
 pub mod checksum;
 pub mod log;
-pub mod nonce;
 pub mod sealed;
 
-pub mod blobs;
 mod files;
 pub mod garbage;
 mod journal;
 pub mod owner;
 pub mod savepoint;
 pub mod store;
+
+pub use tidemill_blobs as blobs;
 
 pub use log::{Origin, Start};
 pub use owner::{Claim, Collected, Owner, Restored};

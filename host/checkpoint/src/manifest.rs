@@ -39,13 +39,24 @@ pub struct Manifest {
 impl Manifest {
     /// The files it names.
     pub fn files(&self) -> impl Iterator<Item = &FileRef> {
-        self.states().flat_map(|state| &state.files)
+        self.subtasks().flat_map(|subtask| {
+            let state = subtask.state.iter().flat_map(|state| &state.files);
+            state.chain(subtask.in_flight.iter().map(|in_flight| &in_flight.file))
+        })
     }
 
     /// The files it names, to name others instead.
     pub fn files_mut(&mut self) -> impl Iterator<Item = &mut FileRef> {
         let subtasks = self.operators.iter_mut().flat_map(|operator| &mut operator.subtasks);
-        subtasks.filter_map(|subtask| subtask.state.as_mut()).flat_map(|state| &mut state.files)
+        subtasks.flat_map(|subtask| {
+            let state = subtask.state.iter_mut().flat_map(|state| &mut state.files);
+            state.chain(subtask.in_flight.iter_mut().map(|in_flight| &mut in_flight.file))
+        })
+    }
+
+    /// Bytes of the files that keep what was in flight. None: it was taken aligned, or nothing was.
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.subtasks().filter_map(|subtask| subtask.in_flight.as_ref()).map(|in_flight| in_flight.file.bytes).sum()
     }
 
     /// Bytes of the files it names, each counted once.
@@ -53,9 +64,8 @@ impl Manifest {
         self.files().collect::<BTreeSet<_>>().into_iter().map(|file| file.bytes).sum()
     }
 
-    fn states(&self) -> impl Iterator<Item = &StateHandle> {
-        let subtasks = self.operators.iter().flat_map(|operator| &operator.subtasks);
-        subtasks.filter_map(|subtask| subtask.state.as_ref())
+    fn subtasks(&self) -> impl Iterator<Item = &SubtaskState> {
+        self.operators.iter().flat_map(|operator| &operator.subtasks)
     }
 }
 
@@ -114,6 +124,35 @@ pub struct SubtaskState {
     /// Sinks: what the writer needs to go on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sink: Option<Bytes>,
+    /// What had been sent to it and what it had not taken, if the barrier overtook anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<InFlightState>,
+}
+
+/// What is kept of the channels to a subtask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InFlightState {
+    /// What was in them, channel by channel in the order of `channels`.
+    pub file: FileRef,
+    /// Those in which something was.
+    pub channels: Vec<ChannelState>,
+}
+
+/// A channel: from a subtask of one operator to an input of a subtask of another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChannelState {
+    /// Which input.
+    pub input: u32,
+    /// The uid of the node that sent.
+    pub from: String,
+    /// By which of its ports.
+    pub port: u32,
+    /// Which of its subtasks.
+    pub sender: u32,
+    /// How many rows are in the file.
+    pub rows: u64,
 }
 
 /// What is kept of a split.

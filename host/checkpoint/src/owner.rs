@@ -74,6 +74,9 @@ pub enum Claim {
     InDoubt(Error),
 }
 
+/// Files that are deleted with one request, where the store can.
+const DELETED_AT_ONCE: usize = 100;
+
 /// What garbage collection deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
@@ -191,8 +194,9 @@ impl Owner {
             journal.unmark(*number)?;
             Failpoint::MarkerDeleted.reach();
         }
-        for name in &garbage.files {
-            journal.blobs.delete(&format!("{FILES}/{name}"))?;
+        let files: Vec<String> = garbage.files.iter().map(|name| format!("{FILES}/{name}")).collect();
+        for some in files.chunks(DELETED_AT_ONCE) {
+            journal.blobs.delete_all(some)?;
             Failpoint::FileDeleted.reach();
         }
         Ok(Collected { entries: garbage.log.len(), files: garbage.files.len() })

@@ -7,6 +7,9 @@
 //!    +-- declined, timed out ---------+-- failed: abort
 //! ```
 //!
+//! In between, a periodic checkpoint that is not acknowledged in time turns *unaligned*, if the settings allow it: its
+//! barriers then overtake what stands before them. Nothing else about it changes.
+//!
 //! Invariants: a checkpoint is claimed only when every participant that has not ended acknowledged it, at most once, and
 //! committed only after its claim was won. The next one is not triggered before it is committed. After `Fenced`,
 //! `FailJob` and `Finished` nothing is decided any more.
@@ -28,11 +31,20 @@ pub struct Settings {
     pub timeout_ms: u64,
     /// How many checkpoints in a row may fail before the job does.
     pub tolerable_failures: u32,
+    /// A checkpoint that is not acknowledged by then turns unaligned; 0: at once. `None`: never. Savepoints, and the one
+    /// that stops a job, never do.
+    pub aligned_timeout_ms: Option<u64>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { interval_ms: None, min_pause_ms: 0, timeout_ms: 600_000, tolerable_failures: 0 }
+        Self {
+            interval_ms: None,
+            min_pause_ms: 0,
+            timeout_ms: 600_000,
+            tolerable_failures: 0,
+            aligned_timeout_ms: None,
+        }
     }
 }
 
@@ -133,6 +145,11 @@ pub enum Decision {
         /// For this.
         purpose: Purpose,
     },
+    /// Tell the participants that its barriers overtake what stands before them.
+    Overtake {
+        /// Which.
+        epoch: u64,
+    },
     /// Write the manifest, of what was acknowledged and of the last state of those that ended, and claim it.
     Claim {
         /// Which.
@@ -199,9 +216,24 @@ pub struct Coordinator {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     Idle,
-    Collecting { epoch: u64, purpose: Purpose, pending: BTreeSet<Participant>, since_ms: u64 },
-    Claiming { epoch: u64, purpose: Option<Purpose>, kind: ManifestKind },
-    Committing { epoch: u64, purpose: Option<Purpose>, kind: ManifestKind },
+    Collecting {
+        epoch: u64,
+        purpose: Purpose,
+        pending: BTreeSet<Participant>,
+        since_ms: u64,
+        /// When it turns unaligned, if it is to and has not yet.
+        overtakes_ms: Option<u64>,
+    },
+    Claiming {
+        epoch: u64,
+        purpose: Option<Purpose>,
+        kind: ManifestKind,
+    },
+    Committing {
+        epoch: u64,
+        purpose: Option<Purpose>,
+        kind: ManifestKind,
+    },
     Over,
 }
 
@@ -262,7 +294,9 @@ impl Coordinator {
     pub fn wake_at_ms(&self) -> Option<u64> {
         match &self.phase {
             Phase::Idle => self.due_ms.map(|due| due.max(self.rested_ms)),
-            Phase::Collecting { since_ms, .. } => Some(since_ms.saturating_add(self.settings.timeout_ms)),
+            Phase::Collecting { since_ms, overtakes_ms, .. } => {
+                overtakes_ms.iter().copied().chain([since_ms.saturating_add(self.settings.timeout_ms)]).min()
+            }
             Phase::Claiming { .. } | Phase::Committing { .. } | Phase::Over => None,
         }
     }
@@ -384,10 +418,14 @@ impl Coordinator {
         if self.phase == Phase::Idle {
             self.start(now_ms, decisions);
         }
-        if let Phase::Collecting { epoch, purpose, pending, .. } = &self.phase
-            && pending.is_empty()
-        {
-            self.claim(*epoch, Some(*purpose), decisions);
+        if let Phase::Collecting { epoch, purpose, pending, overtakes_ms, .. } = &mut self.phase {
+            if pending.is_empty() {
+                let (epoch, purpose) = (*epoch, *purpose);
+                self.claim(epoch, Some(purpose), decisions);
+            } else if overtakes_ms.is_some_and(|at| now_ms >= at) {
+                *overtakes_ms = None;
+                decisions.push(Decision::Overtake { epoch: *epoch });
+            }
         }
     }
 
@@ -410,7 +448,9 @@ impl Coordinator {
         let all = (0..self.participants).map(Participant);
         let pending = all.filter(|participant| !self.ended.contains(participant)).collect();
         self.due_ms = self.settings.interval_ms.map(|interval| now_ms.saturating_add(interval));
-        self.phase = Phase::Collecting { epoch, purpose, pending, since_ms: now_ms };
+        let after_ms = self.settings.aligned_timeout_ms.filter(|_| purpose == Purpose::Periodic);
+        let overtakes_ms = after_ms.map(|after| now_ms.saturating_add(after));
+        self.phase = Phase::Collecting { epoch, purpose, pending, since_ms: now_ms, overtakes_ms };
         decisions.push(Decision::Trigger { epoch, purpose });
     }
 

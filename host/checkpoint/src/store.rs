@@ -17,9 +17,9 @@ use crate::files::{self, Files};
 use crate::journal::{Append, Journal};
 use crate::log::{self, Entry, Event, Origin, Resume, Start, Stored};
 use crate::manifest::Manifest;
-use crate::nonce::{Nonces, random_nonces};
 use crate::owner::{Owner, Restored};
 use crate::savepoint;
+use tidemill_core::nonce::{Nonces, random_nonces};
 
 /// How often a begin is tried when another attempt is faster. Each time, that one has progressed.
 const BEGIN_ATTEMPTS: u32 = 32;

@@ -123,7 +123,7 @@ pub struct RunArgs {
 
 #[derive(Args, Debug)]
 pub struct SavepointArgs {
-    /// Where: a folder that is not there yet
+    /// Where: a folder that is not there yet, or s3://BUCKET/PREFIX
     pub location: String,
     #[command(flatten)]
     pub running: RunningArgs,
@@ -131,7 +131,7 @@ pub struct SavepointArgs {
 
 #[derive(Args, Debug)]
 pub struct StopArgs {
-    /// Stop with a savepoint here: a folder that is not there yet
+    /// Stop with a savepoint here: a folder that is not there yet, or s3://BUCKET/PREFIX
     #[arg(long, value_name = "LOCATION")]
     pub savepoint: Option<String>,
     #[command(flatten)]

@@ -49,6 +49,12 @@ pub struct Checkpoints {
     pub duration_ms: u64,
     /// All its files together.
     pub bytes: u64,
+    /// Of its duration, until its barrier had passed all of the job.
+    pub alignment_ms: u64,
+    /// Whether it turned unaligned.
+    pub unaligned: bool,
+    /// Of its bytes, those of rows that its barriers overtook.
+    pub in_flight_bytes: u64,
 }
 
 impl Figures {
@@ -199,7 +205,8 @@ fn live_line(figures: &Figures, rates: Rates, elapsed: Duration, width: usize) -
 /// `checkpoint 12 in 35 ms`.
 fn checkpoint(checkpoints: &Checkpoints) -> String {
     let took = units::duration(Duration::from_millis(checkpoints.duration_ms));
-    format!("checkpoint {} in {took}", checkpoints.completed)
+    let how = if checkpoints.unaligned { ", unaligned" } else { "" };
+    format!("checkpoint {} in {took}{how}", checkpoints.completed)
 }
 
 /// The parts side by side, as far as they fit.
@@ -280,7 +287,8 @@ mod tests {
         assert_eq!(live(figures, 80), " 50 %  100/s  500 in  0 out  0:05 left");
         let plain = plain_line(&figures, rates, Duration::from_secs(5));
         assert_eq!(plain, "  5.00 s  50 %  500 in (100/s)  0 out  0 late  0 dead-lettered  0 skipped  5.00 s left");
-        let checkpoints = Some(Checkpoints { completed: 3, failed: 1, duration_ms: 35, bytes: 1_200 });
+        let checkpoints =
+            Some(Checkpoints { completed: 3, failed: 1, duration_ms: 35, bytes: 1_200, ..Checkpoints::default() });
         let figures = Figures { watermark: Some(61_000), late: 7, checkpoints, ..figures };
         let all = " 50 %  100/s  500 in  0 out  watermark 1970-01-01 00:01:01  7 late  checkpoint 3 in 35 ms  1.20 kB  \
                    1 checkpoints failed  0:05 left";

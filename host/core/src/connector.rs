@@ -249,7 +249,8 @@ pub trait SinkWriter: Send {
     fn write(&mut self, batch: &Batch) -> Result<()>;
 
     /// Everything written up to now is durable when this returns, and becomes visible when the committables are
-    /// committed. May block (it is part of a checkpoint). At the end of the input it is called once more.
+    /// committed. May block (it is part of a checkpoint), and may come while `ready` says that there is no room: an
+    /// unaligned checkpoint does not wait for that. At the end of the input it is called once more.
     fn prepare(&mut self, epoch: Epoch) -> Result<Vec<Committable>>;
 
     /// What a writer of a later attempt must know to go on after the `prepare` just done, in the connector's own

@@ -11,6 +11,7 @@ pub mod graph;
 pub mod ids;
 pub mod keys;
 pub mod metrics;
+pub mod nonce;
 pub mod operator;
 pub mod snapshot;
 pub mod state;

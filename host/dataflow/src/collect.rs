@@ -10,13 +10,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use tidemill_checkpoint::manifest::{
-    Bytes, MANIFEST_VERSION, Manifest, ManifestKind, OperatorState, SplitState, SubtaskState, TargetCommittables,
+    Bytes, InFlightState, MANIFEST_VERSION, Manifest, ManifestKind, OperatorState, SplitState, SubtaskState,
+    TargetCommittables,
 };
 use tidemill_core::ids::{Epoch, MaxParallelism, NodeId, SubtaskId};
-use tidemill_core::snapshot::{StateHandle, StateSnapshot};
+use tidemill_core::snapshot::{SnapshotFiles, StateHandle, StateSnapshot};
 use tidemill_core::time::Watermark;
 use tidemill_core::{Error, Result};
 
+use crate::in_flight::{self, ChannelContent};
 use crate::job::TaskStatus;
 use crate::restore::DEAD_LETTERS_UID;
 use crate::slice::{CommitTarget, Prepared};
@@ -26,14 +28,34 @@ use crate::snapshot::{TaskEvent, TaskSnapshot};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(pub usize);
 
-/// Keyed state that a task froze and that has to be written.
+/// What a task froze and what has to be written.
 pub struct Unwritten {
     /// Whose.
     pub task: TaskId,
     /// For which checkpoint.
     pub epoch: Epoch,
-    /// What.
-    pub snapshot: Box<dyn StateSnapshot>,
+    /// Its keyed state.
+    pub keyed: Option<Box<dyn StateSnapshot>>,
+    /// What was in flight to it.
+    pub in_flight: Vec<ChannelContent>,
+}
+
+/// What was written of it.
+#[derive(Debug)]
+pub struct Written {
+    /// Its keyed state.
+    pub state: Option<StateHandle>,
+    /// What was in flight to it.
+    pub in_flight: Option<InFlightState>,
+}
+
+impl Unwritten {
+    /// Writes it; may block.
+    pub fn write(self, files: &dyn SnapshotFiles) -> Result<Written> {
+        let in_flight = in_flight::write(self.in_flight, files)?;
+        let state = self.keyed.map(|keyed| keyed.write(files)).transpose()?;
+        Ok(Written { state, in_flight })
+    }
 }
 
 /// What an event came to.
@@ -120,12 +142,14 @@ impl Collector {
         }
     }
 
-    /// A task's keyed state is written, or could not be. Whether the task has ended meanwhile and has nothing left to
+    /// What a task froze is written, or could not be. Whether the task has ended meanwhile and has nothing left to
     /// write: only then its end may be told, since its state counts for the checkpoints before.
-    pub fn written(&mut self, task: TaskId, epoch: Epoch, handle: Option<StateHandle>) -> bool {
+    pub fn written(&mut self, task: TaskId, epoch: Epoch, written: Option<Written>) -> bool {
         let Some(task) = self.tasks.get_mut(task.0) else { return false };
-        if let Some(state) = task.state.as_mut().filter(|_| epoch == self.epoch) {
-            state.state = handle;
+        if let Some(state) = task.state.as_mut().filter(|_| epoch == self.epoch)
+            && let Some(written) = written
+        {
+            (state.state, state.in_flight) = (written.state, written.in_flight);
         }
         task.unwritten = task.unwritten.saturating_sub(1);
         task.ended && task.unwritten == 0
@@ -153,7 +177,7 @@ impl Collector {
     }
 
     fn passed(&mut self, snapshot: TaskSnapshot) -> Result<Noted> {
-        let TaskSnapshot { subtask, epoch, watermark, keyed, splits, sink, prepared } = snapshot;
+        let TaskSnapshot { subtask, epoch, watermark, keyed, splits, sink, prepared, in_flight } = snapshot;
         let task = self.task(&subtask)?;
         self.keep(epoch, prepared);
         if epoch == self.epoch
@@ -170,15 +194,14 @@ impl Collector {
                 state: None,
                 splits: splits.collect(),
                 sink: sink.map(Bytes),
+                in_flight: None,
             });
         }
-        Ok(match keyed {
-            Some(snapshot) => {
-                self.tasks.get_mut(task.0).into_iter().for_each(|task| task.unwritten += 1);
-                Noted::Write(Unwritten { task, epoch, snapshot })
-            }
-            None => Noted::Acknowledged(task, epoch),
-        })
+        if keyed.is_none() && in_flight.is_empty() {
+            return Ok(Noted::Acknowledged(task, epoch));
+        }
+        self.tasks.get_mut(task.0).into_iter().for_each(|task| task.unwritten += 1);
+        Ok(Noted::Write(Unwritten { task, epoch, keyed, in_flight }))
     }
 
     fn keep(&mut self, epoch: Epoch, prepared: Option<Prepared>) {
@@ -209,6 +232,7 @@ impl Collector {
                 state: None,
                 splits: Vec::new(),
                 sink: None,
+                in_flight: None,
             };
             debug_assert!(state.is_some() || *ended, "{subtask} neither acknowledged nor ended");
             operator.subtasks.push(state.clone().unwrap_or_else(at_end));

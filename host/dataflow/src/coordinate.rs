@@ -15,15 +15,15 @@ use tidemill_checkpoint::{Checkpoint, Claim, Owner, Store, savepoint};
 use tidemill_core::connector::Committable;
 use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::{Epoch, NodeId};
-use tidemill_core::snapshot::{SnapshotFiles, SnapshotKind, StateHandle};
+use tidemill_core::snapshot::{SnapshotFiles, SnapshotKind};
 use tidemill_core::time::{Clock, Timestamp};
 use tidemill_core::{Error, ErrorKind, Result};
 
-use crate::collect::{Collector, Noted, TaskId, Unwritten};
+use crate::collect::{Collector, Noted, TaskId, Unwritten, Written};
 use crate::commit::commit;
 use crate::element::Barrier;
 use crate::job::JobSpec;
-use crate::slice::{CommitTarget, Committers, Prepared, committers};
+use crate::slice::{CommitTarget, Committers, OvertakeSignal, Prepared, committers};
 use crate::snapshot::TaskEvent;
 use crate::splits::Enumeration;
 
@@ -67,6 +67,14 @@ pub struct CheckpointFigures {
     pub bytes: u64,
     /// How many of these bytes were written for it.
     pub new_bytes: u64,
+    /// From its trigger until its barrier had passed the last task, in milliseconds.
+    pub alignment_ms: u64,
+    /// Whether it turned unaligned.
+    pub unaligned: bool,
+    /// How many of its bytes keep what was in flight.
+    pub in_flight_bytes: u64,
+    /// How many of the complete ones turned unaligned.
+    pub completed_unaligned: u64,
 }
 
 /// See the module.
@@ -75,6 +83,7 @@ pub struct Coordinator {
     enumerations: Vec<Enumeration>,
     committers: Committers,
     collector: Collector,
+    overtakes: Arc<OvertakeSignal>,
     /// `None`: the job runs without checkpoints.
     checkpoints: Option<Checkpointing>,
 }
@@ -89,6 +98,10 @@ struct Checkpointing {
     /// The number and manifest of the checkpoint that is claimed and not committed yet.
     claimed: Option<(u64, Manifest)>,
     triggered: Timestamp,
+    /// When the last task so far passed its barrier.
+    passed: Timestamp,
+    /// Whether its barriers overtake.
+    unaligned: bool,
     /// The files of the one before, by path.
     known: HashSet<String>,
     figures: CheckpointFigures,
@@ -103,6 +116,7 @@ impl Coordinator {
         enumerations: Vec<Enumeration>,
         committers: Committers,
         collector: Collector,
+        overtakes: Arc<OvertakeSignal>,
         checkpoints: Option<Checkpoints>,
     ) -> Self {
         let checkpoints = checkpoints.map(|Checkpoints { store, owner, settings, retained }| {
@@ -116,12 +130,14 @@ impl Coordinator {
                 savepoints: Vec::new(),
                 claimed: None,
                 triggered: now,
+                passed: now,
+                unaligned: false,
                 known: HashSet::new(),
                 figures: CheckpointFigures::default(),
                 finished: None,
             }
         });
-        Self { clock, enumerations, committers, collector, checkpoints }
+        Self { clock, enumerations, committers, collector, overtakes, checkpoints }
     }
 
     /// Does what is due; when something is due next.
@@ -140,6 +156,12 @@ impl Coordinator {
 
     /// Takes note of what a task says. What it froze has to be written, and then handed to [`Coordinator::written`].
     pub fn note(&mut self, event: TaskEvent) -> Result<Option<Unwritten>> {
+        if let TaskEvent::Passed(snapshot) = &event
+            && let Some(checkpoints) = &mut self.checkpoints
+            && checkpoints.protocol.in_flight().is_some_and(|(epoch, _)| epoch == snapshot.epoch.0)
+        {
+            checkpoints.passed = self.clock.now();
+        }
         match self.collector.note(event)? {
             Noted::Write(unwritten) => return Ok(Some(unwritten)),
             Noted::Acknowledged(task, epoch) => {
@@ -158,13 +180,13 @@ impl Coordinator {
     }
 
     /// What a task froze is written, or could not be.
-    pub fn written(&mut self, task: TaskId, epoch: Epoch, outcome: Result<StateHandle>) -> Result<()> {
+    pub fn written(&mut self, task: TaskId, epoch: Epoch, outcome: Result<Written>) -> Result<()> {
         let (by, number) = (participant(task), epoch.0);
-        let (fact, handle) = match outcome {
-            Ok(handle) => (Fact::Acknowledged { by, epoch: number }, Some(handle)),
+        let (fact, written) = match outcome {
+            Ok(written) => (Fact::Acknowledged { by, epoch: number }, Some(written)),
             Err(error) => (Fact::Declined { by, epoch: number, reason: error.to_string() }, None),
         };
-        let ended = self.collector.written(task, epoch, handle);
+        let ended = self.collector.written(task, epoch, written);
         self.decide(fact)?;
         if ended { self.decide(Fact::Ended(by)) } else { Ok(()) }
     }
@@ -239,6 +261,15 @@ impl Coordinator {
     fn carry_out(&mut self, decision: Decision, now: Timestamp) -> Result<Option<Fact>> {
         match decision {
             Decision::Trigger { epoch, purpose } => self.trigger(epoch, purpose, now).map(|()| None),
+            Decision::Overtake { epoch } => {
+                Failpoint::OvertakeDue.reach();
+                if let Some(checkpoints) = &mut self.checkpoints {
+                    checkpoints.unaligned = true;
+                }
+                self.overtakes.overtake(Epoch(epoch));
+                Failpoint::OvertakeSaid.reach();
+                Ok(None)
+            }
             Decision::Claim { epoch, kind } => self.claim(epoch, kind, now).map(Some),
             Decision::Commit { epoch } => Ok(Some(match self.commit() {
                 Ok(()) => Fact::Committed { epoch },
@@ -275,7 +306,7 @@ impl Coordinator {
         let found = found.collect::<Result<HashMap<NodeId, Vec<u8>>>>()?;
         self.collector.begin(barrier.epoch, found);
         if let Some(checkpoints) = &mut self.checkpoints {
-            checkpoints.triggered = now;
+            (checkpoints.triggered, checkpoints.passed, checkpoints.unaligned) = (now, now, false);
         }
         Ok(())
     }
@@ -287,7 +318,7 @@ impl Coordinator {
             let found = self.enumerations.iter().map(|e| Ok((e.node(), e.snapshot()?)));
             let found = found.collect::<Result<HashMap<NodeId, Vec<u8>>>>()?;
             self.collector.begin(Epoch(epoch), found);
-            checkpoints.triggered = now;
+            (checkpoints.triggered, checkpoints.passed, checkpoints.unaligned) = (now, now, false);
         }
         let manifest = self.collector.manifest(kind, checkpoints.owner.generation(), now.0);
         Ok(match checkpoints.owner.claim(manifest.clone()) {
@@ -321,7 +352,12 @@ impl Coordinator {
         let figures = &mut checkpoints.figures;
         figures.completed += 1;
         figures.newest = Some(number);
-        figures.duration_ms = unsigned(Timestamp(now.0.saturating_sub(checkpoints.triggered.0)));
+        let since = |at: Timestamp| unsigned(Timestamp(at.0.saturating_sub(checkpoints.triggered.0)));
+        figures.duration_ms = since(now);
+        figures.alignment_ms = since(checkpoints.passed);
+        figures.unaligned = checkpoints.unaligned;
+        figures.completed_unaligned += u64::from(checkpoints.unaligned);
+        figures.in_flight_bytes = manifest.in_flight_bytes();
         figures.bytes = manifest.files().map(|file| file.bytes).sum();
         let new = manifest.files().filter(|file| !checkpoints.known.contains(&file.path));
         figures.new_bytes = new.map(|file| file.bytes).sum();

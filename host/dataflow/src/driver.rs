@@ -18,16 +18,16 @@ use std::time::Duration;
 use tidemill_core::connector::Waker;
 use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::Epoch;
-use tidemill_core::snapshot::StateHandle;
 use tidemill_core::time::{Clock, Timestamp};
 use tidemill_core::{Error, ErrorKind, Result};
 
 use self::job::JobThread;
 use self::slot::{Slot, SlotThread};
-use crate::collect::{Collector, TaskId};
+use crate::collect::{Collector, TaskId, Written};
 use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest, recover};
 use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
 use crate::physical::PhysicalPlan;
+use crate::replay;
 use crate::restore::{RestoredJob, Start};
 use crate::slice::{Assembly, Slice, StopSignal, begin_sinks, committers};
 use crate::snapshot::TaskEvent;
@@ -48,16 +48,17 @@ pub fn run_with(spec: JobSpec, mut checkpoints: Option<Checkpoints>, allow_non_r
     let start = Start::of(checkpoints.as_ref().map(|c| &c.owner), allow_non_restored);
     let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
     start.check(plan.graph())?;
+    replay::check(&start, &plan, spec.settings.max_parallelism)?;
     let mut committers = committers(&spec)?;
     recover(&mut committers, checkpoints.as_mut())?;
     begin_sinks(&spec, &start)?;
     Failpoint::SinksBegun.reach();
     let sleepers: Vec<Arc<Sleeper>> = (0..plan.slots()).map(|_| Arc::default()).collect();
     let wakers: Vec<Waker> = sleepers.iter().map(|s| waker(s.clone())).collect();
-    let Assembly { slices, enumerations, tasks, stop } = Assembly::new(&spec, &plan, &wakers, &start)?;
+    let Assembly { slices, enumerations, tasks, stop, overtakes } = Assembly::new(&spec, &plan, &wakers, &start)?;
     let letters = slices.iter().map(Slice::letters_task).collect();
     let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
-    let coordinator = Coordinator::new(spec.clock.clone(), enumerations, committers, collector, checkpoints);
+    let coordinator = Coordinator::new(spec.clock.clone(), enumerations, committers, collector, overtakes, checkpoints);
     let (events, inbox) = mpsc::channel();
     let figures = coordinator.figures().cloned().map(|figures| Arc::new(Mutex::new(figures)));
     let control = JobControl {
@@ -227,7 +228,7 @@ enum Event {
     /// A slot's tasks have something to say.
     Tasks(Vec<TaskEvent>),
     /// What a task froze is written.
-    Written { task: TaskId, epoch: Epoch, outcome: Result<StateHandle> },
+    Written { task: TaskId, epoch: Epoch, outcome: Result<Written> },
     /// A slot came to its end.
     Finished,
     /// A slot came to its end by an error.

@@ -43,6 +43,11 @@ impl Element {
             _ => 0,
         }
     }
+
+    /// Whether it is the barrier of this checkpoint or one before it.
+    pub fn is_barrier_up_to(&self, epoch: Epoch) -> bool {
+        matches!(self, Self::Barrier(barrier) if barrier.epoch <= epoch)
+    }
 }
 
 /// The elements that wait before an operator, from all its channels, in order of arrival. It belongs to one slot.
@@ -122,6 +127,19 @@ impl Inbox {
         }
     }
 
+    /// What a channel has brought and what was not taken, in order.
+    pub fn waiting(&self, channel: u32) -> impl Iterator<Item = &Element> {
+        // All of a channel is in one of the two.
+        let all = self.held.iter().chain(&self.elements);
+        all.filter(move |waiting| waiting.channel == channel).map(|waiting| &waiting.element)
+    }
+
+    /// Drops the barriers of checkpoints up to this one: they were passed.
+    pub fn drop_barriers(&mut self, up_to: Epoch) {
+        self.held.retain(|waiting| !waiting.element.is_barrier_up_to(up_to));
+        self.elements.retain(|waiting| !waiting.element.is_barrier_up_to(up_to));
+    }
+
     /// Lets go of everything that is held. It is older than what else its channels bring.
     pub fn unblock(&mut self) {
         self.blocked.clear();
@@ -159,6 +177,28 @@ mod tests {
         inbox.unblock();
         say(&mut inbox, 0, 6);
         assert_eq!(watermarks(&mut inbox), [(0, 1), (0, 3), (1, 5), (0, 6)]);
+    }
+
+    #[test]
+    fn barriers_that_were_passed_are_dropped_wherever_they_are() {
+        let barrier = |epoch| Barrier { epoch: Epoch(epoch), kind: SnapshotKind::Incremental, stops: false };
+        let mut inbox = Inbox::default();
+        for (channel, epoch) in [(0, 4), (1, 5), (0, 5), (1, 6)] {
+            inbox.push(channel, Element::Barrier(barrier(epoch)));
+            inbox.push(channel, Element::Watermark(Watermark(epoch as i64)));
+        }
+        inbox.block(0);
+        inbox.push(0, Element::Watermark(Watermark(7)));
+        let of = |inbox: &Inbox, channel| inbox.waiting(channel).map(|e| format!("{e:?}")).collect::<Vec<_>>().len();
+        assert_eq!((of(&inbox, 0), of(&inbox, 1)), (5, 4));
+        inbox.unblock();
+        inbox.drop_barriers(Epoch(5));
+        let kept = std::iter::from_fn(|| inbox.pop()).map(|(channel, element)| match element {
+            Element::Watermark(watermark) => (channel, watermark.0),
+            Element::Barrier(barrier) => (channel, -(barrier.epoch.0 as i64)),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(kept.collect::<Vec<_>>(), [(0, 4), (0, 5), (0, 7), (1, 5), (1, -6), (1, 6)]);
     }
 
     #[test]

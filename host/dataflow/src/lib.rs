@@ -10,6 +10,7 @@ pub mod physical;
 // What flows, inside a slot and between slots.
 pub mod element;
 mod exchange;
+mod in_flight;
 pub mod snapshot;
 
 // What the operators do.
@@ -17,6 +18,7 @@ pub mod operators;
 pub mod transaction;
 
 // What it begins with.
+mod replay;
 pub mod restore;
 
 // A slot's part of the job, step by step.

@@ -1,7 +1,7 @@
 //! What the parts of a job begin with: nothing, or what a checkpoint kept of them.
 //!
 //! Operators find their state by the uid of their node, whatever their parallelism was: keyed state by key groups,
-//! splits and what sinks keep in turn. At the same parallelism, a keyed subtask has its own watermark again; else an
+//! splits (at another parallelism) and what sinks keep in turn. At the same parallelism, a keyed subtask has its own watermark again; else an
 //! operator's watermark is the smallest of its subtasks', and those that had ended do not count.
 
 use std::fmt;
@@ -128,11 +128,17 @@ impl Start {
 
     /// The splits that a source's subtask reads on, each with its watermark. `None`: the source is new.
     pub fn splits(&self, uid: &str, subtask: SubtaskIndex, parallelism: u32) -> Option<Vec<(Split, Watermark)>> {
-        let all = self.state(uid)?.subtasks.iter().flat_map(|s| &s.splits);
-        let own = all.enumerate().filter(|(at, _)| *at as u32 % parallelism.max(1) == subtask.0);
+        let state = self.state(uid)?;
+        let all = state.subtasks.iter().flat_map(|s| s.splits.iter().map(|split| (s.index, split)));
+        // As many subtasks as before read the splits that they had: of what is in flight from one of them, the watermarks
+        // are those of its splits.
+        let own = all.enumerate().filter(|(at, (index, _))| match state.parallelism == parallelism {
+            true => *index == subtask.0,
+            false => *at as u32 % parallelism.max(1) == subtask.0,
+        });
         let split =
             |id: &str, description: &[u8]| Split { id: SplitId(id.to_owned()), description: description.to_vec() };
-        Some(own.map(|(_, s)| (split(&s.id, &s.description.0), Watermark(s.watermark))).collect())
+        Some(own.map(|(_, (_, s))| (split(&s.id, &s.description.0), Watermark(s.watermark))).collect())
     }
 
     /// Which splits a source had found.

@@ -18,6 +18,7 @@
 
 mod build;
 mod cell;
+mod overtake;
 mod route;
 mod sink;
 mod source;
@@ -30,7 +31,9 @@ use tidemill_core::connector::Committable;
 use tidemill_core::ids::{Epoch, SubtaskId};
 use tidemill_core::time::{Clock, Timestamp, Watermark};
 
+pub(crate) use build::hash_partitioner;
 pub use build::{Assembly, CommitTarget, Committers, begin_sinks, committers};
+pub use overtake::OvertakeSignal;
 
 use crate::element::{Element, Inbox};
 use crate::exchange::queue::QueueReceiver;
@@ -93,6 +96,9 @@ pub struct Slice {
     letters_task: Arc<SubtaskId>,
     clock: Arc<dyn Clock>,
     stop: Arc<StopSignal>,
+    overtakes: Arc<OvertakeSignal>,
+    /// The latest checkpoint whose overtaking barriers all its cells have passed.
+    overtaken: Epoch,
     /// What its tasks have to say.
     events: Vec<TaskEvent>,
     /// Whether its cells have said at which watermark they go on.
@@ -152,6 +158,10 @@ impl Slice {
         let mut waits = Waits::default();
         if !std::mem::replace(&mut self.announced, true) {
             self.cells.iter_mut().try_for_each(|cell| cell.announce(&mut self.inboxes, &mut self.letters))?;
+        }
+        let overtaking = self.overtakes.latest();
+        if overtaking > self.overtaken && self.overtake(overtaking, &mut waits)? {
+            return Ok(Step::Progress);
         }
         if self.letters.is_full(self.letters.passed()) && self.letters.flush()? {
             return Ok(Step::Progress);
@@ -260,6 +270,11 @@ impl Slice {
         match self.cells[at].take(channel, element, &mut self.inboxes, &mut self.letters)? {
             Taken::Done => Ok(()),
             Taken::Aligning => {
+                self.inboxes[at].block(channel);
+                Ok(())
+            }
+            Taken::Realigning => {
+                self.inboxes[at].unblock();
                 self.inboxes[at].block(channel);
                 Ok(())
             }

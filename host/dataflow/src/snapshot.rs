@@ -10,6 +10,7 @@ use tidemill_core::ids::{Epoch, SubtaskId};
 use tidemill_core::snapshot::StateSnapshot;
 use tidemill_core::time::Watermark;
 
+use crate::in_flight::ChannelContent;
 use crate::slice::Prepared;
 
 /// News of a task.
@@ -44,12 +45,15 @@ pub struct TaskSnapshot {
     pub sink: Option<Vec<u8>>,
     /// Sinks: what it wrote since the barrier before.
     pub prepared: Option<Prepared>,
+    /// What the barrier overtook on its channels.
+    pub in_flight: Vec<ChannelContent>,
 }
 
 impl TaskSnapshot {
     /// Of a task that keeps nothing but its watermark.
     pub fn new(subtask: Arc<SubtaskId>, epoch: Epoch, watermark: Watermark) -> Self {
-        Self { subtask, epoch, watermark, keyed: None, splits: Vec::new(), sink: None, prepared: None }
+        let (splits, in_flight) = Default::default();
+        Self { subtask, epoch, watermark, keyed: None, splits, sink: None, prepared: None, in_flight }
     }
 }
 

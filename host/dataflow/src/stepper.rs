@@ -14,6 +14,7 @@ use crate::collect::{Collector, Unwritten};
 use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest, recover};
 use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
 use crate::physical::PhysicalPlan;
+use crate::replay;
 use crate::restore::Start;
 use crate::slice::{Assembly, Slice, Step, begin_sinks, committers};
 
@@ -54,15 +55,16 @@ impl Stepper {
         let start = Start::of(checkpoints.as_ref().map(|c| &c.owner), false);
         let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
         start.check(plan.graph())?;
+        replay::check(&start, &plan, spec.settings.max_parallelism)?;
         let mut committers = committers(&spec)?;
         recover(&mut committers, checkpoints.as_mut())?;
         begin_sinks(&spec, &start)?;
         let wakers: Vec<Waker> = (0..plan.slots()).map(|_| Waker::new(|| ())).collect();
-        let Assembly { slices, enumerations, tasks, stop } = Assembly::new(&spec, &plan, &wakers, &start)?;
+        let Assembly { slices, enumerations, tasks, stop, overtakes } = Assembly::new(&spec, &plan, &wakers, &start)?;
         let letters = slices.iter().map(Slice::letters_task).collect();
         let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
         let clock = spec.clock.clone();
-        let coordinator = Coordinator::new(clock, enumerations, committers, collector, checkpoints);
+        let coordinator = Coordinator::new(clock, enumerations, committers, collector, overtakes, checkpoints);
         Ok(Self {
             spec,
             slices,
@@ -204,8 +206,9 @@ impl Stepper {
 
     /// Writes the oldest of what tasks froze; whether there was any.
     fn write_next(&mut self) -> Result<bool> {
-        let Some(Unwritten { task, epoch, snapshot }) = self.unwritten.pop_front() else { return Ok(false) };
-        let outcome = snapshot.write(&*self.coordinator.files(epoch)?);
+        let Some(unwritten) = self.unwritten.pop_front() else { return Ok(false) };
+        let (task, epoch) = (unwritten.task, unwritten.epoch);
+        let outcome = unwritten.write(&*self.coordinator.files(epoch)?);
         self.coordinator.written(task, epoch, outcome)?;
         Ok(true)
     }

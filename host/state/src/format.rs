@@ -17,7 +17,7 @@ use tidemill_core::state::{LastAccess, ValueSpec};
 use tidemill_core::{Error, Result};
 
 pub(crate) use self::read::PortableFile;
-pub(crate) use self::write::{Layout, batches, concatenated, divided, write_files};
+pub(crate) use self::write::{Layout, alone, batches, concatenated, divided, write_files};
 
 /// Opens and closes a file.
 const MAGIC: &[u8; 8] = b"TMSTATE1";

@@ -7,6 +7,7 @@
 mod collection;
 mod column;
 mod format;
+mod in_flight;
 #[cfg_attr(
     not(feature = "rocksdb"),
     allow(dead_code, reason = "state on disk keeps what is resident in the same shapes")
@@ -18,6 +19,7 @@ mod rocks;
 pub mod testing;
 
 pub use format::PartKind;
+pub use in_flight::{InFlight, decode_in_flight, encode_in_flight};
 pub use memory::{MemoryBackend, SnapshotLimits};
 pub use reader::{PartInfo, StateReader};
 #[cfg(feature = "rocksdb")]

@@ -15,8 +15,14 @@ use crate::jobs::{Job, Settings};
 use crate::process::{Binary, LOOK_EVERY, Process, Start};
 
 const JOB: Job = Job::Keyed;
-const SETTINGS: Settings =
-    Settings { records: 12_000, interval_ms: 40, batch_rows: 100, retained: 3, roll_bytes: 1 << 20 };
+const SETTINGS: Settings = Settings {
+    records: 12_000,
+    interval_ms: 40,
+    batch_rows: 100,
+    retained: 3,
+    roll_bytes: 1 << 20,
+    aligned_timeout_ms: None,
+};
 /// Of the small disk: enough for the checkpoints and the output, little to fill.
 const DISK: &str = "16m";
 /// Nothing here takes so long.

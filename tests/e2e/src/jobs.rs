@@ -55,6 +55,8 @@ pub struct Settings {
     pub retained: u64,
     /// When a part file is closed.
     pub roll_bytes: u64,
+    /// When a checkpoint turns unaligned, in milliseconds.
+    pub aligned_timeout_ms: Option<u64>,
 }
 
 impl Job {
@@ -127,11 +129,12 @@ impl Job {
 
     /// The manifest of a run in a folder.
     pub fn manifest(self, folder: &Path, component: &Path, settings: &Settings) -> String {
-        let Settings { records, interval_ms, batch_rows, retained, roll_bytes } = settings;
+        let Settings { records, interval_ms, batch_rows, retained, roll_bytes, aligned_timeout_ms } = settings;
+        let unaligned = aligned_timeout_ms.map(|ms| format!("aligned-timeout = \"{ms} ms\"\n")).unwrap_or_default();
         let folder = folder.display();
         let mut text = format!(
             "[job]\nname = \"audit-{}\"\ncomponent = '{}'\nbatch-rows = {batch_rows}\n\n\
-             [checkpoints]\nlocation = '{folder}/checkpoints'\ninterval = \"{interval_ms} ms\"\nretained = {retained}\n\n\
+             [checkpoints]\nlocation = '{folder}/checkpoints'\ninterval = \"{interval_ms} ms\"\nretained = {retained}\n{unaligned}\n\
              [restart]\nstrategy = \"none\"\n",
             self.name(),
             component.display(),

@@ -33,10 +33,14 @@ use tidemill_core::failpoint::Failpoint;
 use crate::jobs::Job;
 use crate::plan::Plan;
 use crate::process::Binary;
-use crate::scenario::{Outcome, Scenario};
+use crate::scenario::{Outcome, Place, Scenario};
+use tidemill_test_servers::S3Server;
 
 /// Kills of one scenario: enough for one to build on what another left, few enough for a failure to be read.
 const KILLS_PER_SCENARIO: u64 = 8;
+
+/// Of the object store.
+const BUCKET: &str = "audit";
 
 /// A machine on which every run fails need not go on for an hour.
 const MAX_FAILURES: u64 = 10;
@@ -57,6 +61,9 @@ struct Args {
     /// The state backend: memory or rocksdb
     #[arg(long, default_value = "memory")]
     backend: String,
+    /// Where checkpoints and savepoints are kept: folder, or s3 (a server that is started for it)
+    #[arg(long, default_value = "folder")]
+    store: String,
     /// Only this scenario of the seed, with so many kills, as a failure names it
     #[arg(long)]
     scenario: Option<u64>,
@@ -120,14 +127,20 @@ fn audit(args: &Args) -> Result<bool> {
         name => vec![Job::named(name).with_context(|| format!("there is no job '{name}'"))?],
     };
     let set = backend(&args.backend)?;
-    let binary = Binary::find(guests::folder().join("compiled"))?;
+    let mut binary = Binary::find(guests::folder().join("compiled"))?;
+    let server = match args.store.as_str() {
+        "folder" => None,
+        "s3" => Some(S3Server::start(BUCKET)),
+        other => bail!("there is no store '{other}'; there are folder and s3"),
+    };
+    binary.environment = server.as_ref().map_or_else(Vec::new, S3Server::environment);
     let mut components = BTreeMap::new();
     for job in &jobs {
         components.insert(*job, guests::component(*job)?);
     }
     try_out(&binary, &components, &set, &args.backend)?;
     eprintln!("{} component(s) built in {:.1} s", jobs.len(), begin.elapsed().as_secs_f64());
-    let mut audit = Audit { args, binary, jobs, components, set, total: Total::default() };
+    let mut audit = Audit { args, binary, jobs, components, set, server, total: Total::default() };
     for [seed, number, kills] in args.replay.as_deref().map_or(Ok(Vec::new()), read_scenarios)? {
         audit.scenario(seed, number, kills)?;
     }
@@ -146,6 +159,7 @@ struct Audit<'a> {
     jobs: Vec<Job>,
     components: BTreeMap<Job, PathBuf>,
     set: Vec<String>,
+    server: Option<S3Server>,
     total: Total,
 }
 
@@ -174,13 +188,23 @@ impl Audit<'_> {
         let plan = Plan::new(job, seed, number, kills);
         let started = Instant::now();
         let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
-        let outcome = Scenario::new(&self.binary, &plan, component, folder.path(), &self.set)?.run()?;
+        let place = self.place(folder.path());
+        let outcome = Scenario::new(&self.binary, &plan, component, folder.path(), place, &self.set)?.run()?;
         add(&mut self.total, &outcome, &plan);
         if !report(&outcome, &plan, (seed, number), &self.args.job, started.elapsed().as_secs_f64()) {
             let kept = keep(self.args, folder, (seed, number))?;
             eprintln!("  the run is kept in {}", kept.display());
         }
         Ok(())
+    }
+
+    /// Of a scenario that runs in this folder.
+    fn place(&self, folder: &Path) -> Place {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        match &self.server {
+            Some(server) => Place { location: format!("s3://{BUCKET}/{name}"), folder: server.file(BUCKET, &name) },
+            None => Place::of(folder),
+        }
     }
 }
 
@@ -200,7 +224,8 @@ fn try_out(binary: &Binary, components: &BTreeMap<Job, PathBuf>, set: &[String],
     let Some((job, component)) = components.first_key_value().filter(|_| !set.is_empty()) else { return Ok(()) };
     let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
     let plan = Plan::undisturbed(*job);
-    match Scenario::new(binary, &plan, component, folder.path(), set)?.run()?.failure {
+    let place = Place::of(folder.path());
+    match Scenario::new(binary, &plan, component, folder.path(), place, set)?.run()?.failure {
         Some(why) => bail!("this tidemill does not run with the state backend {backend}: {why}"),
         None => Ok(()),
     }
@@ -279,6 +304,7 @@ fn summary(total: &Total, args: &Args, jobs: &[Job], begin: Instant) -> serde_js
         "seconds": (begin.elapsed().as_secs_f64() * 10.0).round() / 10.0,
         "seed": args.seed,
         "backend": args.backend,
+        "store": args.store,
         "jobs": jobs.iter().map(|job| job.name()).collect::<Vec<_>>(),
     })
 }

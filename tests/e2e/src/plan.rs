@@ -100,7 +100,10 @@ impl Plan {
             }
             left = left.saturating_sub(1);
         }
-        let (seed, settings) = (random.between(0, u64::MAX), settings(job, kills, &mut random));
+        let (seed, mut settings) = (random.between(0, u64::MAX), settings(job, kills, &mut random));
+        if steps.iter().any(is_of_unaligned) {
+            settings.aligned_timeout_ms = Some(0);
+        }
         Self { job, seed, kills, settings, steps }
     }
 }
@@ -112,7 +115,15 @@ fn settings(job: Job, kills: u64, random: &mut Random) -> Settings {
         batch_rows: random.one_of(&[16, 100, 700, 4_096], 100),
         retained: random.between(1, 4),
         roll_bytes: random.one_of(&[500, 4_000, 1 << 20], 4_000),
+        aligned_timeout_ms: random.one_in(3).then(|| random.between(0, 4)),
     }
+}
+
+/// Whether a process dies where only unaligned checkpoints come.
+fn is_of_unaligned(step: &Step) -> bool {
+    use Failpoint::{InFlightDue, InFlightRestored, InFlightWritten, OvertakeDone, OvertakeDue, OvertakeSaid};
+    let places = [InFlightDue, InFlightRestored, InFlightWritten, OvertakeDone, OvertakeDue, OvertakeSaid];
+    matches!(step, Step::Failpoint { at, .. } if places.contains(at))
 }
 
 fn failpoint(at: Failpoint, random: &mut Random) -> Step {

@@ -18,6 +18,8 @@ pub const LOOK_EVERY: Duration = Duration::from_millis(4);
 pub struct Binary {
     path: PathBuf,
     cache: PathBuf,
+    /// What processes find in their environment beside ours.
+    pub environment: Vec<(String, String)>,
 }
 
 /// How a process is started.
@@ -43,12 +45,13 @@ impl Binary {
         let path = candidates.into_iter().find(|path| path.is_file());
         let path =
             path.context("there is no `tidemill` beside this program: cargo build --release --workspace --bins")?;
-        Ok(Self { path, cache })
+        Ok(Self { path, cache, environment: Vec::new() })
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.path);
         command.env("TIDEMILL_CACHE", &self.cache).env_remove(VARIABLE).env("TIDEMILL_LOG", "warn");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command
     }

@@ -41,24 +41,50 @@ pub struct Outcome {
     pub failure: Option<String>,
 }
 
+/// Where checkpoints and savepoints are kept.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// As the job knows it: a folder, or a URL.
+    pub location: String,
+    /// Where the auditor sees its files.
+    pub folder: PathBuf,
+}
+
+impl Place {
+    /// The folder itself.
+    pub fn of(folder: &Path) -> Self {
+        Self { location: folder.display().to_string(), folder: folder.to_owned() }
+    }
+}
+
 /// A scenario that runs.
 pub struct Scenario<'a> {
     binary: &'a Binary,
     plan: &'a Plan,
     folder: &'a Path,
+    place: Place,
     /// Arguments for every process, as `--set` takes them.
-    set: &'a [String],
+    set: Vec<String>,
     manifest: PathBuf,
     feed: Option<Feed>,
     random: Random,
     processes: u64,
     /// Where the next process goes on from, if that is not left to it.
     from: Option<String>,
+    /// With which parallelism the next process must go on, since rows are in flight that can't be moved.
+    parallelism: Option<u64>,
     /// The last run may have ended well: without `--from`, the next one might start anew.
     may_have_ended: bool,
     /// The last process was killed after the job's end, so nobody has cleaned up after those before.
     ended_unseen: bool,
     outcome: Outcome,
+}
+
+/// The parallelism that a process names which refused to go on at another one.
+fn needed_parallelism(said: &str) -> Option<u64> {
+    let (_, refused) = said.split_once("was taken unaligned")?;
+    let (_, number) = refused.split_once("at parallelism ")?;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// How a process ended.
@@ -69,14 +95,17 @@ enum Ended {
 }
 
 impl<'a> Scenario<'a> {
-    /// In a folder of its own.
+    /// In a folder of its own, with its checkpoints in a place of its own.
     pub fn new(
         binary: &'a Binary,
         plan: &'a Plan,
         component: &Path,
         folder: &'a Path,
-        set: &'a [String],
+        place: Place,
+        set: &[String],
     ) -> Result<Self> {
+        let mut set = set.to_vec();
+        set.push(format!("checkpoints.location='{}/checkpoints'", place.location));
         let manifest = folder.join("tidemill.toml");
         fs::write(&manifest, plan.job.manifest(folder, component, &plan.settings))?;
         // The same job, for a process that does not know of the first.
@@ -88,12 +117,14 @@ impl<'a> Scenario<'a> {
             binary,
             plan,
             folder,
+            place,
             set,
             manifest,
             feed,
             random: Random::new(plan.seed, 0),
             processes: 0,
             from: None,
+            parallelism: None,
             may_have_ended: false,
             ended_unseen: false,
             outcome: Outcome::default(),
@@ -156,7 +187,7 @@ impl<'a> Scenario<'a> {
     /// Whether the newest checkpoint has something to commit. One that ended the job and has nothing is complete with its
     /// claim: started without `--from`, the job would begin anew.
     fn left_to_commit(&self) -> Result<bool> {
-        let log = self.folder.join(format!("checkpoints/audit-{}/log", self.plan.job.name()));
+        let log = self.place.folder.join(format!("checkpoints/audit-{}/log", self.plan.job.name()));
         let newest = fs::read_dir(&log)?.flatten().map(|entry| entry.path()).max().context("the log is empty")?;
         Ok(!fs::read_to_string(newest)?.contains("\"committables\":[]"))
     }
@@ -171,12 +202,13 @@ impl<'a> Scenario<'a> {
         self.feed.as_mut().map_or(Ok(()), Feed::write)?;
         let latest = self.processes > 0 && !recovers && (self.may_have_ended || self.random.one_in(2));
         let from = self.from.take().or_else(|| latest.then(|| "latest".to_owned()));
-        let mut set = self.set.to_vec();
+        let mut set = self.set.clone();
         if armed.is_some_and(|(_, _, asked)| asked == Asked::Stop) {
             set.push("checkpoints.interval=\"10 min\"".to_owned());
         }
         let failpoint = armed.map(|(at, times, _)| (at, times));
-        let start = Start { from, parallelism: self.random.between(1, 4), set, failpoint };
+        let drawn = self.random.between(1, 4);
+        let start = Start { from, parallelism: self.parallelism.take().unwrap_or(drawn), set, failpoint };
         self.run_process(manifest, &start)
     }
 
@@ -218,7 +250,7 @@ impl<'a> Scenario<'a> {
     fn ask(&mut self, asked: Asked) -> Result<Process> {
         self.processes += 1;
         let said = self.folder.join(format!("process-{:03}-asked.txt", self.processes));
-        let savepoint = self.folder.join(format!("savepoint-{}", self.processes)).display().to_string();
+        let savepoint = format!("{}/savepoint-{}", self.place.location, self.processes);
         match asked {
             Asked::Stop => self.binary.ask(&["stop"], &self.manifest, said),
             _ => self.binary.ask(&["savepoint", &savepoint], &self.manifest, said),
@@ -256,13 +288,17 @@ impl<'a> Scenario<'a> {
             self.ended_unseen = true;
             return Ok(true);
         }
+        if let Some(parallelism) = needed_parallelism(&said) {
+            self.parallelism = Some(parallelism);
+            return Ok(false);
+        }
         bail!("a process failed ({status}): {}", said.trim())
     }
 
     fn stop(&mut self, after_ms: u64, savepoint: bool) -> Result<bool> {
         let mut process = self.start(None, false)?;
         let begin = Instant::now();
-        let location = self.folder.join(format!("stopped-{}", self.processes)).display().to_string();
+        let location = format!("{}/stopped-{}", self.place.location, self.processes);
         let words = if savepoint { vec!["stop", "--savepoint", &location] } else { vec!["stop"] };
         let mut question: Option<Process> = None;
         let mut asked = begin + Duration::from_millis(after_ms);
@@ -347,16 +383,13 @@ impl<'a> Scenario<'a> {
         let begin = Instant::now();
         loop {
             let latest = (self.processes > 0 && self.may_have_ended).then(|| "latest".to_owned());
-            let mut set = self.set.to_vec();
+            let mut set = self.set.clone();
             if self.plan.job.ends() {
                 set.push("sources.bids.pace=1000000000".to_owned());
             }
-            let start = Start {
-                from: self.from.take().or(latest),
-                parallelism: self.random.between(1, 4),
-                set,
-                failpoint: None,
-            };
+            let drawn = self.random.between(1, 4);
+            let parallelism = self.parallelism.take().unwrap_or(drawn);
+            let start = Start { from: self.from.take().or(latest), parallelism, set, failpoint: None };
             let manifest = self.manifest.clone();
             let mut process = self.run_process(&manifest, &start)?;
             let finished =

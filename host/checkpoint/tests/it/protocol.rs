@@ -19,6 +19,7 @@ struct World {
     acknowledged: BTreeSet<(u32, u64)>,
     ended: BTreeSet<u32>,
     claimed: BTreeSet<u64>,
+    overtaken: BTreeSet<u64>,
     over: bool,
     /// What may still happen.
     ticks: u32,
@@ -41,6 +42,7 @@ impl World {
             acknowledged: BTreeSet::new(),
             ended: BTreeSet::new(),
             claimed: BTreeSet::new(),
+            overtaken: BTreeSet::new(),
             over: false,
             ticks: 3,
             declines: 1,
@@ -159,6 +161,11 @@ impl World {
                 self.collecting = None;
                 self.claiming = Some((*epoch, *kind));
             }
+            Decision::Overtake { epoch } => {
+                assert_eq!(self.collecting, Some(*epoch), "nothing is being collected");
+                assert!(self.triggered.contains(&(*epoch, Purpose::Periodic)), "only periodic ones turn unaligned");
+                assert!(self.overtaken.insert(*epoch), "said twice");
+            }
             Decision::Commit { epoch } => {
                 assert_eq!(fact, &Fact::ClaimWon { epoch: *epoch }, "committed without a won claim");
                 assert_eq!(claiming.map(|(e, _)| e), Some(*epoch));
@@ -234,7 +241,13 @@ fn explore(settings: &Settings, participants: u32) -> (usize, HashSet<&'static s
 fn nothing_that_can_happen_breaks_an_invariant() {
     for tolerable_failures in [0, 1] {
         for (interval_ms, min_pause_ms) in [(None, 0), (Some(10), 0), (Some(10), 20)] {
-            let settings = Settings { interval_ms, min_pause_ms, timeout_ms: 20, tolerable_failures };
+            let settings = Settings {
+                interval_ms,
+                min_pause_ms,
+                timeout_ms: 20,
+                tolerable_failures,
+                aligned_timeout_ms: (min_pause_ms == 0).then_some(10),
+            };
             for participants in [1, 2] {
                 let (states, ends) = explore(&settings, participants);
                 eprintln!("{settings:?}, {participants} participants: {states} states");
@@ -259,6 +272,7 @@ fn check(settings: Settings, story: &[(u64, Fact, &str)]) {
 fn word(decision: &Decision) -> String {
     match decision {
         Decision::Trigger { epoch, purpose } => format!("trigger {epoch} {purpose:?}"),
+        Decision::Overtake { epoch } => format!("overtake {epoch}"),
         Decision::Claim { epoch, kind } => format!("claim {epoch} {kind:?}"),
         Decision::Commit { epoch } => format!("commit {epoch}"),
         Decision::Completed { epoch, .. } => format!("completed {epoch}"),
@@ -270,7 +284,13 @@ fn word(decision: &Decision) -> String {
 }
 
 fn every(interval_ms: u64) -> Settings {
-    Settings { interval_ms: Some(interval_ms), min_pause_ms: 30, timeout_ms: 50, tolerable_failures: 1 }
+    Settings {
+        interval_ms: Some(interval_ms),
+        min_pause_ms: 30,
+        timeout_ms: 50,
+        tolerable_failures: 1,
+        aligned_timeout_ms: None,
+    }
 }
 
 fn ack(by: u32, epoch: u64) -> Fact {
@@ -293,6 +313,36 @@ fn a_checkpoint_runs_its_course_and_the_pause_holds_the_next_one_back() {
             (220, Fact::Tick, "trigger 6 Periodic"),
         ],
     );
+}
+
+#[test]
+fn a_checkpoint_that_is_not_aligned_in_time_turns_unaligned_once() {
+    let after = |ms| Settings { aligned_timeout_ms: Some(ms), ..every(100) };
+    check(
+        after(20),
+        &[
+            (100, Fact::Tick, "trigger 5 Periodic"),
+            (119, ack(0, 5), ""),
+            (120, Fact::Tick, "overtake 5"),
+            (130, Fact::Tick, ""),
+            (140, ack(1, 5), "claim 5 Checkpoint"),
+        ],
+    );
+    // Aligned in time: nothing is said.
+    let aligned = [(100, Fact::Tick, "trigger 5 Periodic"), (120, ack(0, 5), "overtake 5")];
+    check(after(20), &aligned);
+    let aligned =
+        [(100, Fact::Tick, "trigger 5 Periodic"), (110, ack(0, 5), ""), (120, ack(1, 5), "claim 5 Checkpoint")];
+    check(after(20), &aligned);
+    check(after(0), &[(100, Fact::Tick, "trigger 5 Periodic, overtake 5"), (110, Fact::Tick, "")]);
+}
+
+#[test]
+fn savepoints_and_stops_never_turn_unaligned() {
+    let at_once = || Settings { aligned_timeout_ms: Some(0), ..every(100) };
+    check(at_once(), &[(10, Fact::SavepointRequested, "trigger 5 Savepoint"), (49, Fact::Tick, "")]);
+    let stop = Fact::StopRequested { savepoint: false };
+    check(at_once(), &[(10, stop, "trigger 5 Stop { savepoint: false }"), (49, Fact::Tick, "")]);
 }
 
 #[test]

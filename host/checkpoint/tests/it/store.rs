@@ -1,8 +1,11 @@
 //! One job's life in its store: attempts, claims, fencing, ends.
 
-use tidemill_checkpoint::blobs::Blobs as _;
+use std::sync::Arc;
+
+use tidemill_checkpoint::blobs::{Blobs as _, S3};
 use tidemill_checkpoint::manifest::ManifestKind;
 use tidemill_checkpoint::{Begun, Claim, Start, Store};
+use tidemill_core::nonce::random_nonces;
 
 use crate::support::*;
 
@@ -24,6 +27,30 @@ fn an_attempt_goes_on_from_the_newest_checkpoint() {
     assert_eq!(restored.files.read(&newer).unwrap(), b"epoch 2");
     assert_eq!(restored.manifest.files().count(), 2);
     store.verify(number).unwrap();
+}
+
+/// The log's claims, its listing and the files of a checkpoint, on a real object store.
+#[test]
+fn an_object_store_keeps_checkpoints() {
+    let server = tidemill_test_servers::S3Server::start("bucket");
+    let open = || {
+        let blobs = S3::with_settings("s3://bucket/checkpoints/hot-items", server.environment()).unwrap();
+        Store::with(Arc::new(blobs), JOB, random_nonces())
+    };
+    let store = open();
+    let mut first = begin(&store);
+    let (_, kept) = checkpoint(&mut first, 1, &[]);
+    let (number, newer) = checkpoint(&mut first, 2, std::slice::from_ref(&kept));
+    let second = begin(&open());
+    assert_eq!((second.generation(), from(&second)), (2, Some(number)));
+    assert_eq!(second.restored().unwrap().files.read(&newer).unwrap(), b"epoch 2");
+    let claim = first.claim(manifest(&first, 3, Vec::new())).unwrap();
+    assert!(matches!(claim, Claim::Fenced { by: Some(2) }), "{claim:?}");
+
+    store.verify(number).unwrap();
+    std::fs::write(server.file("bucket", &format!("checkpoints/hot-items/{}", kept.path)), b"epoch x").unwrap();
+    let error = store.verify(number).unwrap_err().to_string();
+    assert!(error.contains("s3://bucket/checkpoints/hot-items") && error.contains(&kept.path), "{error}");
 }
 
 #[test]

@@ -179,6 +179,9 @@ fn figures(job: &JobHandle, total: Option<u64>) -> Figures {
             failed: c.failed,
             duration_ms: c.duration_ms,
             bytes: c.bytes,
+            alignment_ms: c.alignment_ms,
+            unaligned: c.unaligned,
+            in_flight_bytes: c.in_flight_bytes,
         }),
     }
 }

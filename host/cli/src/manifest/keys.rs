@@ -28,13 +28,23 @@ pub const EMITTED_ROWS: Key<u64> = Key::new("emitted-rows", "Rows that one call 
 
 pub const LOCATION: Key<String> = Key::new(
     "location",
-    "Where checkpoints are kept: a folder. Without it there are none, and a failure costs all state.",
+    "Where checkpoints are kept: a folder, or s3://BUCKET/PREFIX. Without it there are none, and a failure costs all state.",
 )
 .required();
 pub const INTERVAL: Key<Duration> = Key::new("interval", "How often a checkpoint is begun.").or("10 s");
 pub const MIN_PAUSE: Key<Duration> =
     Key::new("min-pause", "The least time between the end of a checkpoint and the beginning of the next.").or("0 s");
 pub const TIMEOUT: Key<Duration> = Key::new("timeout", "A checkpoint that takes longer is given up.").or("10 min");
+pub const UNALIGNED: Key<bool> = Key::new(
+    "unaligned",
+    "Whether a checkpoint may turn unaligned: its barriers overtake rows that wait, which are then kept with it, so that \
+    it does not wait for them. Without it: if there is an aligned-timeout.",
+);
+pub const ALIGNED_TIMEOUT: Key<Duration> = Key::new(
+    "aligned-timeout",
+    "After so long, a checkpoint that not all of the job has passed turns unaligned; `0 s`: at once, which is also what \
+    `unaligned = true` means alone.",
+);
 pub const TOLERABLE_FAILURES: Key<u64> =
     Key::new("tolerable-failures", "How many checkpoints in a row may be given up before that fails the job.").or("0");
 pub const RETAINED: Key<u64> = Key::new("retained", "How many of the newest checkpoints are kept.").or("1");
@@ -88,7 +98,16 @@ pub fn job() -> Vec<OptionSpec> {
 }
 
 pub fn checkpoints() -> Vec<OptionSpec> {
-    vec![LOCATION.spec(), INTERVAL.spec(), MIN_PAUSE.spec(), TIMEOUT.spec(), TOLERABLE_FAILURES.spec(), RETAINED.spec()]
+    vec![
+        LOCATION.spec(),
+        INTERVAL.spec(),
+        MIN_PAUSE.spec(),
+        TIMEOUT.spec(),
+        UNALIGNED.spec(),
+        ALIGNED_TIMEOUT.spec(),
+        TOLERABLE_FAILURES.spec(),
+        RETAINED.spec(),
+    ]
 }
 
 pub fn restart() -> Vec<OptionSpec> {

@@ -68,6 +68,8 @@ pub struct Checkpoints {
     pub interval: Duration,
     pub min_pause: Duration,
     pub timeout: Duration,
+    /// None: checkpoints are always aligned.
+    pub aligned_timeout: Option<Duration>,
     pub tolerable_failures: u32,
     pub retained: usize,
 }
@@ -327,6 +329,7 @@ impl Reader<'_> {
             return Err(wrong("retained", "is 0, but the newest checkpoint is always kept").mend("Choose 1 or more."));
         }
         let location = options.need(&keys::LOCATION)?;
+        let aligned_timeout = aligned_timeout(options.get(&keys::UNALIGNED)?, options.get(&keys::ALIGNED_TIMEOUT)?);
         Ok(Checkpoints {
             location: if location.contains("://") {
                 location
@@ -336,6 +339,7 @@ impl Reader<'_> {
             interval,
             min_pause: options.need(&keys::MIN_PAUSE)?,
             timeout: options.need(&keys::TIMEOUT)?,
+            aligned_timeout,
             tolerable_failures: u32::try_from(options.need(&keys::TOLERABLE_FAILURES)?).unwrap_or(u32::MAX),
             retained: usize::try_from(retained).unwrap_or(usize::MAX),
         })
@@ -476,4 +480,28 @@ type Places = BTreeMap<String, Place>;
 /// Keys are written with `-`; `_` is taken for it.
 fn same(known: &str, typed: &str) -> bool {
     known == typed || known == typed.replace('_', "-")
+}
+
+/// After how long a checkpoint turns unaligned, by `unaligned` and `aligned-timeout`; none: never.
+fn aligned_timeout(unaligned: Option<bool>, after: Option<Duration>) -> Option<Duration> {
+    match unaligned {
+        Some(false) => None,
+        Some(true) => Some(after.unwrap_or_default()),
+        None => after,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_alone_is_enough_and_can_be_switched_off() {
+        let after = Some(Duration::from_secs(30));
+        assert_eq!(aligned_timeout(None, None), None);
+        assert_eq!(aligned_timeout(None, after), after);
+        assert_eq!(aligned_timeout(Some(true), None), Some(Duration::ZERO));
+        assert_eq!(aligned_timeout(Some(true), after), after);
+        assert_eq!(aligned_timeout(Some(false), after), None);
+    }
 }

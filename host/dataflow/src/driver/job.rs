@@ -150,9 +150,10 @@ impl JobThread {
 
 /// The writing thread: writes what tasks froze, in the order of freezing.
 fn write(to_write: &Receiver<ToWrite>, events: &Sender<Event>) {
-    while let Ok((Unwritten { task, epoch, snapshot }, files)) = to_write.recv() {
+    while let Ok((unwritten, files)) = to_write.recv() {
+        let (task, epoch) = (unwritten.task, unwritten.epoch);
         Failpoint::SnapshotDue.reach();
-        let outcome = catch_unwind(AssertUnwindSafe(|| snapshot.write(&*files)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| unwritten.write(&*files)));
         Failpoint::SnapshotWritten.reach();
         let outcome = outcome.unwrap_or_else(|panic| Err(panicked("writing a checkpoint", &*panic)));
         if events.send(Event::Written { task, epoch, outcome }).is_err() {

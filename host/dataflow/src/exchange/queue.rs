@@ -2,14 +2,18 @@
 //!
 //! It never refuses: the sender asks [`QueueSender::is_full`] before it begins a piece of work, and what that piece
 //! emits is kept. So control elements always fit, and no operator is stopped in the middle of an emission. The overshoot
-//! is what one call emits. A lock per batch is not measurable; the counts beside it make the frequent questions
-//! ("anything there?", "full?") free of it.
+//! is what one call emits. For the same reason a barrier is at the receiver as soon as it is sent: the receiver of an
+//! unaligned checkpoint finds it behind the rows that it overtakes.
+//!
+//! A lock per batch is not measurable; the counts beside it make the frequent questions ("anything there?", "full?")
+//! free of it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidemill_core::connector::Waker;
+use tidemill_core::ids::Epoch;
 
 use crate::element::Element;
 
@@ -81,6 +85,18 @@ impl QueueReceiver {
             shared.sender.wake();
         }
         Some(element)
+    }
+
+    /// Looks at what is there, oldest first. The sender waits meanwhile.
+    pub fn look<T>(&self, at: impl FnOnce(&VecDeque<(Element, usize)>) -> T) -> T {
+        at(&self.0.elements.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Drops the barriers of checkpoints up to this one: they were passed.
+    pub fn drop_barriers(&self, up_to: Epoch) {
+        let mut elements = self.0.elements.lock().unwrap_or_else(PoisonError::into_inner);
+        elements.retain(|(element, _)| !element.is_barrier_up_to(up_to));
+        self.0.len.store(elements.len(), Ordering::Release);
     }
 
     /// Whether nothing is there.

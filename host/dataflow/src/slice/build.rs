@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidemill_core::connector::{Attempt, Sink, SinkCommitter, SinkContext, Source, SourceContext, Waker};
 use tidemill_core::graph::runs_user_code;
-use tidemill_core::ids::{InputIndex, NodeId, Port, SubtaskId, SubtaskIndex};
+use tidemill_core::ids::{MaxParallelism, NodeId, Port, SubtaskId, SubtaskIndex};
 use tidemill_core::keys::KeyCodec;
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::operator::OperatorContext;
@@ -18,16 +18,17 @@ use super::cell::{AssignCell, Cell, Work};
 use super::route::{Route, Routes, Target};
 use super::sink::SinkCell;
 use super::source::SourceCell;
-use super::{Origin, Slice, StopSignal, Turn};
-use crate::element::Inbox;
+use super::{Origin, OvertakeSignal, Slice, StopSignal, Turn};
 use crate::event_time::EventTimeReader;
 use crate::exchange::partition::{HashPartitioner, Partitioner};
 use crate::exchange::queue::queue;
+use crate::in_flight::ChannelId;
 use crate::job::{JobSpec, TaskStatus};
 use crate::letters::{self, Letters};
 use crate::operators::{self, Build};
 use crate::physical::{Edge, PhysicalPlan};
 use crate::record::RecordText;
+use crate::replay::Replay;
 use crate::restore::{DEAD_LETTERS_UID, Start};
 use crate::splits::{Enumeration, Mailbox, News};
 
@@ -53,6 +54,8 @@ pub struct Assembly {
     pub tasks: Vec<TaskStatus>,
     /// Stops the sources.
     pub stop: Arc<StopSignal>,
+    /// Turns checkpoints unaligned.
+    pub overtakes: Arc<OvertakeSignal>,
 }
 
 impl Assembly {
@@ -64,15 +67,18 @@ impl Assembly {
             plan,
             wakers,
             stop: Arc::default(),
+            overtakes: Arc::new(OvertakeSignal::new(wakers.to_vec())),
+            replay: Replay::new(start, plan, spec.settings.max_parallelism)?,
             wiring: Wiring::new(spec, plan, wakers)?,
             mailboxes: HashMap::new(),
             tasks: Vec::new(),
         };
         let slices = (0..plan.slots()).map(|slot| assembler.slice(slot)).collect::<Result<Vec<_>>>()?;
         let enumerations = assembler.enumerations()?;
+        assembler.replay.finish()?;
         let mut tasks = assembler.tasks;
         tasks.sort_by_key(|task| (task.subtask.node, task.subtask.index));
-        Ok(Self { slices, enumerations, tasks, stop: assembler.stop })
+        Ok(Self { slices, enumerations, tasks, stop: assembler.stop, overtakes: assembler.overtakes })
     }
 }
 
@@ -80,7 +86,7 @@ impl Assembly {
 #[derive(Default)]
 struct Wiring {
     routes: HashMap<(NodeId, u32), Routes>,
-    inputs: HashMap<(NodeId, u32), Vec<InputIndex>>,
+    inputs: HashMap<(NodeId, u32), Vec<ChannelId>>,
     /// Per slot.
     origins: HashMap<u32, Vec<Origin>>,
 }
@@ -100,7 +106,8 @@ impl Wiring {
                 for receiver in (0..edge.receivers).filter(|&r| edge.connects(sender, r)) {
                     targets.push(wiring.target(spec, plan, wakers, edge, sender, receiver)?);
                 }
-                let route = Route { partitioner: partitioner(spec, plan, edge, sender)?, targets };
+                let route =
+                    Route { partitioner: partitioner(plan, edge, sender, spec.settings.max_parallelism)?, targets };
                 let routes = wiring.routes.get_mut(&(edge.from, sender));
                 let port = routes.and_then(|routes| routes.0.get_mut(edge.port.index()));
                 port.ok_or_else(|| Error::internal(format!("{} of {}", edge.port, edge.from)))?.push(route);
@@ -121,7 +128,8 @@ impl Wiring {
     ) -> Result<Target> {
         let inputs = self.inputs.entry((edge.to, receiver)).or_default();
         let channel = inputs.len() as u32;
-        inputs.push(edge.input);
+        let from = Arc::from(plan.graph().node(edge.from)?.uid.as_str());
+        inputs.push(ChannelId { input: edge.input, from, port: edge.port, sender });
         let cell = cell_index(plan, edge.to, receiver);
         if sender == receiver {
             return Ok(Target::Local { cell, channel });
@@ -141,23 +149,31 @@ fn cell_index(plan: &PhysicalPlan, node: NodeId, slot: u32) -> usize {
     (0..node.0).filter(|&before| plan.parallelism(NodeId(before)) > slot).count()
 }
 
-fn partitioner(spec: &JobSpec, plan: &PhysicalPlan, edge: &Edge, sender: u32) -> Result<Partitioner> {
+fn partitioner(plan: &PhysicalPlan, edge: &Edge, sender: u32, groups: MaxParallelism) -> Result<Partitioner> {
     Ok(match &edge.exchange {
         Exchange::Forward => Partitioner::Turn(0),
         // Not all at the same receiver first.
         Exchange::Rebalance => Partitioner::Turn(sender as usize),
         Exchange::Broadcast => Partitioner::Broadcast,
-        Exchange::Hash(key) => {
-            let fields = plan.graph().fields(edge.from, edge.port)?;
-            let fields = key.iter().filter_map(|&column| fields.get(column as usize)).map(|f| &f.field);
-            let types: Vec<_> = fields.clone().map(|f| arrow_type(&f.data_type)).collect();
-            // Both inputs of a join must agree on the encoding, whichever of them can have nulls.
-            let nullable = keyed_by_nullable(plan, edge.to)?;
-            let codec = KeyCodec::new(&types, nullable)?;
-            let key = key.iter().map(|&column| column as usize).collect();
-            Partitioner::Hash(Box::new(HashPartitioner::new(codec, key, spec.settings.max_parallelism, edge.receivers)))
-        }
+        Exchange::Hash(key) => Partitioner::Hash(Box::new(hash_partitioner(plan, edge, key, groups)?)),
     })
+}
+
+/// Distributes the rows of an edge that is keyed by these columns.
+pub fn hash_partitioner(
+    plan: &PhysicalPlan,
+    edge: &Edge,
+    key: &[u32],
+    groups: MaxParallelism,
+) -> Result<HashPartitioner> {
+    let fields = plan.graph().fields(edge.from, edge.port)?;
+    let fields = key.iter().filter_map(|&column| fields.get(column as usize)).map(|f| &f.field);
+    let types: Vec<_> = fields.clone().map(|f| arrow_type(&f.data_type)).collect();
+    // Both inputs of a join must agree on the encoding, whichever of them can have nulls.
+    let nullable = keyed_by_nullable(plan, edge.to)?;
+    let codec = KeyCodec::new(&types, nullable)?;
+    let key = key.iter().map(|&column| column as usize).collect();
+    Ok(HashPartitioner::new(codec, key, groups, edge.receivers))
 }
 
 /// Whether a key column of any input of the node can be null.
@@ -179,6 +195,8 @@ struct Assembler<'a> {
     plan: &'a PhysicalPlan,
     wakers: &'a [Waker],
     stop: Arc<StopSignal>,
+    overtakes: Arc<OvertakeSignal>,
+    replay: Replay,
     wiring: Wiring,
     mailboxes: HashMap<NodeId, Vec<Arc<Mailbox>>>,
     tasks: Vec<TaskStatus>,
@@ -186,19 +204,23 @@ struct Assembler<'a> {
 
 impl Assembler<'_> {
     fn slice(&mut self, slot: u32) -> Result<Slice> {
-        let (mut cells, mut origins) = (Vec::new(), self.wiring.origins.remove(&slot).unwrap_or_default());
+        let (mut cells, mut inboxes) = (Vec::new(), Vec::new());
+        let mut origins = self.wiring.origins.remove(&slot).unwrap_or_default();
         let waker = self.wakers.get(slot as usize).cloned().unwrap_or_else(|| Waker::new(|| ()));
         for (id, node) in self.plan.graph().iter().filter(|(id, _)| self.plan.parallelism(*id) > slot) {
             if matches!(node.kind, NodeKind::Source { .. }) {
                 origins.push(Origin::Source { cell: cells.len() });
             }
-            cells.push(self.cell(id, node, slot, &waker)?);
+            let cell = self.cell(id, node, slot, &waker)?;
+            // Before all that is new, also before what those that send say of where they go on.
+            inboxes.push(self.replay.inbox(id, slot, cell.channels())?);
+            cells.push(cell);
         }
         let letters_task = Arc::new(self.letters_task(slot));
         let letters = self.letters(&letters_task, waker)?;
         Ok(Slice {
             letters_task,
-            inboxes: cells.iter().map(|_| Inbox::default()).collect(),
+            inboxes,
             cells,
             origins,
             turn: Turn::default(),
@@ -206,6 +228,8 @@ impl Assembler<'_> {
             letters,
             clock: self.spec.clock.clone(),
             stop: self.stop.clone(),
+            overtakes: self.overtakes.clone(),
+            overtaken: self.start.passed(),
             events: Vec::new(),
             announced: false,
             finished: false,

@@ -20,6 +20,7 @@ use super::sink::SinkCell;
 use super::source::{SourceCell, SourceSnapshot, SourceStep, set_malformed_aside};
 use crate::element::{Barrier, Element, Inbox};
 use crate::event_time::EventTimeReader;
+use crate::in_flight::{ChannelContent, ChannelId};
 use crate::letters::Letters;
 use crate::record::RecordText;
 use crate::snapshot::TaskSnapshot;
@@ -53,6 +54,8 @@ pub enum Taken {
     Done,
     /// It was a barrier which other channels still owe: nothing more of this channel until they have brought it.
     Aligning,
+    /// The same; what had been held for an earlier barrier, of a checkpoint that was given up, is held no more.
+    Realigning,
     /// It passed the barrier.
     Passed(TaskSnapshot),
     /// All channels ended. A sink gives what it wrote since the last barrier.
@@ -76,21 +79,33 @@ pub struct Cell {
     work: Work,
     routes: Routes,
     channels: Channels,
+    /// Who they are.
+    ids: Vec<ChannelId>,
     state: State,
     timer: Option<Timestamp>,
     watermark: Watermark,
     /// The checkpoint whose barrier it passed last.
     passed: Epoch,
+    /// During a call that is finished for a barrier that overtakes: how much it may still emit past full receivers.
+    past_full: Option<usize>,
+    /// What is left of that for the checkpoint that it was finished for last.
+    finishing: (Epoch, usize),
 }
 
 impl Cell {
+    /// What the call in hand may emit past full receivers, for a barrier that overtakes to be passed: for each
+    /// checkpoint, and in memory meanwhile, so it is about what the queues of a job hold, and enough for what windows
+    /// of some 100,000 keys have to say at once. A call that has more to say holds its checkpoint up, as one record does
+    /// in Flink, until those after it have taken some.
+    const FINISH_BYTES: usize = 16 << 20;
+
     /// `passed` and `watermark`: the checkpoint from which it goes on, and its watermark in it.
     pub fn new(
         subtask: Arc<SubtaskId>,
         metrics: Arc<TaskMetrics>,
         work: Work,
         routes: Routes,
-        inputs: Vec<InputIndex>,
+        ids: Vec<ChannelId>,
         (passed, watermark): (Epoch, Watermark),
     ) -> Self {
         let mut cell = Self {
@@ -98,11 +113,14 @@ impl Cell {
             metrics,
             work,
             routes,
-            channels: Channels::new(inputs, watermark),
+            channels: Channels::new(ids.iter().map(|id| id.input).collect(), watermark),
+            ids,
             state: State::Running,
             timer: None,
             watermark,
             passed,
+            past_full: None,
+            finishing: (passed, 0),
         };
         cell.look_for_timer();
         cell
@@ -132,6 +150,21 @@ impl Cell {
     /// When it wants `on_timer`.
     pub fn timer(&self) -> Option<Timestamp> {
         self.timer.filter(|_| matches!(self.state, State::Running))
+    }
+
+    /// Whether its barriers come to it by its news, and not by channels.
+    pub fn is_source(&self) -> bool {
+        matches!(self.work, Work::Source(_))
+    }
+
+    /// Its channels, by number.
+    pub fn channels(&self) -> &[ChannelId] {
+        &self.ids
+    }
+
+    /// Whether a channel has neither brought the barrier of this checkpoint nor ended.
+    pub fn owes(&self, channel: u32, epoch: Epoch) -> bool {
+        self.channels.owes(channel as usize, epoch)
     }
 
     /// Sinks: whether there is room.
@@ -173,7 +206,8 @@ impl Cell {
         let Self { work: Work::Source(source), routes, subtask, metrics, state, passed, .. } = self else {
             return Ok(SourceStep::Pending(None));
         };
-        let mut out = Emitter { routes, inboxes, letters, subtask, metrics, passed: *passed, emitted: false };
+        let mut out =
+            Emitter { routes, inboxes, letters, subtask, metrics, passed: *passed, emitted: false, past_full: None };
         let step = source.poll(stopping, clock, &mut out).map_err(|e| e.at(subtask, "reading"))?;
         if matches!(step, SourceStep::Ended) {
             *state = State::Ended;
@@ -233,6 +267,42 @@ impl Cell {
         Ok(snapshot)
     }
 
+    /// Passes a barrier before what stands before it: `in_flight`. Not in the middle of a call.
+    pub fn overtake(
+        &mut self,
+        barrier: Barrier,
+        in_flight: Vec<ChannelContent>,
+        inboxes: &mut [Inbox],
+        letters: &mut Letters,
+    ) -> Result<TaskSnapshot> {
+        self.channels.aligning = None;
+        let mut snapshot = self.pass(barrier, inboxes, letters)?;
+        snapshot.in_flight = in_flight;
+        Failpoint::OvertakeDone.reach();
+        Ok(snapshot)
+    }
+
+    /// As `resume`, also where receivers are full, so that the barrier of this checkpoint can be passed. `None`: it has
+    /// used up what it may emit so.
+    pub fn finish(
+        &mut self,
+        epoch: Epoch,
+        clock: &dyn Clock,
+        inboxes: &mut [Inbox],
+        letters: &mut Letters,
+    ) -> Result<Option<CellStep>> {
+        if self.finishing.0 != epoch {
+            self.finishing = (epoch, Self::FINISH_BYTES);
+        }
+        if self.finishing.1 == 0 {
+            return Ok(None);
+        }
+        self.past_full = Some(self.finishing.1);
+        let step = self.resume(clock, inboxes, letters);
+        self.finishing.1 = self.past_full.take().unwrap_or(0);
+        step.map(Some)
+    }
+
     /// Takes an element of a channel.
     pub fn take(
         &mut self,
@@ -241,6 +311,12 @@ impl Cell {
         inboxes: &mut [Inbox],
         letters: &mut Letters,
     ) -> Result<Taken> {
+        if let Element::Barrier(barrier) = &element
+            && (barrier.epoch <= self.passed || self.channels.waits_for_later(barrier.epoch))
+        {
+            // Of a checkpoint that was given up.
+            return Ok(Taken::Done);
+        }
         let change = self.channels.note(channel as usize, &element);
         if change.idle == Some(false) {
             self.idle(false, inboxes, letters)?;
@@ -258,7 +334,7 @@ impl Cell {
                     return self.pass(barrier, inboxes, letters).map(Taken::Passed);
                 }
                 if matches!(element, Element::Barrier(_)) {
-                    return Ok(Taken::Aligning);
+                    return Ok(if change.restarts { Taken::Realigning } else { Taken::Aligning });
                 }
             }
             _ => {}
@@ -301,7 +377,7 @@ impl Cell {
     /// For tests: what makes event time here came so far. Whether anything does.
     pub fn raise_watermark(&mut self, to: Watermark, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<bool> {
         let (subtask, metrics, routes, passed) = (&self.subtask, &*self.metrics, &mut self.routes, self.passed);
-        let mut out = Emitter { routes, inboxes, letters, subtask, metrics, passed, emitted: false };
+        let mut out = Emitter { routes, inboxes, letters, subtask, metrics, passed, emitted: false, past_full: None };
         match &mut self.work {
             _ if matches!(self.state, State::Ended) => Ok(false),
             Work::Source(source) => source.raise_watermark(to, &mut out),
@@ -321,7 +397,8 @@ impl Cell {
             Work::Sink(sink) => sink.write(&batch).map_err(|e| e.at(&self.subtask, "writing")),
             Work::Assign(assign) => {
                 let (subtask, metrics, routes, passed) = (&self.subtask, &*self.metrics, &mut self.routes, self.passed);
-                let mut out = Emitter { routes, inboxes, letters, subtask, metrics, passed, emitted: false };
+                let mut out =
+                    Emitter { routes, inboxes, letters, subtask, metrics, passed, emitted: false, past_full: None };
                 assign.batch(batch, &mut out).map_err(|e| e.at(subtask, "reading event time"))?;
                 self.look_for_timer();
                 Ok(())
@@ -377,7 +454,7 @@ impl Cell {
 
     fn control(&mut self, element: &Element, inboxes: &mut [Inbox], letters: &mut Letters) -> Result<()> {
         let (subtask, metrics, routes, passed) = (&self.subtask, &*self.metrics, &mut self.routes, self.passed);
-        Emitter { routes, inboxes, letters, subtask, metrics, passed, emitted: false }.control(element)
+        Emitter { routes, inboxes, letters, subtask, metrics, passed, emitted: false, past_full: None }.control(element)
     }
 
     /// Calls the operator; when it is done, `watermark` is handed on.
@@ -389,11 +466,16 @@ impl Cell {
         letters: &mut Letters,
         call: impl FnOnce(&mut dyn Operator, &mut dyn Output) -> Result<Progress>,
     ) -> Result<()> {
-        let Self { work: Work::Operator(operator), routes, subtask, metrics, state, timer, passed, .. } = self else {
+        let Self { work: Work::Operator(operator), routes, subtask, metrics, state, timer, passed, past_full, .. } =
+            self
+        else {
             return Ok(());
         };
-        let mut out = Emitter { routes, inboxes, letters, subtask, metrics, passed: *passed, emitted: false };
+        let (passed, emitted) = (*passed, false);
+        let mut out =
+            Emitter { routes, inboxes, letters, subtask, metrics, passed, emitted, past_full: past_full.take() };
         let progress = call(operator.as_mut(), &mut out).map_err(|e| e.at(subtask, phase))?;
+        *past_full = out.past_full;
         *timer = operator.next_timer();
         *state = match progress {
             Progress::More => State::Pending { watermark, goes_idle: false, wait: timer.filter(|_| !out.emitted) },
@@ -457,6 +539,8 @@ struct Change {
     watermark: Option<Watermark>,
     idle: Option<bool>,
     ended: bool,
+    /// A barrier ended the wait for an earlier one.
+    restarts: bool,
 }
 
 impl Channels {
@@ -484,6 +568,17 @@ impl Channels {
         Some(barrier)
     }
 
+    fn owes(&self, channel: usize, epoch: Epoch) -> bool {
+        let of = |list: &[bool]| list.get(channel) == Some(&true);
+        let arrived = self.aligning.as_ref().is_some_and(|(barrier, arrived)| barrier.epoch == epoch && of(arrived));
+        !arrived && !of(&self.at_end)
+    }
+
+    /// Whether the barrier that is waited for is of a later checkpoint than this one.
+    fn waits_for_later(&self, epoch: Epoch) -> bool {
+        self.aligning.as_ref().is_some_and(|(barrier, _)| barrier.epoch > epoch)
+    }
+
     fn input(&self, channel: usize) -> Result<InputIndex> {
         self.inputs.get(channel).copied().ok_or_else(|| Error::internal(format!("channel {channel}")))
     }
@@ -500,9 +595,14 @@ impl Channels {
             }
             Element::Barrier(barrier) => {
                 let channels = self.status.len();
+                // Who turned unaligned for the later checkpoint does not bring the earlier one's barrier any more.
+                let restarts = self.aligning.as_ref().is_some_and(|(other, _)| other.epoch < barrier.epoch);
+                if restarts {
+                    self.aligning = None;
+                }
                 let (_, arrived) = self.aligning.get_or_insert_with(|| (*barrier, vec![false; channels]));
                 arrived.get_mut(channel).into_iter().for_each(|arrived| *arrived = true);
-                return Change::default();
+                return Change { restarts, ..Change::default() };
             }
             Element::End => {
                 self.ended += 1;
@@ -514,7 +614,7 @@ impl Channels {
         let all_idle = !at_end && self.status.iter().all(|s| *s != Status::Active);
         let idle = (all_idle != self.all_idle && !at_end).then_some(all_idle);
         self.all_idle = all_idle;
-        Change { watermark: if at_end { Some(Watermark::MAX) } else { watermark }, idle, ended: false }
+        Change { watermark: if at_end { Some(Watermark::MAX) } else { watermark }, idle, ..Change::default() }
     }
 
     fn set(&mut self, channel: usize, status: Status) -> Option<Watermark> {
@@ -548,6 +648,23 @@ mod tests {
         let change = channels.note(1, &Element::Watermark(Watermark::MAX));
         assert_eq!((change.watermark, change.idle), (Some(Watermark::MAX), None));
         assert!(channels.note(1, &Element::End).ended);
+    }
+
+    #[test]
+    fn a_later_barrier_ends_the_wait_for_an_earlier_one() {
+        let barrier = |epoch| {
+            let kind = tidemill_core::snapshot::SnapshotKind::Incremental;
+            Element::Barrier(Barrier { epoch: Epoch(epoch), kind, stops: false })
+        };
+        let mut channels = Channels::new(vec![InputIndex(0); 3], Watermark::MIN);
+        assert!(!channels.note(0, &barrier(4)).restarts && channels.aligned().is_none());
+        assert!(!channels.owes(0, Epoch(4)) && channels.owes(0, Epoch(5)) && channels.owes(1, Epoch(4)));
+        // The sender of channel 1 was unaligned, and has skipped the fourth.
+        assert!(channels.note(1, &barrier(5)).restarts && channels.aligned().is_none());
+        assert!(channels.waits_for_later(Epoch(4)) && !channels.waits_for_later(Epoch(5)));
+        assert!(!channels.note(0, &barrier(5)).restarts && channels.aligned().is_none());
+        channels.note(2, &Element::End);
+        assert_eq!(channels.aligned().map(|barrier| barrier.epoch), Some(Epoch(5)));
     }
 
     #[test]

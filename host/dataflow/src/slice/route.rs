@@ -99,6 +99,8 @@ pub struct Emitter<'a> {
     pub passed: Epoch,
     /// Whether anything was emitted.
     pub emitted: bool,
+    /// Bytes that it may still emit although receivers are full, for a barrier that overtakes.
+    pub past_full: Option<usize>,
 }
 
 impl Emitter<'_> {
@@ -129,6 +131,9 @@ impl Output for Emitter<'_> {
             return Ok(());
         }
         self.emitted = true;
+        if let Some(left) = &mut self.past_full {
+            *left = left.saturating_sub(batch.bytes());
+        }
         self.metrics.records_out.add(batch.rows() as u64);
         let routes = self.routes.0.get_mut(port.index());
         let routes = routes.ok_or_else(|| Error::internal(format!("rows for {port}, which does not exist")))?;
@@ -140,7 +145,10 @@ impl Output for Emitter<'_> {
     }
 
     fn is_full(&self) -> bool {
-        self.routes.is_full(self.inboxes) || self.letters.is_full(self.passed)
+        match self.past_full {
+            Some(left) => left == 0,
+            None => self.routes.is_full(self.inboxes) || self.letters.is_full(self.passed),
+        }
     }
 
     fn dead_letter(&mut self, letter: DeadLetter) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Every stateful operator, run four ways from one description: plain; with checkpoints; killed and restored; killed and
-//! restored at another parallelism. What is visible at the end must be equal.
+//! restored at another parallelism. The last two also with checkpoints that turn unaligned. What is visible at the end
+//! must be equal.
 //!
 //! To test another operator, add a test with its description. The output that is compared must not depend on the order
 //! in which rows of different splits come, which no way of running a job promises; where it does (how far the watermark
@@ -8,6 +9,7 @@
 //!
 //! `TIDEMILL_FOUR_WAYS_SEEDS` says how many seeds are tried, `TIDEMILL_FOUR_WAYS_SEED` which one alone.
 
+mod backpressure;
 mod code;
 mod going_on;
 mod plan;

@@ -228,7 +228,7 @@ fn log_rows(part: &FrozenPart) -> Result<Option<(Batch, Int64Array)>> {
 }
 
 /// A view array holds the buffers it was cut from, and would be written with them.
-fn alone(array: &ArrayRef) -> ArrayRef {
+pub(crate) fn alone(array: &ArrayRef) -> ArrayRef {
     use arrow::datatypes::DataType;
     match array.data_type() {
         DataType::Utf8View => Arc::new(array.as_string_view().gc()),

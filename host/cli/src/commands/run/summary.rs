@@ -72,13 +72,22 @@ fn leave_out_zeros(rows: &mut [Vec<String>], align: &mut Vec<Align>) {
     }
 }
 
-/// `12 taken, the last in 35 ms with 1.20 MB (200 kB of them new); 1 given up, the last since ...`.
+/// `12 taken, the last in 35 ms with 1.20 MB (200 kB of them new), aligned in 3 ms; 1 given up, the last since ...`.
 fn taken(checkpoints: &CheckpointFigures) -> String {
     let mut text = format!("{} taken", units::count(checkpoints.completed));
     if checkpoints.completed > 0 {
         let took = units::duration(Duration::from_millis(checkpoints.duration_ms));
         let (all, new) = (units::bytes(checkpoints.bytes), units::bytes(checkpoints.new_bytes));
         text.push_str(&format!(", the last in {took} with {all} ({new} of them new)"));
+        let aligned = units::duration(Duration::from_millis(checkpoints.alignment_ms));
+        let in_flight = units::bytes(checkpoints.in_flight_bytes);
+        text.push_str(&match checkpoints.unaligned {
+            true => format!(", unaligned after {aligned} with {in_flight} in flight"),
+            false => format!(", aligned in {aligned}"),
+        });
+        if checkpoints.completed_unaligned > 0 {
+            text.push_str(&format!("; {} unaligned", units::count(checkpoints.completed_unaligned)));
+        }
     }
     if checkpoints.failed > 0 {
         let why = checkpoints.failure.as_deref().unwrap_or("for no reason that is known");

@@ -95,6 +95,7 @@ impl Supervisor<'_> {
                 min_pause_ms: ms(self.settings.min_pause),
                 timeout_ms: ms(self.settings.timeout),
                 tolerable_failures: self.settings.tolerable_failures,
+                aligned_timeout_ms: self.settings.aligned_timeout.map(ms),
             },
             retained: self.settings.retained,
         };

@@ -1,5 +1,6 @@
 //! Checkpoints as text and as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use arrow::datatypes::{DataType, Field};
@@ -16,7 +17,7 @@ use crate::units;
 
 /// One line per checkpoint, the newest first.
 pub(super) fn list(checkpoints: &[Checkpoint]) -> String {
-    let heads = ["checkpoint", "epoch", "attempt", "kind", "size", "committed", "taken"];
+    let heads = ["checkpoint", "epoch", "attempt", "kind", "size", "in flight", "committed", "taken"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     rows.extend(checkpoints.iter().map(|c| {
         vec![
@@ -25,12 +26,16 @@ pub(super) fn list(checkpoints: &[Checkpoint]) -> String {
             c.manifest.generation.to_string(),
             kind(c.manifest.kind).to_owned(),
             units::bytes(c.manifest.files().map(|file| file.bytes).sum()),
+            match c.manifest.in_flight_bytes() {
+                0 => "-".to_owned(),
+                bytes => units::bytes(bytes),
+            },
             if c.committed { "yes" } else { "no" }.to_owned(),
             units::time_utc(c.manifest.created_ms),
         ]
     }));
     let (left, right) = (Align::Left, Align::Right);
-    table(&[right, right, right, left, right, left, left], &rows).join("\n") + "\n"
+    table(&[right, right, right, left, right, right, left, left], &rows).join("\n") + "\n"
 }
 
 /// What it keeps, for people.
@@ -55,6 +60,9 @@ pub(super) fn text(found: &Found) -> Result<String> {
         for split in splits {
             let _ = writeln!(text, "  split      {}", split.id);
         }
+        for (channel, rows) in in_flight(operator) {
+            let _ = writeln!(text, "  in flight  from {channel}: {} rows", units::count(rows));
+        }
         for part in parts(found, operator)? {
             let schema = part.fields.iter().map(|(name, kind)| format!("{name} {kind}")).collect::<Vec<_>>().join(", ");
             let name = if part.name.is_empty() { String::new() } else { format!(" {}", part.name) };
@@ -78,6 +86,7 @@ pub(super) fn json(found: &Found) -> Result<String> {
             "parallelism": operator.parallelism,
             "watermark_ms": watermark(operator),
             "splits": operator.subtasks.iter().flat_map(|s| &s.splits).map(|s| &s.id).collect::<Vec<_>>(),
+            "in_flight": in_flight(operator).iter().map(|(from, rows)| json!({"from": from, "rows": rows})).collect::<Vec<_>>(),
             "state": parts.collect::<Vec<Value>>(),
         }))
     });
@@ -136,6 +145,17 @@ fn type_name(part: &PartInfo, field: &Field) -> String {
         Some((_, ttl_ms)) => format!("{shown} for {ttl_ms} ms"),
         None => shown,
     }
+}
+
+/// What was in flight to it: from where, and how many rows.
+fn in_flight(operator: &OperatorState) -> Vec<(String, u64)> {
+    let channels =
+        operator.subtasks.iter().filter_map(|s| s.in_flight.as_ref()).flat_map(|in_flight| &in_flight.channels);
+    let mut rows: BTreeMap<&str, u64> = BTreeMap::new();
+    for channel in channels {
+        *rows.entry(&channel.from).or_default() += channel.rows;
+    }
+    rows.into_iter().map(|(from, rows)| (from.to_owned(), rows)).collect()
 }
 
 /// The least of the subtasks'; `None`: there is none yet, or the input has ended.

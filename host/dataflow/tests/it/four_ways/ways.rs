@@ -72,6 +72,8 @@ impl Death {
 pub enum Fate {
     Died,
     Ended,
+    /// What was in flight can't be restored at that parallelism.
+    Refused,
 }
 
 /// A job that processes run, one after the other.
@@ -85,12 +87,29 @@ pub struct Run<'a> {
     pub start: Start,
     /// No checkpoint fails.
     pub calm: bool,
+    /// Checkpoints may turn unaligned.
+    pub unaligned: bool,
+    /// Not drawn.
+    pub settings: Option<Settings>,
+    /// Processes that were begun from a checkpoint with something in flight; of these, at another parallelism.
+    pub replayed: [u64; 2],
 }
 
 impl<'a> Run<'a> {
     pub fn new(description: &'a Description, seed: u64) -> Self {
         let (world, start) = (Arc::default(), Start::Recover);
-        Self { description, world, dice: Dice(hash_fixed(seed)), completed: 0, start, calm: false }
+        let dice = Dice(hash_fixed(seed));
+        Self {
+            description,
+            world,
+            dice,
+            completed: 0,
+            start,
+            calm: false,
+            unaligned: false,
+            settings: None,
+            replayed: [0; 2],
+        }
     }
 
     pub fn spec(&self, parallelism: u32) -> JobSpec {
@@ -142,7 +161,9 @@ impl<'a> Run<'a> {
             min_pause_ms: self.dice.below(3),
             timeout_ms: if !self.calm && self.dice.below(3) == 0 { 1 + self.dice.below(20) } else { 100_000 },
             tolerable_failures: u32::MAX,
+            aligned_timeout_ms: self.unaligned.then(|| self.dice.below(12)),
         };
+        let settings = self.settings.clone().unwrap_or(settings);
         let now = self.world.clock.0.load(Ordering::SeqCst);
         let owner = match store.begin(&self.start, now)? {
             Begun::Run(owner) => owner,
@@ -151,8 +172,15 @@ impl<'a> Run<'a> {
             }
         };
         let retained = 1 + self.dice.below(3) as usize;
+        let manifest = owner.restored().map(|restored| restored.manifest.clone());
         let checkpoints = Checkpoints { store, owner: *owner, settings, retained };
-        Stepper::with_checkpoints(spec, self.dice.below(u64::MAX), Some(checkpoints)).map(Some)
+        let stepper = Stepper::with_checkpoints(spec, self.dice.below(u64::MAX), Some(checkpoints))?;
+        if let Some(manifest) = manifest.filter(|manifest| manifest.in_flight_bytes() > 0) {
+            let before = manifest.operators.iter().map(|operator| operator.parallelism).max();
+            let moved = before != Some(parallelism);
+            self.replayed[usize::from(moved)] += 1;
+        }
+        Ok(Some(stepper))
     }
 
     /// Runs a process to its end or death.
@@ -164,12 +192,19 @@ impl<'a> Run<'a> {
             Ok(Some(stepper)) => stepper,
             Ok(None) => return Fate::Ended,
             Err(_) if self.world.is_dead() => return Fate::Died,
+            Err(error) if self.unaligned && error.to_string().contains("was taken unaligned") => return Fate::Refused,
             Err(error) => panic!("{error}"),
         };
         let limit = if let Death::After(steps) = death { steps } else { u64::MAX };
         let fate = self.steps(&mut stepper, limit);
         self.completed += stepper.checkpoints().map_or(0, |figures| figures.completed);
         fate
+    }
+
+    /// The parallelism of the newest checkpoint.
+    fn taken_at(&self) -> u32 {
+        let newest = self.store().checkpoints().unwrap().remove(0);
+        newest.manifest.operators.iter().map(|operator| operator.parallelism).max().unwrap()
     }
 
     /// Steps, while the clock goes on.
@@ -236,7 +271,7 @@ pub fn check(name: &str, description: &Description) {
     let expected = Run::new(description, 0).plain(1);
     assert!(expected.len() >= description.at_least, "{name} has {} rows", expected.len());
     let only = std::env::var("TIDEMILL_FOUR_WAYS_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
-    let mut completed = 0;
+    let (mut completed, mut replayed) = (0, [0, 0]);
     for seed in 0..seeds() {
         let seed = only.unwrap_or(seed);
         let say = |way: &str| on_failure(format!("{name}, {way}, TIDEMILL_FOUR_WAYS_SEED={seed}"));
@@ -254,30 +289,51 @@ pub fn check(name: &str, description: &Description) {
         }
         {
             let _failing = say("killed and restored");
-            killed(description, seed, &expected, |_| parallelism);
+            killed(Run::new(description, seed), &expected, |_| parallelism);
         }
         {
             let _failing = say("killed and restored at another parallelism");
-            killed(description, seed + 1_000, &expected, |attempt| {
+            killed(Run::new(description, seed + 1_000), &expected, |attempt| {
                 [1, 3, 2, 4, 1, 2, 3][(attempt + seed as usize) % 7]
             });
         }
+        for (at, way) in ["unaligned", "unaligned and at another parallelism"].into_iter().enumerate() {
+            let _failing = say(way);
+            let run = Run { unaligned: true, ..Run::new(description, seed + 2_000 + at as u64) };
+            let other = [2, 3, 1, 4, 2, 1, 3];
+            let replays = killed(run, &expected, |attempt| match at {
+                0 => parallelism,
+                _ => other[(attempt + seed as usize) % 7],
+            });
+            replayed = [replayed[0] + replays[0], replayed[1] + replays[1]];
+        }
     }
     assert!(completed > seeds(), "{completed} checkpoints in {} runs", seeds());
+    eprintln!("{name}: {replayed:?} replays of what was in flight, at the same and at another parallelism");
+    assert!(replayed[0] > 0, "{replayed:?} replays");
 }
 
-fn killed(description: &Description, seed: u64, expected: &Output, parallelism: impl Fn(usize) -> u32) {
-    let mut run = Run::new(description, seed);
+fn killed(mut run: Run<'_>, expected: &Output, parallelism: impl Fn(usize) -> u32) -> [u64; 2] {
     let kills = 1 + run.dice.below(7) as usize;
     let mut history = Vec::new();
     for attempt in 0.. {
         let death = if attempt < kills { Death::draw(&mut run.dice) } else { Death::None };
-        history.push((death, parallelism(attempt)));
+        let mut at = parallelism(attempt);
+        history.push((death, at));
         let _failing = on_failure(format!("deaths and parallelisms: {history:?}"));
-        if run.process(parallelism(attempt), death) == Fate::Ended {
+        let mut fate = run.process(at, death);
+        if fate == Fate::Refused {
+            // The mend: the parallelism at which it was taken.
+            at = run.taken_at();
+            history.push((death, at));
+            fate = run.process(at, death);
+            assert_ne!(fate, Fate::Refused, "at the parallelism that it was taken with");
+        }
+        if fate == Fate::Ended {
             break;
         }
     }
     let _failing = on_failure(format!("deaths and parallelisms: {history:?}"));
     assert_same(&run.output(), expected);
+    run.replayed
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arrow::array::{ArrayRef, Int64Array, TimestampMillisecondArray};
@@ -72,6 +73,8 @@ struct Fate {
 pub struct World {
     pub clock: Arc<ManualClock>,
     pub store: Memory,
+    /// No sink takes anything.
+    pub full: AtomicBool,
     fate: Mutex<Fate>,
     output: Mutex<Output>,
 }
@@ -412,6 +415,10 @@ struct SinkWriting {
 }
 
 impl SinkWriter for SinkWriting {
+    fn ready(&mut self) -> Result<SinkReady> {
+        Ok(if self.world.full.load(Ordering::SeqCst) { SinkReady::Full } else { SinkReady::Ready })
+    }
+
     fn write(&mut self, batch: &Batch) -> Result<()> {
         let names: Vec<_> = self.context.schema.fields().iter().map(|field| field.name().clone()).collect();
         for row in 0..batch.rows() {

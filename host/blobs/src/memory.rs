@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{BlobError, BlobWriter, Blobs, Listed, PutNew};
+use crate::{BlobError, BlobWriter, Blobs, Listed, PutNew};
 
 type Content = BTreeMap<String, Arc<Vec<u8>>>;
 

@@ -9,11 +9,10 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::nonce::nonce;
-
 use tidemill_core::failpoint::Failpoint;
+use tidemill_core::nonce::nonce;
 
-use super::{BlobError, BlobWriter, Blobs, Listed, PutNew, Trouble, io_failed};
+use crate::{BlobError, BlobWriter, Blobs, Listed, PutNew, Trouble, io_failed};
 
 /// How often a hidden file is written again after another process swept it away.
 const STAGING_ATTEMPTS: u32 = 5;
@@ -218,7 +217,7 @@ fn sync_folder_of(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blobs::read_all;
+    use crate::read_all;
 
     #[test]
     fn of_many_writers_one_wins_and_its_bytes_are_there() {

@@ -1,4 +1,5 @@
 //! Where bytes are kept: what the store of checkpoints needs of a file system or an object store, and nothing more.
+//! The object store is the only one that also has uploads which another process may complete; see [`S3`].
 //!
 //! Invariant: what a call reported as written survives the death of the machine, and [`Blobs::put_new`] lets exactly one
 //! of all writers of a path win, of whom readers see everything or nothing.
@@ -7,6 +8,7 @@
 
 mod local;
 mod memory;
+mod s3;
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -16,6 +18,7 @@ use tidemill_core::error::{Error, ErrorKind, Result};
 
 pub use local::Local;
 pub use memory::Memory;
+pub use s3::S3;
 
 /// A place for bytes. Every call may block, and repeats what failed for a passing reason before it reports it.
 pub trait Blobs: Send + Sync {
@@ -36,6 +39,11 @@ pub trait Blobs: Send + Sync {
 
     /// Deletes a blob. That there is none is no error.
     fn delete(&self, path: &str) -> Result<(), BlobError>;
+
+    /// Deletes blobs of which none is missed before another, where that is faster than one after the other.
+    fn delete_all(&self, paths: &[String]) -> Result<(), BlobError> {
+        paths.iter().try_for_each(|path| self.delete(path))
+    }
 }
 
 /// The answer of [`Blobs::put_new`].
@@ -131,9 +139,9 @@ pub fn at(location: &str) -> Result<Arc<dyn Blobs>> {
     match location.split_once("://") {
         None => Ok(Arc::new(Local::open(location))),
         Some(("file", path)) => Ok(Arc::new(Local::open(path))),
-        Some((scheme, _)) => {
-            Err(Error::invalid(format!("'{location}': there are no checkpoints in {scheme}://")).mend("name a folder"))
-        }
+        Some(("s3" | "s3a", _)) => Ok(Arc::new(S3::open(location)?)),
+        Some((scheme, _)) => Err(Error::invalid(format!("'{location}': nothing can be kept in {scheme}://"))
+            .mend("name a folder, or s3://BUCKET/PREFIX")),
     }
 }
 

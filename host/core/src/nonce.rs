@@ -11,7 +11,8 @@ pub fn random_nonces() -> Nonces {
     Arc::new(nonce)
 }
 
-pub(crate) fn nonce() -> String {
+/// A name that nobody else has: 16 hexadecimal digits.
+pub fn nonce() -> String {
     let mut hasher = RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
     format!("{:016x}", hasher.finish())
