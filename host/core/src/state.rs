@@ -51,6 +51,34 @@ pub struct ValueSpec {
     pub name: String,
     /// Its type.
     pub data_type: DataType,
+    /// Whether it has the times of last accesses of another column (UTC milliseconds), whose values are over by them.
+    pub last_access: Option<LastAccess>,
+}
+
+impl ValueSpec {
+    /// A column of values that live until they are removed.
+    pub fn new(name: impl Into<String>, data_type: DataType) -> Self {
+        Self { name: name.into(), data_type, last_access: None }
+    }
+}
+
+/// How long values live after their last access.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastAccess {
+    /// The column that has the values.
+    pub of: String,
+    /// How long, in milliseconds, above 0.
+    pub ttl_ms: i64,
+    /// What counts as the last access of values that were kept without one: when the state began to expire, UTC
+    /// milliseconds.
+    pub begin_ms: i64,
+}
+
+impl LastAccess {
+    /// Whether a value that was accessed at `at` last is over at `now`.
+    pub fn is_over(&self, at: i64, now: i64) -> bool {
+        at.checked_add(self.ttl_ms).is_some_and(|end| end <= now)
+    }
 }
 
 /// The resident values of one column, indexed by slot.

@@ -64,10 +64,6 @@ impl ColumnCodec {
         ValueSpec { name, data_type, last_access: self.last_access.clone() }
     }
 
-    pub(crate) fn last_access(&self) -> Option<&LastAccess> {
-        self.last_access.as_ref()
-    }
-
     pub(crate) fn data_type(&self) -> &DataType {
         &self.data_type
     }

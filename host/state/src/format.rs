@@ -124,7 +124,9 @@ fn value_field(value: &ValueSpec) -> Field {
     let field = Field::new(&value.name, value.data_type.clone(), true);
     let Some(last) = &value.last_access else { return field };
     let metadata = [(LAST_ACCESS_OF, last.of.clone()), (TTL_MS, last.ttl_ms.to_string())];
-    field.with_metadata(metadata.map(|(key, value)| (key.to_owned(), value)).into())
+    let metadata: std::collections::HashMap<String, String> =
+        metadata.map(|(key, value)| (key.to_owned(), value)).into();
+    field.with_metadata(metadata)
 }
 
 /// How long the value lives whose last accesses a column has. What is not as we write it says nothing.
