@@ -33,9 +33,10 @@ struct Pieces<'a> {
 
 impl<'a> Pieces<'a> {
     fn of(encoded: &'a [u8]) -> Result<Self> {
-        let Some((count, rest)) = encoded.split_first_chunk::<4>() else {
+        if encoded.is_empty() {
             return Ok(Self { ends: &[], bytes: &[] });
-        };
+        }
+        let (count, rest) = encoded.split_first_chunk::<4>().ok_or_else(damaged)?;
         let ends = (u32::from_le_bytes(*count) as usize).checked_mul(4);
         let (ends, bytes) = ends.and_then(|ends| rest.split_at_checked(ends)).ok_or_else(damaged)?;
         Ok(Self { ends: ends.as_chunks().0, bytes })
@@ -45,13 +46,13 @@ impl<'a> Pieces<'a> {
         self.ends.len()
     }
 
-    fn end(&self, piece: usize) -> usize {
-        self.ends.get(piece).map_or(0, |end| u32::from_le_bytes(*end) as usize)
+    fn end(&self, piece: usize) -> Result<usize> {
+        self.ends.get(piece).map(|end| u32::from_le_bytes(*end) as usize).ok_or_else(damaged)
     }
 
     fn get(&self, piece: usize) -> Result<&'a [u8]> {
-        let start = piece.checked_sub(1).map_or(0, |before| self.end(before));
-        self.bytes.get(start..self.end(piece)).ok_or_else(damaged)
+        let start = piece.checked_sub(1).map_or(Ok(0), |before| self.end(before))?;
+        self.bytes.get(start..self.end(piece)?).ok_or_else(damaged)
     }
 
     /// Among the entries of a map.

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use tidemill_core::plan::DataType;
 use tidemill_core::user::UserCodeFactory;
 use tidemill_wasm::{Limits, Sandbox, SandboxSettings, WasmCode, componentize};
 

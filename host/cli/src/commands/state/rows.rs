@@ -192,7 +192,7 @@ mod tests {
         let schema = Schema::new(vec![Field::new("pages", maps.data_type().clone(), true)]);
         let batch = RecordBatch::try_new(Arc::new(schema), vec![maps]).unwrap();
         let text = String::from_utf8(json_lines(&batch).unwrap()).unwrap();
-        let shown = "{\"pages\":[{\"keys\":1,\"values\":10},{\"keys\":2,\"values\":20}]}\n{}\n";
+        let shown = "{\"pages\":[{\"key\":1,\"value\":10},{\"key\":2,\"value\":20}]}\n{}\n";
         assert_eq!(text, shown);
     }
 }
