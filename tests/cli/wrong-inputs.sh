@@ -112,7 +112,7 @@ mkdir full && printf 'mine\n' >full/part-0-0.json
 tidemill run --format quiet --set sinks.counts.connector=files --set sinks.counts.path=again
 run 2 'again' --set sinks.counts.connector=files --set sinks.counts.path=again
 run 2 'tidemill.toml' --set checkpoints.location=tidemill.toml
-run 2 's3' --set checkpoints.location=s3://bucket/job --set checkpoints.interval='"1 s"'
+run 2 'bucket' --set checkpoints.location=s3:///job --set checkpoints.interval='"1 s"'
 run 2 'ftp' --set checkpoints.location=ftp://host/job
 
 # State and savepoints.

@@ -41,6 +41,9 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 const RETRY_LIMIT: Duration = Duration::from_secs(60);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
+/// What gives machines of AWS their credentials.
+const METADATA_SERVICE: &str = "http://169.254.169.254/";
+
 /// A prefix in a bucket. Clones are the same.
 #[derive(Clone)]
 pub struct S3 {
@@ -316,6 +319,7 @@ fn failed(doing: &str, whole_path: &str, error: &object_store::Error) -> BlobErr
     use object_store::Error as Object;
     let trouble = match error {
         _ if says(error, "NoSuchBucket") => Trouble::NoSuchPlace,
+        _ if says(error, METADATA_SERVICE) => Trouble::Denied,
         _ if says(error, "QuotaExceeded") || says(error, "507 Insufficient Storage") => Trouble::Full,
         Object::PermissionDenied { .. } | Object::Unauthenticated { .. } => Trouble::Denied,
         Object::NotImplemented { .. } | Object::NotSupported { .. } => Trouble::Unfit,
@@ -323,7 +327,12 @@ fn failed(doing: &str, whole_path: &str, error: &object_store::Error) -> BlobErr
         Object::Generic { .. } => Trouble::Unavailable,
         _ => Trouble::Other,
     };
-    BlobError { trouble, in_doubt: false, message: format!("{doing} '{whole_path}': {}", chain(error)) }
+    let mut message = format!("{doing} '{whole_path}': {}", chain(error));
+    if says(error, METADATA_SERVICE) {
+        message
+            .push_str("; there is no AWS_ACCESS_KEY_ID, so this machine's metadata service was asked for credentials");
+    }
+    BlobError { trouble, in_doubt: false, message }
 }
 
 fn upload_failed(whole_path: &str, error: &io::Error) -> BlobError {

@@ -23,6 +23,8 @@ const SETTINGS: Settings = Settings {
     roll_bytes: 1 << 20,
     aligned_timeout_ms: None,
 };
+/// How often a moment between two checkpoints is tried to be hit.
+const ATTEMPTS: u32 = 20;
 /// Of the small disk: enough for the checkpoints and the output, little to fill.
 const DISK: &str = "16m";
 /// Nothing here takes so long.
@@ -90,6 +92,31 @@ impl<'a> Trial<'a> {
         let mut process = self.start(None)?;
         self.await_checkpoints(&mut process)?;
         process.kill().map(|_| ())
+    }
+
+    /// The same, while the newest checkpoint is known to be committed: only one of which that is known is missed.
+    fn interrupted_between_checkpoints(&mut self) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let mut process = self.start(None)?;
+            self.await_checkpoints(&mut process)?;
+            let begin = Instant::now();
+            while !self.newest_is_committed()? {
+                ensure!(begin.elapsed() < LIMIT, "no checkpoint is committed");
+                thread::sleep(LOOK_EVERY);
+            }
+            process.kill()?;
+            if self.newest_is_committed()? {
+                return Ok(());
+            }
+        }
+        bail!("the job was never between two checkpoints")
+    }
+
+    fn newest_is_committed(&self) -> Result<bool> {
+        let newest = self.newest("log")?;
+        let number = newest.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
+        let number = number.with_context(|| format!("{} has no number", newest.display()))?;
+        Ok(self.store().join("committed").join(number.to_string()).exists())
     }
 
     fn await_checkpoints(&mut self, process: &mut Process) -> Result<()> {
@@ -270,7 +297,7 @@ fn manifest_truncated(trial: &mut Trial<'_>) -> Result<()> {
 }
 
 fn manifest_deleted(trial: &mut Trial<'_>) -> Result<()> {
-    trial.interrupted()?;
+    trial.interrupted_between_checkpoints()?;
     let path = trial.newest("log")?;
     damaged(trial, &path, |path| Ok(fs::remove_file(path)?), &["is gone"])
 }
