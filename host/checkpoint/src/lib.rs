@@ -21,5 +21,5 @@ pub mod store;
 pub use tidemill_blobs as blobs;
 
 pub use log::{Origin, Start};
-pub use owner::{Claim, Collected, Owner, Restored};
+pub use owner::{Claim, Collected, Owner, Restored, SnapshotWriter};
 pub use store::{Begun, Checkpoint, Store};

@@ -50,6 +50,23 @@ pub struct Owner {
     standing: Standing,
 }
 
+/// Where the snapshots of one attempt at a job are written, by any process that takes part in it.
+#[derive(Clone)]
+pub struct SnapshotWriter {
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) generation: u64,
+}
+
+impl SnapshotWriter {
+    /// Those of an epoch.
+    pub fn files(&self, epoch: Epoch) -> Arc<dyn SnapshotFiles> {
+        let written = Written { generation: self.generation, epoch: epoch.0 };
+        let nonces = Arc::clone(&self.journal.nonces);
+        let names = move |hint: &str| Ok(format!("{FILES}/{}", written.file_name(hint, &nonces())));
+        Arc::new(Files { blobs: Arc::clone(&self.journal.blobs), names: Box::new(names) })
+    }
+}
+
 enum Standing {
     Owns,
     /// By a generation, if it is known which.
@@ -120,12 +137,14 @@ impl Owner {
         self.uncommitted
     }
 
+    /// Where the snapshots of this attempt are written.
+    pub fn writer(&self) -> SnapshotWriter {
+        SnapshotWriter { journal: Arc::clone(&self.journal), generation: self.generation }
+    }
+
     /// Where the snapshots of an epoch are written.
     pub fn files(&self, epoch: Epoch) -> Arc<dyn SnapshotFiles> {
-        let written = Written { generation: self.generation, epoch: epoch.0 };
-        let nonces = Arc::clone(&self.journal.nonces);
-        let names = move |hint: &str| Ok(format!("{FILES}/{}", written.file_name(hint, &nonces())));
-        Arc::new(Files { blobs: Arc::clone(&self.journal.blobs), names: Box::new(names) })
+        self.writer().files(epoch)
     }
 
     /// Makes a checkpoint complete, after everything it names was written. An error: it is not complete and will not

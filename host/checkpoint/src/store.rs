@@ -17,7 +17,7 @@ use crate::files::{self, Files};
 use crate::journal::{Append, Journal};
 use crate::log::{self, Entry, Event, Origin, Resume, Start, Stored};
 use crate::manifest::Manifest;
-use crate::owner::{Owner, Restored};
+use crate::owner::{Owner, Restored, SnapshotWriter};
 use crate::savepoint;
 use tidemill_core::nonce::{Nonces, random_nonces};
 
@@ -110,6 +110,19 @@ impl Store {
     /// Where the files of checkpoints are read.
     pub fn files(&self) -> Arc<dyn SnapshotFiles> {
         Arc::new(Files::read_only(Arc::clone(&self.journal.blobs), "a checkpoint that is complete"))
+    }
+
+    /// Where the files are read of what an attempt goes on from.
+    pub fn files_of(&self, origin: &Origin) -> Result<Arc<dyn SnapshotFiles>> {
+        match origin {
+            Origin::Checkpoint(_) => Ok(self.files()),
+            Origin::Savepoint(location) => savepoint::read(location).map(|savepoint| savepoint.files),
+        }
+    }
+
+    /// Where the snapshots of an attempt are written.
+    pub fn writer(&self, generation: u64) -> SnapshotWriter {
+        SnapshotWriter { journal: Arc::clone(&self.journal), generation }
     }
 
     /// Notes that everything that the sinks prepared for a checkpoint is committed.

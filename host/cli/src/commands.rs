@@ -17,8 +17,8 @@ use tidemill_connector_kit::Registry;
 use tidemill_core::Error;
 
 use crate::args::ProjectArgs;
-use crate::manifest::{FILE_NAME, Manifest};
 use crate::screen::Screen;
+use tidemill_job::manifest::{FILE_NAME, Manifest};
 
 /// The connectors that this binary was built with.
 fn registry() -> Registry {

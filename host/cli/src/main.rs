@@ -7,11 +7,9 @@ mod args;
 mod commands;
 mod control;
 mod failure;
-mod manifest;
 mod process;
 mod progress;
 mod report;
-mod sandbox;
 mod screen;
 mod units;
 

@@ -82,6 +82,11 @@ impl Error {
         self.0.subtask.as_ref()
     }
 
+    /// All that there is to say, but for what its kind adds: for handing it to another process.
+    pub fn text(&self) -> String {
+        Text(&self.0).to_string()
+    }
+
     /// The message alone, without place and mend.
     pub fn message(&self) -> &str {
         &self.0.message
@@ -89,6 +94,19 @@ impl Error {
 }
 
 impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text())?;
+        if self.0.kind == ErrorKind::Internal {
+            f.write_str("\n  (this is a defect of Tidemill; please report it)")?;
+        }
+        Ok(())
+    }
+}
+
+/// The error without what its kind adds.
+struct Text<'a>(&'a Inner);
+
+impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(subtask) = &self.0.subtask {
             write!(f, "{subtask}")?;
@@ -100,9 +118,6 @@ impl fmt::Display for Error {
         f.write_str(&self.0.message)?;
         if let Some(mend) = &self.0.mend {
             write!(f, "\n  mend: {mend}")?;
-        }
-        if self.0.kind == ErrorKind::Internal {
-            f.write_str("\n  (this is a defect of Tidemill; please report it)")?;
         }
         Ok(())
     }

@@ -12,6 +12,22 @@ macro_rules! counters {
             pub watermark: AtomicI64,
         }
 
+        impl TaskMetrics {
+            /// What the counters are called, in the order of their declaration.
+            pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+            /// What they have counted, in the same order.
+            pub fn values(&self) -> Vec<u64> {
+                vec![$(self.$name.get()),*]
+            }
+
+            /// Takes over what others have counted. Values that are missing are left as they are.
+            pub fn set_values(&self, values: &[u64]) {
+                let mut values = values.iter().copied();
+                $(if let Some(value) = values.next() { self.$name.set(value); })*
+            }
+        }
+
         impl Default for TaskMetrics {
             fn default() -> Self {
                 Self { $($name: Counter::default(),)* watermark: AtomicI64::new(i64::MIN) }

@@ -10,60 +10,25 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use tidemill_checkpoint::manifest::{
-    Bytes, InFlightState, MANIFEST_VERSION, Manifest, ManifestKind, OperatorState, SplitState, SubtaskState,
-    TargetCommittables,
+    Bytes, MANIFEST_VERSION, Manifest, ManifestKind, OperatorState, SplitState, SubtaskState, TargetCommittables,
 };
 use tidemill_core::ids::{Epoch, MaxParallelism, NodeId, SubtaskId};
-use tidemill_core::snapshot::{SnapshotFiles, StateHandle, StateSnapshot};
 use tidemill_core::time::Watermark;
 use tidemill_core::{Error, Result};
 
-use crate::in_flight::{self, ChannelContent};
 use crate::job::TaskStatus;
 use crate::restore::DEAD_LETTERS_UID;
 use crate::slice::{CommitTarget, Prepared};
-use crate::snapshot::{TaskEvent, TaskSnapshot};
+use crate::snapshot::{TaskEvent, TaskSnapshot, Written};
 
 /// A task: its place among all tasks of the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(pub usize);
 
-/// What a task froze and what has to be written.
-pub struct Unwritten {
-    /// Whose.
-    pub task: TaskId,
-    /// For which checkpoint.
-    pub epoch: Epoch,
-    /// Its keyed state.
-    pub keyed: Option<Box<dyn StateSnapshot>>,
-    /// What was in flight to it.
-    pub in_flight: Vec<ChannelContent>,
-}
-
-/// What was written of it.
-#[derive(Debug)]
-pub struct Written {
-    /// Its keyed state.
-    pub state: Option<StateHandle>,
-    /// What was in flight to it.
-    pub in_flight: Option<InFlightState>,
-}
-
-impl Unwritten {
-    /// Writes it; may block.
-    pub fn write(self, files: &dyn SnapshotFiles) -> Result<Written> {
-        let in_flight = in_flight::write(self.in_flight, files)?;
-        let state = self.keyed.map(|keyed| keyed.write(files)).transpose()?;
-        Ok(Written { state, in_flight })
-    }
-}
-
 /// What an event came to.
 pub enum Noted {
     /// The task has nothing more to do for this checkpoint.
     Acknowledged(TaskId, Epoch),
-    /// Its state has to be written; [`Collector::written`] then acknowledges.
-    Write(Unwritten),
     /// The task will acknowledge nothing more.
     Ended(TaskId),
     /// Nothing yet.
@@ -177,7 +142,7 @@ impl Collector {
     }
 
     fn passed(&mut self, snapshot: TaskSnapshot) -> Result<Noted> {
-        let TaskSnapshot { subtask, epoch, watermark, keyed, splits, sink, prepared, in_flight } = snapshot;
+        let TaskSnapshot { subtask, epoch, watermark, splits, sink, prepared, frozen } = snapshot;
         let task = self.task(&subtask)?;
         self.keep(epoch, prepared);
         if epoch == self.epoch
@@ -197,11 +162,11 @@ impl Collector {
                 in_flight: None,
             });
         }
-        if keyed.is_none() && in_flight.is_empty() {
+        if frozen.is_nothing() {
             return Ok(Noted::Acknowledged(task, epoch));
         }
         self.tasks.get_mut(task.0).into_iter().for_each(|task| task.unwritten += 1);
-        Ok(Noted::Write(Unwritten { task, epoch, keyed, in_flight }))
+        Ok(Noted::Nothing)
     }
 
     fn keep(&mut self, epoch: Epoch, prepared: Option<Prepared>) {
@@ -210,7 +175,8 @@ impl Collector {
         }
     }
 
-    fn task(&self, subtask: &Arc<SubtaskId>) -> Result<TaskId> {
+    /// The place of a task.
+    pub fn task(&self, subtask: &SubtaskId) -> Result<TaskId> {
         let task = self.by_subtask.get(subtask).copied();
         task.ok_or_else(|| Error::internal(format!("news of {subtask}, which is no task of this job")))
     }

@@ -14,17 +14,18 @@ use tidemill_checkpoint::protocol::{self, Decision, Fact, Participant, Purpose, 
 use tidemill_checkpoint::{Checkpoint, Claim, Owner, Store, savepoint};
 use tidemill_core::connector::Committable;
 use tidemill_core::failpoint::Failpoint;
-use tidemill_core::ids::{Epoch, NodeId};
-use tidemill_core::snapshot::{SnapshotFiles, SnapshotKind};
+use tidemill_core::ids::{Epoch, NodeId, SubtaskId};
+use tidemill_core::snapshot::SnapshotKind;
 use tidemill_core::time::{Clock, Timestamp};
 use tidemill_core::{Error, ErrorKind, Result};
 
-use crate::collect::{Collector, Noted, TaskId, Unwritten, Written};
+use crate::collect::{Collector, Noted, TaskId};
 use crate::commit::commit;
 use crate::element::Barrier;
 use crate::job::JobSpec;
-use crate::slice::{CommitTarget, Committers, OvertakeSignal, Prepared, committers};
-use crate::snapshot::TaskEvent;
+use crate::signals::Signals;
+use crate::slice::{CommitTarget, Committers, Prepared, committers};
+use crate::snapshot::{TaskEvent, Written};
 use crate::splits::Enumeration;
 
 /// What is needed to take checkpoints.
@@ -83,7 +84,7 @@ pub struct Coordinator {
     enumerations: Vec<Enumeration>,
     committers: Committers,
     collector: Collector,
-    overtakes: Arc<OvertakeSignal>,
+    signals: Arc<Signals>,
     /// `None`: the job runs without checkpoints.
     checkpoints: Option<Checkpointing>,
 }
@@ -116,7 +117,7 @@ impl Coordinator {
         enumerations: Vec<Enumeration>,
         committers: Committers,
         collector: Collector,
-        overtakes: Arc<OvertakeSignal>,
+        signals: Arc<Signals>,
         checkpoints: Option<Checkpoints>,
     ) -> Self {
         let checkpoints = checkpoints.map(|Checkpoints { store, owner, settings, retained }| {
@@ -137,7 +138,7 @@ impl Coordinator {
                 finished: None,
             }
         });
-        Self { clock, enumerations, committers, collector, overtakes, checkpoints }
+        Self { clock, enumerations, committers, collector, signals, checkpoints }
     }
 
     /// Does what is due; when something is due next.
@@ -154,8 +155,8 @@ impl Coordinator {
         Ok(splits.into_iter().chain(checkpoint).min())
     }
 
-    /// Takes note of what a task says. What it froze has to be written, and then handed to [`Coordinator::written`].
-    pub fn note(&mut self, event: TaskEvent) -> Result<Option<Unwritten>> {
+    /// Takes note of what a task says. What was taken out of it to be written is handed to [`Coordinator::written`] later.
+    pub fn note(&mut self, event: TaskEvent) -> Result<()> {
         if let TaskEvent::Passed(snapshot) = &event
             && let Some(checkpoints) = &mut self.checkpoints
             && checkpoints.protocol.in_flight().is_some_and(|(epoch, _)| epoch == snapshot.epoch.0)
@@ -163,24 +164,17 @@ impl Coordinator {
             checkpoints.passed = self.clock.now();
         }
         match self.collector.note(event)? {
-            Noted::Write(unwritten) => return Ok(Some(unwritten)),
             Noted::Acknowledged(task, epoch) => {
-                self.decide(Fact::Acknowledged { by: participant(task), epoch: epoch.0 })?;
+                self.decide(Fact::Acknowledged { by: participant(task), epoch: epoch.0 })
             }
-            Noted::Ended(task) => self.decide(Fact::Ended(participant(task)))?,
-            Noted::Nothing => {}
+            Noted::Ended(task) => self.decide(Fact::Ended(participant(task))),
+            Noted::Nothing => Ok(()),
         }
-        Ok(None)
-    }
-
-    /// Where the state of a checkpoint is written.
-    pub fn files(&self, epoch: Epoch) -> Result<Arc<dyn SnapshotFiles>> {
-        let owner = self.checkpoints.as_ref().map(|checkpoints| &checkpoints.owner);
-        owner.map(|owner| owner.files(epoch)).ok_or_else(|| Error::internal("a job without checkpoints takes one"))
     }
 
     /// What a task froze is written, or could not be.
-    pub fn written(&mut self, task: TaskId, epoch: Epoch, outcome: Result<Written>) -> Result<()> {
+    pub fn written(&mut self, subtask: &SubtaskId, epoch: Epoch, outcome: Result<Written>) -> Result<()> {
+        let task = self.collector.task(subtask)?;
         let (by, number) = (participant(task), epoch.0);
         let (fact, written) = match outcome {
             Ok(written) => (Fact::Acknowledged { by, epoch: number }, Some(written)),
@@ -266,7 +260,7 @@ impl Coordinator {
                 if let Some(checkpoints) = &mut self.checkpoints {
                     checkpoints.unaligned = true;
                 }
-                self.overtakes.overtake(Epoch(epoch));
+                self.signals.overtake(Epoch(epoch));
                 Failpoint::OvertakeSaid.reach();
                 Ok(None)
             }

@@ -1,41 +1,49 @@
-//! Runs a job in production: a thread per slot, one for the job that finds splits, takes checkpoints and commits, and one
-//! that writes what tasks froze.
+//! Runs a job in production: a thread per slot, one that writes what tasks froze, and one for the job's *master*, who
+//! finds splits, takes checkpoints and commits.
+//!
+//! The two halves meet in few places, so that they may be in different processes: the master says things through
+//! [`Signals`] and the mailboxes of source readers, and hears [`SlotEvent`]s. In one process, these are shared memory
+//! ([`run`]); else whoever carries them over stands in for the other half on each side ([`Slots`], [`Master`]).
 //!
 //! A slot thread steps its slice and parks when there is nothing to do; queues and connectors wake it. The first error
-//! of any thread (a panic is one) stops all. When every slice has finished, the job's thread commits what the sinks
-//! prepared; only then do the sources hear of it.
+//! of any thread (a panic is one) stops all. When every slice has finished, the master commits what the sinks prepared;
+//! only then do the sources hear of it.
 
-mod job;
-mod slot;
+mod master;
+mod slots;
 
 use std::any::Any;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::{self, JoinHandle, Thread};
+use std::collections::HashMap;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tidemill_core::connector::Waker;
 use tidemill_core::failpoint::Failpoint;
-use tidemill_core::ids::Epoch;
+use tidemill_core::ids::{Epoch, NodeId, SubtaskId};
 use tidemill_core::time::{Clock, Timestamp};
 use tidemill_core::{Error, ErrorKind, Result};
 
-use self::job::JobThread;
-use self::slot::{Slot, SlotThread};
-use crate::collect::{Collector, TaskId, Written};
-use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest, recover};
+pub use self::master::Master;
+pub use self::slots::{RunningSlots, Slots};
+use crate::coordinate::{CheckpointFigures, Checkpoints, SavepointRequest, recover};
 use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
 use crate::physical::PhysicalPlan;
 use crate::replay;
 use crate::restore::{RestoredJob, Start};
-use crate::slice::{Assembly, Slice, StopSignal, begin_sinks, committers};
-use crate::snapshot::TaskEvent;
+use crate::signals::Signals;
+use crate::slice::{Committers, begin_sinks, committers, tasks};
+use crate::snapshot::{TaskEvent, Written};
+use crate::splits::Mailbox;
 
 /// No sleep is longer: a wake-up that a connector forgot costs this, not the job.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// What a slot thread's stack must hold: the frames of the sandbox's guest are on it too.
 const STACK_BYTES: usize = 8 << 20;
+
+/// Where the readers of a job's sources get their news, by source node and subtask.
+pub type Readers = HashMap<(NodeId, u32), Arc<Mailbox>>;
 
 /// Starts a job without checkpoints. What can be known to be wrong before the first row is an error here.
 pub fn run(spec: JobSpec) -> Result<JobHandle> {
@@ -45,54 +53,65 @@ pub fn run(spec: JobSpec) -> Result<JobHandle> {
 /// As `run`, with checkpoints: goes on from what their owner restored, if it did. `allow_non_restored`: state that the
 /// job does not have (any more) is dropped instead of refused.
 pub fn run_with(spec: JobSpec, mut checkpoints: Option<Checkpoints>, allow_non_restored: bool) -> Result<JobHandle> {
-    let start = Start::of(checkpoints.as_ref().map(|c| &c.owner), allow_non_restored);
-    let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
-    start.check(plan.graph())?;
-    replay::check(&start, &plan, spec.settings.max_parallelism)?;
-    let mut committers = committers(&spec)?;
-    recover(&mut committers, checkpoints.as_mut())?;
-    begin_sinks(&spec, &start)?;
-    Failpoint::SinksBegun.reach();
-    let sleepers: Vec<Arc<Sleeper>> = (0..plan.slots()).map(|_| Arc::default()).collect();
-    let wakers: Vec<Waker> = sleepers.iter().map(|s| waker(s.clone())).collect();
-    let Assembly { slices, enumerations, tasks, stop, overtakes } = Assembly::new(&spec, &plan, &wakers, &start)?;
-    let letters = slices.iter().map(Slice::letters_task).collect();
-    let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
-    let coordinator = Coordinator::new(spec.clock.clone(), enumerations, committers, collector, overtakes, checkpoints);
-    let (events, inbox) = mpsc::channel();
-    let figures = coordinator.figures().cloned().map(|figures| Arc::new(Mutex::new(figures)));
-    let control = JobControl {
-        stop,
-        cancelled: Arc::default(),
-        sleepers: sleepers.clone().into(),
-        events: events.clone(),
-        takes_checkpoints: coordinator.takes_checkpoints(),
-    };
-    let mut slots = Vec::new();
-    for (slot, (slice, sleeper)) in slices.into_iter().zip(sleepers).enumerate() {
-        let (verdicts, verdict) = mpsc::channel();
-        let thread = SlotThread {
-            slot,
-            slice,
-            sleeper,
-            clock: spec.clock.clone(),
-            cancelled: control.cancelled.clone(),
-            events: events.clone(),
-            verdict,
-        };
-        let spawned = spawn(format!("{}-slot-{slot}", spec.name), move || thread.run());
-        match spawned {
-            Ok(join) => slots.push(Slot { verdicts, join }),
-            Err(error) => {
-                control.cancel();
-                return Err(error);
-            }
-        }
+    let prologue = Prologue::of(&spec, checkpoints.as_mut(), allow_non_restored)?;
+    let Prologue { plan, start, tasks, .. } = &prologue;
+    let all: Vec<u32> = (0..plan.slots()).collect();
+    let writer = checkpoints.as_ref().map(|checkpoints| checkpoints.owner.writer());
+    let nobody = |_| Waker::new(|| ());
+    let slots = Slots::open(&spec, plan, tasks, start, &all, &nobody, writer)?;
+    let (readers, signals) = (slots.readers().clone(), slots.signals().clone());
+    let master = Master::new(&spec, prologue, &readers, signals.clone(), checkpoints)?;
+    let running = slots.start(master.events())?;
+    master.start(move || running.join()).inspect_err(|_| signals.cancel())
+}
+
+/// A job about to run. Nothing runs yet, but what earlier attempts left half done is done.
+pub struct Prologue {
+    /// What is to be built.
+    pub plan: PhysicalPlan,
+    /// What it goes on from.
+    pub start: Start,
+    /// Every subtask, by node and index.
+    pub tasks: Vec<TaskStatus>,
+    pub(crate) committers: Committers,
+}
+
+impl Prologue {
+    /// Refuses what can't run, commits what the checkpoint before left, and tells the sinks that an attempt begins.
+    pub fn of(spec: &JobSpec, checkpoints: Option<&mut Checkpoints>, allow_non_restored: bool) -> Result<Self> {
+        let start = Start::of(checkpoints.as_ref().map(|c| &c.owner), allow_non_restored);
+        let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
+        start.check(plan.graph())?;
+        replay::check(&start, &plan, spec.settings.max_parallelism)?;
+        let mut committers = committers(spec)?;
+        recover(&mut committers, checkpoints)?;
+        begin_sinks(spec, &start)?;
+        Failpoint::SinksBegun.reach();
+        let tasks = tasks(&spec.name, &plan);
+        Ok(Self { plan, start, tasks, committers })
     }
-    let job = JobThread::new(&spec, control.clone(), coordinator, slots.len(), events, figures.clone())
-        .inspect_err(|_| control.cancel())?;
-    let join = spawn(format!("{}-job", spec.name), move || job.run(&inbox, slots)).inspect_err(|_| control.cancel())?;
-    Ok(JobHandle { job: spec.name, tasks, restored: start.from, figures, control, join })
+}
+
+/// What slots tell the master.
+#[derive(Debug)]
+pub enum SlotEvent {
+    /// A slot's tasks have something to say; what is to be written was taken out.
+    Tasks(Vec<TaskEvent>),
+    /// What a task froze is written, or could not be.
+    Written {
+        /// Whose.
+        subtask: Arc<SubtaskId>,
+        /// For which checkpoint.
+        epoch: Epoch,
+        /// What was written.
+        outcome: Result<Written>,
+    },
+    /// A slot came to its end.
+    Finished(u32),
+    /// A slot came to its end by an error.
+    Failed(u32, Error),
+    /// A slot came to its end after a cancellation.
+    Gone(u32),
 }
 
 /// A job that runs. Dropping it does not stop the job.
@@ -145,7 +164,8 @@ impl JobHandle {
     /// Waits for the end. The first error of any subtask.
     pub fn wait(self) -> Result<JobReport> {
         let stopped = self.join.join().map_err(|panic| panicked("the job's thread", &*panic))??;
-        let ending = match (self.control.is_cancelled(), stopped || self.control.stop.is_stopping()) {
+        let signals = &self.control.signals;
+        let ending = match (signals.is_cancelled(), stopped || signals.is_stopping()) {
             (true, _) => Ending::Cancelled,
             (false, true) => Ending::Stopped,
             (false, false) => Ending::Finished,
@@ -157,9 +177,7 @@ impl JobHandle {
 /// Ends a job before its input does.
 #[derive(Clone)]
 pub struct JobControl {
-    stop: Arc<StopSignal>,
-    cancelled: Arc<AtomicBool>,
-    sleepers: Arc<[Arc<Sleeper>]>,
+    signals: Arc<Signals>,
     events: Sender<Event>,
     takes_checkpoints: bool,
 }
@@ -170,11 +188,9 @@ impl JobControl {
     /// there. Without, what is open is lost; therefore, if the job keeps state, its sources are not told that what they
     /// read is done.
     pub fn stop(&self) {
-        if self.takes_checkpoints {
-            self.say(Event::Stop(None));
-        } else {
-            self.stop.stop();
-            self.wake();
+        match self.takes_checkpoints {
+            true => self.say(Event::Stop(None)),
+            false => self.signals.stop(),
         }
     }
 
@@ -190,51 +206,23 @@ impl JobControl {
 
     /// Stops at once; nothing more is written, and nothing committed.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
-        self.wake();
+        self.signals.cancel();
     }
 
     /// Whether it was cancelled (an error cancels too).
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
+        self.signals.is_cancelled()
     }
 
     /// If nobody listens any more, the job has ended; who asked sees that its question was dropped.
     fn say(&self, event: Event) {
         _ = self.events.send(event);
     }
-
-    fn wake(&self) {
-        self.sleepers.iter().for_each(|sleeper| sleeper.wake());
-    }
 }
 
-/// A slot's thread, once it runs. Waking it before is not needed: it begins with a step.
-#[derive(Debug, Default)]
-struct Sleeper(OnceLock<Thread>);
-
-impl Sleeper {
-    fn wake(&self) {
-        // A token that is left while the thread runs makes its next park return: no wake-up is lost.
-        self.0.get().into_iter().for_each(Thread::unpark);
-    }
-}
-
-fn waker(sleeper: Arc<Sleeper>) -> Waker {
-    Waker::new(move || sleeper.wake())
-}
-
+/// What the master hears.
 enum Event {
-    /// A slot's tasks have something to say.
-    Tasks(Vec<TaskEvent>),
-    /// What a task froze is written.
-    Written { task: TaskId, epoch: Epoch, outcome: Result<Written> },
-    /// A slot came to its end.
-    Finished,
-    /// A slot came to its end by an error.
-    Failed(Error),
-    /// A slot came to its end after a cancellation.
-    Gone,
+    Slot(SlotEvent),
     /// The user wants the job to stop.
     Stop(Option<SavepointRequest>),
     /// The user wants a savepoint.

@@ -33,6 +33,7 @@ mod collect;
 mod commit;
 pub mod coordinate;
 pub mod driver;
+pub mod signals;
 pub mod stepper;
 
 pub use coordinate::{CheckpointFigures, Checkpoints, SavepointRequest, commit_ended};

@@ -116,9 +116,9 @@ impl Replay {
         Ok(inbox)
     }
 
-    /// Whether all of it stands somewhere: no row is lost.
-    pub fn finish(self) -> Result<()> {
-        match self.0.keys().next() {
+    /// Whether all of it stands somewhere, here or with a subtask that is `elsewhere`: no row is lost.
+    pub fn finish(self, elsewhere: impl Fn(NodeId, u32) -> bool) -> Result<()> {
+        match self.0.keys().find(|(node, subtask)| !elsewhere(*node, *subtask)) {
             None => Ok(()),
             Some((node, subtask)) => {
                 Err(Error::internal(format!("rows were in flight to subtask {subtask} of {node}, which there is not")))

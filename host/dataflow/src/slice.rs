@@ -24,7 +24,6 @@ mod sink;
 mod source;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tidemill_core::Result;
 use tidemill_core::connector::Committable;
@@ -32,12 +31,15 @@ use tidemill_core::ids::{Epoch, SubtaskId};
 use tidemill_core::time::{Clock, Timestamp, Watermark};
 
 pub(crate) use build::hash_partitioner;
-pub use build::{Assembly, CommitTarget, Committers, begin_sinks, committers};
-pub use overtake::OvertakeSignal;
+pub use build::{
+    Assembly, Channel, CommitTarget, Committers, Placement, Wire, begin_sinks, committers, enumerations, letters_tasks,
+    tasks,
+};
 
 use crate::element::{Element, Inbox};
 use crate::exchange::queue::QueueReceiver;
 use crate::letters::Letters;
+use crate::signals::Signals;
 use crate::snapshot::{TaskEvent, TaskSnapshot};
 use cell::{Cell, CellStep, Taken};
 use source::SourceStep;
@@ -65,22 +67,6 @@ pub struct Prepared {
     pub committables: Vec<Committable>,
 }
 
-/// Tells all slices of a job to stop.
-#[derive(Debug, Default)]
-pub struct StopSignal(AtomicBool);
-
-impl StopSignal {
-    /// Sources end where they are.
-    pub fn stop(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    /// Whether it was said.
-    pub fn is_stopping(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
 /// One slot's part of a job.
 pub struct Slice {
     cells: Vec<Cell>,
@@ -95,8 +81,7 @@ pub struct Slice {
     /// The dead letters as a task of checkpoints.
     letters_task: Arc<SubtaskId>,
     clock: Arc<dyn Clock>,
-    stop: Arc<StopSignal>,
-    overtakes: Arc<OvertakeSignal>,
+    signals: Arc<Signals>,
     /// The latest checkpoint whose overtaking barriers all its cells have passed.
     overtaken: Epoch,
     /// What its tasks have to say.
@@ -159,7 +144,7 @@ impl Slice {
         if !std::mem::replace(&mut self.announced, true) {
             self.cells.iter_mut().try_for_each(|cell| cell.announce(&mut self.inboxes, &mut self.letters))?;
         }
-        let overtaking = self.overtakes.latest();
+        let overtaking = self.signals.overtaking();
         if overtaking > self.overtaken && self.overtake(overtaking, &mut waits)? {
             return Ok(Step::Progress);
         }
@@ -328,7 +313,7 @@ impl Slice {
                     }
                 }
                 Origin::Source { cell } => {
-                    let (cell, stopping) = (*cell, self.stop.is_stopping());
+                    let (cell, stopping) = (*cell, self.signals.is_stopping());
                     match self.cells[cell].poll(stopping, &*self.clock, &mut self.inboxes, &mut self.letters)? {
                         SourceStep::Emitted => return Ok(true),
                         SourceStep::Ended => {

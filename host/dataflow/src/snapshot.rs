@@ -1,16 +1,21 @@
 //! What the tasks of a slice say to whoever takes the checkpoints: what they froze at a barrier, and that they ended.
 //!
 //! A task is an operator subtask. The dead letters of a slot are a task too, the last one of their slice to pass.
+//!
+//! What is frozen is written where the slot is: [`TaskEvent::take_unwritten`] parts it from the rest, which is small and
+//! may go to another process.
 
 use std::fmt;
 use std::sync::Arc;
 
+use tidemill_checkpoint::manifest::InFlightState;
+use tidemill_core::Result;
 use tidemill_core::connector::Split;
 use tidemill_core::ids::{Epoch, SubtaskId};
-use tidemill_core::snapshot::StateSnapshot;
+use tidemill_core::snapshot::{SnapshotFiles, StateHandle, StateSnapshot};
 use tidemill_core::time::Watermark;
 
-use crate::in_flight::ChannelContent;
+use crate::in_flight::{self, ChannelContent};
 use crate::slice::Prepared;
 
 /// News of a task.
@@ -37,23 +42,109 @@ pub struct TaskSnapshot {
     pub epoch: Epoch,
     /// Its watermark.
     pub watermark: Watermark,
-    /// Its keyed state, not written yet.
-    pub keyed: Option<Box<dyn StateSnapshot>>,
     /// Sources: what is left to read, each split with its watermark.
     pub splits: Vec<(Split, Watermark)>,
     /// Sinks: what a later writer must know.
     pub sink: Option<Vec<u8>>,
     /// Sinks: what it wrote since the barrier before.
     pub prepared: Option<Prepared>,
-    /// What the barrier overtook on its channels.
-    pub in_flight: Vec<ChannelContent>,
+    /// What has to be written to files.
+    pub frozen: Frozen,
+}
+
+/// What a task froze that belongs into files.
+#[derive(Default)]
+pub enum Frozen {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// This.
+    Here {
+        /// Its keyed state.
+        keyed: Option<Box<dyn StateSnapshot>>,
+        /// What the barrier overtook on its channels.
+        in_flight: Vec<ChannelContent>,
+    },
+    /// Something that was taken to be written; the task is told of when it is.
+    Taken,
+}
+
+impl Frozen {
+    /// Whether there is nothing to be written.
+    pub fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+}
+
+/// What a task froze and what has to be written.
+pub struct Unwritten {
+    /// Whose.
+    pub subtask: Arc<SubtaskId>,
+    /// For which checkpoint.
+    pub epoch: Epoch,
+    keyed: Option<Box<dyn StateSnapshot>>,
+    in_flight: Vec<ChannelContent>,
+}
+
+/// What was written of it.
+#[derive(Debug)]
+pub struct Written {
+    /// Its keyed state.
+    pub state: Option<StateHandle>,
+    /// What was in flight to it.
+    pub in_flight: Option<InFlightState>,
+}
+
+impl Unwritten {
+    /// Writes it; may block.
+    pub fn write(self, files: &dyn SnapshotFiles) -> Result<Written> {
+        let in_flight = in_flight::write(self.in_flight, files)?;
+        let state = self.keyed.map(|keyed| keyed.write(files)).transpose()?;
+        Ok(Written { state, in_flight })
+    }
+}
+
+impl TaskEvent {
+    /// Takes out what has to be written.
+    pub fn take_unwritten(&mut self) -> Option<Unwritten> {
+        let Self::Passed(snapshot) = self else { return None };
+        if !matches!(snapshot.frozen, Frozen::Here { .. }) {
+            return None;
+        }
+        let Frozen::Here { keyed, in_flight } = std::mem::replace(&mut snapshot.frozen, Frozen::Taken) else {
+            return None;
+        };
+        Some(Unwritten { subtask: snapshot.subtask.clone(), epoch: snapshot.epoch, keyed, in_flight })
+    }
 }
 
 impl TaskSnapshot {
     /// Of a task that keeps nothing but its watermark.
     pub fn new(subtask: Arc<SubtaskId>, epoch: Epoch, watermark: Watermark) -> Self {
-        let (splits, in_flight) = Default::default();
-        Self { subtask, epoch, watermark, keyed: None, splits, sink: None, prepared: None, in_flight }
+        let (splits, frozen) = Default::default();
+        Self { subtask, epoch, watermark, splits, sink: None, prepared: None, frozen }
+    }
+
+    /// Adds keyed state, if there is any.
+    pub fn freeze(&mut self, state: Option<Box<dyn StateSnapshot>>) {
+        if state.is_none() {
+            return;
+        }
+        match &mut self.frozen {
+            Frozen::Here { keyed, .. } => *keyed = state,
+            frozen => *frozen = Frozen::Here { keyed: state, in_flight: Vec::new() },
+        }
+    }
+
+    /// Adds what was in flight, if anything was.
+    pub fn freeze_in_flight(&mut self, contents: Vec<ChannelContent>) {
+        if contents.is_empty() {
+            return;
+        }
+        match &mut self.frozen {
+            Frozen::Here { in_flight, .. } => *in_flight = contents,
+            frozen => *frozen = Frozen::Here { keyed: None, in_flight: contents },
+        }
     }
 }
 

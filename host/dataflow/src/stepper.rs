@@ -4,19 +4,21 @@
 //! Equal seeds give equal histories, as long as the connectors do not use threads of their own.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use tidemill_core::Result;
+use tidemill_checkpoint::SnapshotWriter;
 use tidemill_core::connector::Waker;
 use tidemill_core::keys::hash_fixed;
 use tidemill_core::time::{Timestamp, Watermark};
+use tidemill_core::{Error, Result};
 
-use crate::collect::{Collector, Unwritten};
-use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest, recover};
+use crate::collect::Collector;
+use crate::coordinate::{CheckpointFigures, Checkpoints, Coordinator, SavepointRequest};
+use crate::driver::Prologue;
 use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
-use crate::physical::PhysicalPlan;
-use crate::replay;
-use crate::restore::Start;
-use crate::slice::{Assembly, Slice, Step, begin_sinks, committers};
+use crate::signals::Signals;
+use crate::slice::{Assembly, Placement, Slice, Step, enumerations, letters_tasks};
+use crate::snapshot::{TaskEvent, Unwritten};
 
 /// A job that is stepped by hand.
 pub struct Stepper {
@@ -24,7 +26,8 @@ pub struct Stepper {
     slices: Vec<Slice>,
     coordinator: Coordinator,
     tasks: Vec<TaskStatus>,
-    stop: std::sync::Arc<crate::slice::StopSignal>,
+    signals: Arc<Signals>,
+    writer: Option<SnapshotWriter>,
     random: u64,
     /// Which slot was stepped, and what it said: a digest of the history.
     history: u64,
@@ -52,25 +55,24 @@ impl Stepper {
 
     /// As `new`, with checkpoints; goes on from what their owner restored.
     pub fn with_checkpoints(spec: JobSpec, seed: u64, mut checkpoints: Option<Checkpoints>) -> Result<Self> {
-        let start = Start::of(checkpoints.as_ref().map(|c| &c.owner), false);
-        let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
-        start.check(plan.graph())?;
-        replay::check(&start, &plan, spec.settings.max_parallelism)?;
-        let mut committers = committers(&spec)?;
-        recover(&mut committers, checkpoints.as_mut())?;
-        begin_sinks(&spec, &start)?;
-        let wakers: Vec<Waker> = (0..plan.slots()).map(|_| Waker::new(|| ())).collect();
-        let Assembly { slices, enumerations, tasks, stop, overtakes } = Assembly::new(&spec, &plan, &wakers, &start)?;
-        let letters = slices.iter().map(Slice::letters_task).collect();
+        let prologue = Prologue::of(&spec, checkpoints.as_mut(), false)?;
+        let Prologue { plan, start, tasks, committers } = prologue;
+        let here: Vec<_> = (0..plan.slots()).map(|slot| (slot, Waker::new(|| ()))).collect();
+        let signals = Arc::new(Signals::new(here.iter().map(|(_, waker)| waker.clone()).collect()));
+        let placement = Placement { here, elsewhere: &|_| Waker::new(|| ()) };
+        let Assembly { slices, readers, .. } = Assembly::new(&spec, &plan, &placement, &signals, &tasks, &start)?;
+        let enumerations = enumerations(&spec, &plan, &start, &readers)?;
+        let letters = letters_tasks(&spec.name, &plan);
         let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
-        let clock = spec.clock.clone();
-        let coordinator = Coordinator::new(clock, enumerations, committers, collector, overtakes, checkpoints);
+        let (clock, writer) = (spec.clock.clone(), checkpoints.as_ref().map(|c| c.owner.writer()));
+        let coordinator = Coordinator::new(clock, enumerations, committers, collector, signals.clone(), checkpoints);
         Ok(Self {
             spec,
             slices,
             coordinator,
             tasks,
-            stop,
+            signals,
+            writer,
             random: seed,
             history: 0,
             finished: false,
@@ -149,7 +151,7 @@ impl Stepper {
         if self.coordinator.takes_checkpoints() {
             return self.coordinator.stop(None);
         }
-        self.stop.stop();
+        self.signals.stop();
         Ok(())
     }
 
@@ -175,15 +177,16 @@ impl Stepper {
 
     /// What is to say at the end.
     pub fn report(&self) -> JobReport {
-        let ending = if self.stopped || self.stop.is_stopping() { Ending::Stopped } else { Ending::Finished };
+        let ending = if self.stopped || self.signals.is_stopping() { Ending::Stopped } else { Ending::Finished };
         JobReport { job: self.spec.name.clone(), ending, tasks: self.tasks.clone() }
     }
 
     fn step(&mut self, slot: usize) -> Result<Step> {
         let Some(slice) = self.slices.get_mut(slot) else { return Ok(Step::Finished) };
         let step = slice.step()?;
-        for event in slice.take_events() {
-            let unwritten = self.coordinator.note(event)?;
+        for mut event in slice.take_events() {
+            let unwritten = TaskEvent::take_unwritten(&mut event);
+            self.coordinator.note(event)?;
             self.unwritten.extend(unwritten);
         }
         let code = match step {
@@ -207,9 +210,10 @@ impl Stepper {
     /// Writes the oldest of what tasks froze; whether there was any.
     fn write_next(&mut self) -> Result<bool> {
         let Some(unwritten) = self.unwritten.pop_front() else { return Ok(false) };
-        let (task, epoch) = (unwritten.task, unwritten.epoch);
-        let outcome = unwritten.write(&*self.coordinator.files(epoch)?);
-        self.coordinator.written(task, epoch, outcome)?;
+        let (subtask, epoch) = (unwritten.subtask.clone(), unwritten.epoch);
+        let writer = self.writer.as_ref().ok_or_else(|| Error::internal("a job without checkpoints takes one"))?;
+        let outcome = unwritten.write(&*writer.files(epoch));
+        self.coordinator.written(&subtask, epoch, outcome)?;
         Ok(true)
     }
 

@@ -1,23 +1,19 @@
 //! `tidemill build`: from a project to a component that is checked and compiled for this machine.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Context as _;
 use console::style;
-use tidemill_connector_kit::suggest;
 use tidemill_core::Error;
-use tidemill_core::graph::JobGraph;
-use tidemill_core::plan::NodeKind;
+use tidemill_job::{Manifest, check_bindings, component};
 
 use super::{manifest, registry};
 use crate::args::ProjectArgs;
 use crate::failure::{Failure, JOB_FAILED, Outcome};
-use crate::manifest::{Manifest, Side};
 use crate::process::{self, TARGET};
-use crate::{sandbox, units};
+use crate::units;
 
 /// 128-bit vectors: every engine that runs Tidemill's components has them. And a generous limit for inlining: a call per
 /// row costs more in the sandbox than natively, since it looks at the stack and at its deadline. With 700, a user's
@@ -50,7 +46,7 @@ pub fn build(manifest: &Manifest) -> Outcome {
     say("built", &format!("{}, {}, in {took}", path.display(), units::bytes(component.len() as u64)));
 
     let begin = Instant::now();
-    let job = sandbox::load(path, sandbox::limits(&manifest.limits))?;
+    let job = component::load(path, component::limits(&manifest.limits))?;
     let sizes = job.component.sizes();
     let users = job.graph.user_nodes().count();
     let operators = job.graph.nodes().len();
@@ -60,51 +56,6 @@ pub fn build(manifest: &Manifest) -> Outcome {
     let took = units::duration(begin.elapsed());
     say("compiled", &format!("{how}, {} of machine code, in {took}", units::bytes(sizes.compiled_bytes as u64)));
     Ok(())
-}
-
-/// Whether each source and sink of a job is bound, and nothing else is.
-pub fn check_bindings(manifest: &Manifest, graph: &JobGraph) -> Result<(), Error> {
-    for side in [Side::Source, Side::Sink] {
-        let (section, bound) = match side {
-            Side::Source => ("sources", &manifest.sources),
-            Side::Sink => ("sinks", &manifest.sinks),
-        };
-        let wanted = bindings(graph, side);
-        let what = side.name();
-        for name in &wanted {
-            if !bound.contains_key(*name) {
-                let free = bound.keys().map(String::as_str).filter(|b| !wanted.contains(b));
-                let near = suggest::nearest(name, free);
-                let hint = near.map(|n| format!("Is [{section}.{n}] meant? ")).unwrap_or_default();
-                let path = manifest.path.display();
-                return Err(Error::invalid(format!(
-                    "{path} does not bind the {what} '{name}' of job '{}'",
-                    graph.name()
-                ))
-                .mend(format!("{hint}Add [{section}.{name}] with a connector: `tidemill connectors` shows them.")));
-            }
-        }
-        for (name, binding) in bound {
-            if !wanted.contains(name.as_str()) {
-                let list = suggest::list(wanted.iter().copied());
-                let near = suggest::did_you_mean(name, wanted.iter().copied());
-                let message = format!("job '{}' has no {what} '{name}'", graph.name());
-                let has = if list.is_empty() { format!("It has no {what}s.") } else { format!("Its {what}s: {list}.") };
-                return Err(manifest.error_at(binding, &message).mend(format!("{near}{has}")));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn bindings(graph: &JobGraph, side: Side) -> BTreeSet<&str> {
-    let names = graph.nodes().iter().filter_map(|node| match (side, &node.kind) {
-        (Side::Source, NodeKind::Source { binding, .. }) | (Side::Sink, NodeKind::Sink { binding }) => {
-            Some(binding.as_str())
-        }
-        _ => None,
-    });
-    names.collect()
 }
 
 /// Runs cargo; the module that it made.

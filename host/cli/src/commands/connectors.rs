@@ -9,9 +9,9 @@ use tidemill_core::Error;
 use super::registry;
 use crate::args::ConnectorsArgs;
 use crate::failure::Outcome;
-use crate::manifest;
 use crate::report::{Align, table, wrap};
 use crate::screen::print;
+use tidemill_job::manifest;
 
 /// Columns of text, so that it reads well in any terminal.
 const WIDTH: usize = 100;

@@ -14,13 +14,13 @@ use tidemill_wasm::{CONTRACT_VERSION, Component, Extern, Limits};
 use super::manifest_path;
 use crate::args::InspectArgs;
 use crate::failure::Outcome;
-use crate::manifest::Manifest;
 use crate::screen::print;
-use crate::{sandbox, units};
+use crate::units;
+use tidemill_job::{Manifest, component as loading};
 
 pub fn run(args: &InspectArgs) -> Outcome {
     let (path, limits) = component(&args.target)?;
-    let job = sandbox::load(&path, limits)?;
+    let job = loading::load(&path, limits)?;
     let declared = job.graph.clone();
     let graph = if args.unpruned { job.graph } else { job.graph.prune() };
     if args.dot {
@@ -50,7 +50,7 @@ fn component(target: &Path) -> Result<(PathBuf, Limits), tidemill_core::Error> {
         return Ok((target.to_owned(), Limits::default()));
     }
     let manifest = Manifest::read(&manifest_path(target), &[], &|name| std::env::var(name).ok())?;
-    Ok((manifest.job.component.clone(), sandbox::limits(&manifest.limits)))
+    Ok((manifest.job.component.clone(), loading::limits(&manifest.limits)))
 }
 
 fn text(path: &Path, component: &Component, declared: &JobGraph, graph: &JobGraph) -> String {

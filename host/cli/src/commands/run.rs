@@ -1,6 +1,5 @@
 //! `tidemill run`: a job in this process, watched and stopped from the terminal.
 
-mod bind;
 mod summary;
 mod supervise;
 
@@ -9,21 +8,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tidemill_core::Error;
 use tidemill_core::metrics::TaskMetrics;
-use tidemill_core::state::StateBackend;
-use tidemill_core::time::SystemClock;
-use tidemill_dataflow::{Ending, JobHandle, JobSettings, JobSpec};
-use tidemill_state::MemoryBackend;
-use tidemill_wasm::WasmCode;
+use tidemill_dataflow::{Ending, JobHandle, JobSpec};
+use tidemill_job::{Manifest, check_bindings, component, spec};
 
 use super::{build, registry_on};
 use crate::args::{Format, RunArgs};
 use crate::failure::{INTERRUPTED, Outcome};
-use crate::manifest::{self, Manifest};
 use crate::progress::{Checkpoints, Display, Figures};
 use crate::screen::Screen;
-use crate::{sandbox, units};
+use crate::units;
 
 /// How often the counters are looked at. A job that ends earlier is noticed at once.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -41,8 +35,8 @@ pub fn run(args: &RunArgs, screen: &Screen) -> Outcome {
     if args.build {
         build::build(&manifest)?;
     }
-    let job = sandbox::load(&manifest.job.component, sandbox::limits(&manifest.limits))?;
-    build::check_bindings(&manifest, &job.graph)?;
+    let job = component::load(&manifest.job.component, component::limits(&manifest.limits))?;
+    check_bindings(&manifest, &job.graph)?;
     let from_cache = job.component.sizes().from_cache;
     let spec = spec(&manifest, &registry, job)?;
     let loaded = begin.elapsed();
@@ -50,64 +44,6 @@ pub fn run(args: &RunArgs, screen: &Screen) -> Outcome {
         announce(&manifest, &spec, loaded, from_cache);
     }
     supervise::run(&spec, &manifest, args, screen)
-}
-
-fn spec(
-    manifest: &Manifest,
-    registry: &tidemill_connector_kit::Registry,
-    job: sandbox::Job,
-) -> Result<JobSpec, tidemill_core::Error> {
-    let settings = &manifest.job;
-    Ok(JobSpec {
-        name: settings.name.clone().unwrap_or_else(|| job.graph.name().to_owned()),
-        sources: bind::sources(manifest, registry, &job.graph)?,
-        sinks: bind::sinks(manifest, registry, &job.graph)?,
-        dead_letters: bind::dead_letters(manifest, registry)?,
-        user_code: Arc::new(WasmCode::new(job.component, manifest.params.clone())),
-        state: state(&manifest.state)?,
-        clock: Arc::new(SystemClock),
-        settings: JobSettings {
-            parallelism: settings.parallelism,
-            max_parallelism: settings.max_parallelism,
-            batch_rows: settings.batch_rows,
-            exchange_bytes: settings.exchange_bytes,
-        },
-        graph: job.graph,
-    })
-}
-
-/// The name under which a manifest's job keeps its checkpoints.
-pub fn job_name(manifest: &Manifest) -> Result<String, tidemill_core::Error> {
-    match &manifest.job.name {
-        Some(name) => Ok(name.clone()),
-        None => {
-            let job = sandbox::load(&manifest.job.component, sandbox::limits(&manifest.limits))?;
-            Ok(job.graph.name().to_owned())
-        }
-    }
-}
-
-fn state(settings: &manifest::State) -> Result<Arc<dyn StateBackend>, Error> {
-    match &settings.disk {
-        Some(path) => state_on_disk(settings.memory_bytes, path),
-        None => Ok(Arc::new(settings.memory_bytes.map_or_else(MemoryBackend::new, MemoryBackend::with_limit))),
-    }
-}
-
-#[cfg(feature = "rocksdb")]
-fn state_on_disk(memory_bytes: Option<usize>, path: &std::path::Path) -> Result<Arc<dyn StateBackend>, Error> {
-    /// Half of what the smallest usual machine has.
-    const MEMORY_BYTES: usize = 1 << 30;
-    let settings = tidemill_state::RocksSettings::new(memory_bytes.unwrap_or(MEMORY_BYTES), path.to_owned());
-    Ok(Arc::new(tidemill_state::RocksBackend::new(settings)))
-}
-
-#[cfg(not(feature = "rocksdb"))]
-fn state_on_disk(_: Option<usize>, _: &std::path::Path) -> Result<Arc<dyn StateBackend>, Error> {
-    Err(Error::invalid("[state] asks for the backend 'rocksdb', without which this tidemill was built").mend(
-        "Use a released tidemill, build it with `cargo build --release --workspace --bin tidemill --features \
-         tidemill-cli/rocksdb`, or keep state in memory.",
-    ))
 }
 
 /// One line before the job's own.

@@ -13,10 +13,9 @@ use tidemill_core::snapshot::SnapshotFiles;
 
 use super::manifest_path;
 use crate::args::{StateCommand, StateFromArgs, StateProjectArgs};
-use crate::commands::run::job_name;
 use crate::failure::Outcome;
-use crate::manifest::Manifest;
 use crate::screen::print;
+use tidemill_job::{Manifest, job_name};
 
 pub fn run(command: &StateCommand) -> Outcome {
     match command {

@@ -12,8 +12,8 @@ use tidemill_wasm::{Limits, WasmCode};
 use super::{build, manifest, registry};
 use crate::args::TestArgs;
 use crate::failure::{Failure, JOB_FAILED, Outcome};
-use crate::manifest::Manifest;
-use crate::{process, sandbox};
+use crate::process;
+use tidemill_job::{Manifest, component as loading};
 
 pub fn run(args: &TestArgs) -> Outcome {
     let manifest = manifest(&args.project)?;
@@ -47,7 +47,7 @@ fn cargo_test(manifest: &Manifest, filter: Option<&str>, variables: &[(&str, &Pa
 
 /// Runs a job for a test, which asks on stdin.
 pub fn serve(component: &Path) -> Outcome {
-    let job = sandbox::load(component, Limits::default())?;
+    let job = loading::load(component, Limits::default())?;
     let plan = job.component.plan()?;
     let code = |params| Arc::new(WasmCode::new(job.component, params)) as _;
     harness::serve(plan, code, io::stdin().lock(), io::stdout().lock())?;

@@ -1,4 +1,5 @@
-//! Makes the slices of a job from its physical plan: cells, the routes between them, and the queues between slots.
+//! Makes slices of a job from its physical plan: cells, the routes between them, and the queues between slots. Those of all
+//! slots, or of some: then the queues to the others have an end that is handed out.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,10 +19,10 @@ use super::cell::{AssignCell, Cell, Work};
 use super::route::{Route, Routes, Target};
 use super::sink::SinkCell;
 use super::source::SourceCell;
-use super::{Origin, OvertakeSignal, Slice, StopSignal, Turn};
+use super::{Origin, Slice, Turn};
 use crate::event_time::EventTimeReader;
 use crate::exchange::partition::{HashPartitioner, Partitioner};
-use crate::exchange::queue::queue;
+use crate::exchange::queue::{QueueReceiver, QueueSender, queue};
 use crate::in_flight::ChannelId;
 use crate::job::{JobSpec, TaskStatus};
 use crate::letters::{self, Letters};
@@ -30,6 +31,7 @@ use crate::physical::{Edge, PhysicalPlan};
 use crate::record::RecordText;
 use crate::replay::Replay;
 use crate::restore::{DEAD_LETTERS_UID, Start};
+use crate::signals::Signals;
 use crate::splits::{Enumeration, Mailbox, News};
 
 /// Who commits what a sink wrote.
@@ -44,41 +46,80 @@ pub enum CommitTarget {
 /// Who commits, by what.
 pub type Committers = BTreeMap<CommitTarget, Box<dyn SinkCommitter>>;
 
-/// A job that is made and not yet running.
+/// Slots of a job that are made and not yet running.
 pub struct Assembly {
-    /// One per slot.
+    /// One per slot, in their order.
     pub slices: Vec<Slice>,
-    /// One per source node.
-    pub enumerations: Vec<Enumeration>,
-    /// Every subtask, by node and index.
-    pub tasks: Vec<TaskStatus>,
-    /// Stops the sources.
-    pub stop: Arc<StopSignal>,
-    /// Turns checkpoints unaligned.
-    pub overtakes: Arc<OvertakeSignal>,
+    /// Where the readers of sources get their news.
+    pub readers: HashMap<(NodeId, u32), Arc<Mailbox>>,
+    /// The ends of queues that belong to slots of other processes.
+    pub wires: Vec<Wire>,
+}
+
+/// The way from a subtask to a subtask of another slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Channel {
+    /// The edge's place in the physical plan.
+    pub edge: u32,
+    /// The slot that sends.
+    pub sender: u32,
+    /// The slot that receives.
+    pub receiver: u32,
+}
+
+/// An end of a channel that has its other end in another process.
+#[derive(Debug)]
+pub enum Wire {
+    /// What a slot of this process has sent.
+    Out(Channel, QueueReceiver),
+    /// What a slot of this process is to be given.
+    In(Channel, QueueSender),
+}
+
+/// Where the slots of a job are.
+pub struct Placement<'a> {
+    /// Those of this process, each with what wakes it.
+    pub here: Vec<(u32, Waker)>,
+    /// What wakes whoever has the other end of a queue, by the slot of another process.
+    pub elsewhere: &'a dyn Fn(u32) -> Waker,
+}
+
+impl Placement<'_> {
+    fn is_here(&self, slot: u32) -> bool {
+        self.here.iter().any(|(here, _)| *here == slot)
+    }
+
+    fn waker(&self, slot: u32) -> Waker {
+        let here = self.here.iter().find(|(here, _)| *here == slot);
+        here.map_or_else(|| (self.elsewhere)(slot), |(_, waker)| waker.clone())
+    }
 }
 
 impl Assembly {
-    /// Makes everything; a waker per slot of the plan.
-    pub fn new(spec: &JobSpec, plan: &PhysicalPlan, wakers: &[Waker], start: &Start) -> Result<Self> {
+    /// Makes the slots that are to be in this process.
+    pub fn new(
+        spec: &JobSpec,
+        plan: &PhysicalPlan,
+        placement: &Placement<'_>,
+        signals: &Arc<Signals>,
+        tasks: &[TaskStatus],
+        start: &Start,
+    ) -> Result<Self> {
         let mut assembler = Assembler {
             spec,
             start,
             plan,
-            wakers,
-            stop: Arc::default(),
-            overtakes: Arc::new(OvertakeSignal::new(wakers.to_vec())),
+            signals,
             replay: Replay::new(start, plan, spec.settings.max_parallelism)?,
-            wiring: Wiring::new(spec, plan, wakers)?,
-            mailboxes: HashMap::new(),
-            tasks: Vec::new(),
+            wiring: Wiring::new(spec, plan, placement)?,
+            readers: HashMap::new(),
+            tasks: tasks.iter().map(|task| ((task.subtask.node, task.subtask.index.0), task)).collect(),
         };
-        let slices = (0..plan.slots()).map(|slot| assembler.slice(slot)).collect::<Result<Vec<_>>>()?;
-        let enumerations = assembler.enumerations()?;
-        assembler.replay.finish()?;
-        let mut tasks = assembler.tasks;
-        tasks.sort_by_key(|task| (task.subtask.node, task.subtask.index));
-        Ok(Self { slices, enumerations, tasks, stop: assembler.stop, overtakes: assembler.overtakes })
+        let slices = placement.here.iter().map(|(slot, waker)| assembler.slice(*slot, waker));
+        let slices = slices.collect::<Result<Vec<_>>>()?;
+        let elsewhere = |node, slot| slot < plan.parallelism(node) && !placement.is_here(slot);
+        assembler.replay.finish(elsewhere)?;
+        Ok(Self { slices, readers: assembler.readers, wires: assembler.wiring.wires })
     }
 }
 
@@ -89,10 +130,11 @@ struct Wiring {
     inputs: HashMap<(NodeId, u32), Vec<ChannelId>>,
     /// Per slot.
     origins: HashMap<u32, Vec<Origin>>,
+    wires: Vec<Wire>,
 }
 
 impl Wiring {
-    fn new(spec: &JobSpec, plan: &PhysicalPlan, wakers: &[Waker]) -> Result<Self> {
+    fn new(spec: &JobSpec, plan: &PhysicalPlan, placement: &Placement<'_>) -> Result<Self> {
         let mut wiring = Self::default();
         for (id, node) in plan.graph().iter() {
             for subtask in 0..plan.parallelism(id) {
@@ -100,11 +142,15 @@ impl Wiring {
                 wiring.routes.insert((id, subtask), routes);
             }
         }
-        for edge in plan.edges() {
+        for (at, edge) in (0..).zip(plan.edges()) {
             for sender in 0..edge.senders {
                 let mut targets = Vec::new();
                 for receiver in (0..edge.receivers).filter(|&r| edge.connects(sender, r)) {
-                    targets.push(wiring.target(spec, plan, wakers, edge, sender, receiver)?);
+                    let channel = Channel { edge: at, sender, receiver };
+                    targets.extend(wiring.target(spec, plan, placement, edge, channel)?);
+                }
+                if !placement.is_here(sender) {
+                    continue;
                 }
                 let route =
                     Route { partitioner: partitioner(plan, edge, sender, spec.settings.max_parallelism)?, targets };
@@ -116,31 +162,35 @@ impl Wiring {
         Ok(wiring)
     }
 
-    /// A new channel from a sender to a receiver.
+    /// A new channel. `None`: its sender is elsewhere.
     fn target(
         &mut self,
         spec: &JobSpec,
         plan: &PhysicalPlan,
-        wakers: &[Waker],
+        placement: &Placement<'_>,
         edge: &Edge,
-        sender: u32,
-        receiver: u32,
-    ) -> Result<Target> {
+        channel: Channel,
+    ) -> Result<Option<Target>> {
+        let Channel { sender, receiver, .. } = channel;
         let inputs = self.inputs.entry((edge.to, receiver)).or_default();
-        let channel = inputs.len() as u32;
+        let number = inputs.len() as u32;
         let from = Arc::from(plan.graph().node(edge.from)?.uid.as_str());
         inputs.push(ChannelId { input: edge.input, from, port: edge.port, sender });
+        let (sends, receives) = (placement.is_here(sender), placement.is_here(receiver));
         let cell = cell_index(plan, edge.to, receiver);
-        if sender == receiver {
-            return Ok(Target::Local { cell, channel });
+        if sender == receiver || !(sends || receives) {
+            return Ok(sends.then_some(Target::Local { cell, channel: number }));
         }
-        let waker = |slot: u32| {
-            let waker = wakers.get(slot as usize).cloned();
-            waker.ok_or_else(|| Error::internal(format!("no waker for slot {slot}")))
-        };
-        let (tx, from) = queue(spec.settings.exchange_bytes, waker(sender)?, waker(receiver)?);
-        self.origins.entry(receiver).or_default().push(Origin::Queue { from, cell, channel });
-        Ok(Target::Remote(tx))
+        let (tx, from) = queue(spec.settings.exchange_bytes, placement.waker(sender), placement.waker(receiver));
+        match receives {
+            true => self.origins.entry(receiver).or_default().push(Origin::Queue { from, cell, channel: number }),
+            false => self.wires.push(Wire::Out(channel, from)),
+        }
+        if sends {
+            return Ok(Some(Target::Remote(tx)));
+        }
+        self.wires.push(Wire::In(channel, tx));
+        Ok(None)
     }
 }
 
@@ -193,31 +243,28 @@ struct Assembler<'a> {
     start: &'a Start,
     spec: &'a JobSpec,
     plan: &'a PhysicalPlan,
-    wakers: &'a [Waker],
-    stop: Arc<StopSignal>,
-    overtakes: Arc<OvertakeSignal>,
+    signals: &'a Arc<Signals>,
     replay: Replay,
     wiring: Wiring,
-    mailboxes: HashMap<NodeId, Vec<Arc<Mailbox>>>,
-    tasks: Vec<TaskStatus>,
+    readers: HashMap<(NodeId, u32), Arc<Mailbox>>,
+    tasks: HashMap<(NodeId, u32), &'a TaskStatus>,
 }
 
 impl Assembler<'_> {
-    fn slice(&mut self, slot: u32) -> Result<Slice> {
+    fn slice(&mut self, slot: u32, waker: &Waker) -> Result<Slice> {
         let (mut cells, mut inboxes) = (Vec::new(), Vec::new());
         let mut origins = self.wiring.origins.remove(&slot).unwrap_or_default();
-        let waker = self.wakers.get(slot as usize).cloned().unwrap_or_else(|| Waker::new(|| ()));
         for (id, node) in self.plan.graph().iter().filter(|(id, _)| self.plan.parallelism(*id) > slot) {
             if matches!(node.kind, NodeKind::Source { .. }) {
                 origins.push(Origin::Source { cell: cells.len() });
             }
-            let cell = self.cell(id, node, slot, &waker)?;
+            let cell = self.cell(id, node, slot, waker)?;
             // Before all that is new, also before what those that send say of where they go on.
             inboxes.push(self.replay.inbox(id, slot, cell.channels())?);
             cells.push(cell);
         }
-        let letters_task = Arc::new(self.letters_task(slot));
-        let letters = self.letters(&letters_task, waker)?;
+        let letters_task = Arc::new(letters_task(&self.spec.name, self.plan, slot));
+        let letters = self.letters(&letters_task, waker.clone())?;
         Ok(Slice {
             letters_task,
             inboxes,
@@ -227,8 +274,7 @@ impl Assembler<'_> {
             tried: Vec::new(),
             letters,
             clock: self.spec.clock.clone(),
-            stop: self.stop.clone(),
-            overtakes: self.overtakes.clone(),
+            signals: self.signals.clone(),
             overtaken: self.start.passed(),
             events: Vec::new(),
             announced: false,
@@ -237,20 +283,9 @@ impl Assembler<'_> {
     }
 
     fn cell(&mut self, id: NodeId, node: &Node, slot: u32, waker: &Waker) -> Result<Cell> {
-        let subtask = Arc::new(SubtaskId {
-            job: self.spec.name.clone(),
-            node: id,
-            operator: node.name.clone(),
-            index: SubtaskIndex(slot),
-            parallelism: self.plan.parallelism(id),
-        });
-        let metrics = Arc::new(TaskMetrics::default());
-        self.tasks.push(TaskStatus {
-            subtask: subtask.clone(),
-            uid: node.uid.clone(),
-            kind: kind_name(&node.kind),
-            metrics: metrics.clone(),
-        });
+        let task = self.tasks.get(&(id, slot));
+        let task = task.ok_or_else(|| Error::internal(format!("subtask {slot} of {id} is no task of the job")))?;
+        let (subtask, metrics) = (task.subtask.clone(), task.metrics.clone());
         let work = self.work(id, node, &subtask, &metrics, waker).map_err(|e| e.at(&subtask, "opening"))?;
         let routes = self.wiring.routes.remove(&(id, slot)).unwrap_or_default();
         let inputs = self.wiring.inputs.remove(&(id, slot)).unwrap_or_default();
@@ -286,10 +321,7 @@ impl Assembler<'_> {
                     metrics: metrics.clone(),
                 })?;
                 let mailbox = Arc::new(Mailbox::new(waker.clone()));
-                if let Some(splits) = self.start.splits(&node.uid, subtask.index, subtask.parallelism) {
-                    mailbox.send(News::Restored(splits, self.start.watermark(&node.uid)));
-                }
-                self.mailboxes.entry(id).or_default().push(mailbox.clone());
+                self.readers.insert((id, subtask.index.0), mailbox.clone());
                 let event_time = event_time.as_ref().map(EventTimeReader::new);
                 let text = RecordText::new(schema);
                 Ok(Work::Source(SourceCell::new(reader, mailbox, event_time, text, self.plan.is_stateful())))
@@ -331,17 +363,6 @@ impl Assembler<'_> {
         }
     }
 
-    fn letters_task(&self, slot: u32) -> SubtaskId {
-        SubtaskId {
-            job: self.spec.name.clone(),
-            // After all nodes of the plan: it has a name of its own in what sinks derive from it.
-            node: NodeId(self.plan.graph().nodes().len() as u32),
-            operator: "dead letters".to_owned(),
-            index: SubtaskIndex(slot),
-            parallelism: self.plan.slots(),
-        }
-    }
-
     fn letters(&self, task: &Arc<SubtaskId>, waker: Waker) -> Result<Letters> {
         let passed = self.start.passed();
         let Some(sink) = &self.spec.dead_letters else { return Ok(Letters::new(None, passed)) };
@@ -357,20 +378,75 @@ impl Assembler<'_> {
         };
         Ok(Letters::new(Some(sink.writer(context)?), passed))
     }
+}
 
-    fn enumerations(&mut self) -> Result<Vec<Enumeration>> {
-        let mut enumerations = Vec::new();
-        for (id, node) in self.plan.graph().iter() {
-            if let NodeKind::Source { binding, .. } = &node.kind {
-                let mut enumerator = source(self.spec, binding)?.enumerator(self.plan.parallelism(id))?;
-                if let Some(found) = self.start.enumerator(&node.uid) {
-                    enumerator.restore(found)?;
-                }
-                enumerations.push(Enumeration::new(id, enumerator, self.mailboxes.remove(&id).unwrap_or_default()));
+/// Every subtask of a job, by node and index.
+pub fn tasks(job: &str, plan: &PhysicalPlan) -> Vec<TaskStatus> {
+    let of = |(id, node): (NodeId, &Node)| {
+        let (name, kind, uid) = (node.name.clone(), kind_name(&node.kind), node.uid.clone());
+        let parallelism = plan.parallelism(id);
+        let job = job.to_owned();
+        (0..parallelism).map(move |index| TaskStatus {
+            subtask: Arc::new(SubtaskId {
+                job: job.clone(),
+                node: id,
+                operator: name.clone(),
+                index: SubtaskIndex(index),
+                parallelism,
+            }),
+            uid: uid.clone(),
+            kind,
+            metrics: Arc::new(TaskMetrics::default()),
+        })
+    };
+    plan.graph().iter().flat_map(of).collect()
+}
+
+/// The dead letters of every slot, as tasks.
+pub fn letters_tasks(job: &str, plan: &PhysicalPlan) -> Vec<Arc<SubtaskId>> {
+    (0..plan.slots()).map(|slot| Arc::new(letters_task(job, plan, slot))).collect()
+}
+
+fn letters_task(job: &str, plan: &PhysicalPlan, slot: u32) -> SubtaskId {
+    SubtaskId {
+        job: job.to_owned(),
+        // After all nodes of the plan: it has a name of its own in what sinks derive from it.
+        node: NodeId(plan.graph().nodes().len() as u32),
+        operator: "dead letters".to_owned(),
+        index: SubtaskIndex(slot),
+        parallelism: plan.slots(),
+    }
+}
+
+/// Who finds the splits of a job's sources, one per source node, for these readers. What the readers go on from is said
+/// to them here.
+pub fn enumerations(
+    spec: &JobSpec,
+    plan: &PhysicalPlan,
+    start: &Start,
+    readers: &HashMap<(NodeId, u32), Arc<Mailbox>>,
+) -> Result<Vec<Enumeration>> {
+    let mut enumerations = Vec::new();
+    for (id, node) in plan.graph().iter() {
+        let NodeKind::Source { binding, .. } = &node.kind else { continue };
+        let parallelism = plan.parallelism(id);
+        let mut enumerator = source(spec, binding)?.enumerator(parallelism)?;
+        if let Some(found) = start.enumerator(&node.uid) {
+            enumerator.restore(found)?;
+        }
+        let of_node = (0..parallelism).map(|index| {
+            let reader = readers.get(&(id, index)).cloned();
+            reader.ok_or_else(|| Error::internal(format!("subtask {index} of {id} has no reader")))
+        });
+        let of_node = of_node.collect::<Result<Vec<_>>>()?;
+        for (index, reader) in (0..).zip(&of_node) {
+            if let Some(splits) = start.splits(&node.uid, SubtaskIndex(index), parallelism) {
+                reader.send(News::Restored(splits, start.watermark(&node.uid)));
             }
         }
-        Ok(enumerations)
+        enumerations.push(Enumeration::new(id, enumerator, of_node));
     }
+    Ok(enumerations)
 }
 
 /// The committers of a job's sinks.

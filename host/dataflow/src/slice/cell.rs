@@ -257,7 +257,7 @@ impl Cell {
                 let SourceSnapshot { splits, watermark } = source.snapshot(barrier.epoch)?;
                 (snapshot.splits, snapshot.watermark) = (splits, watermark);
             }
-            Work::Operator(operator) => snapshot.keyed = operator.snapshot(barrier.kind)?,
+            Work::Operator(operator) => snapshot.freeze(operator.snapshot(barrier.kind)?),
             Work::Assign(assign) => snapshot.watermark = assign.watermark.get(),
             Work::Sink(sink) => {
                 snapshot.prepared = Some(sink.prepare(barrier.epoch)?);
@@ -277,7 +277,7 @@ impl Cell {
     ) -> Result<TaskSnapshot> {
         self.channels.aligning = None;
         let mut snapshot = self.pass(barrier, inboxes, letters)?;
-        snapshot.in_flight = in_flight;
+        snapshot.freeze_in_flight(in_flight);
         Failpoint::OvertakeDone.reach();
         Ok(snapshot)
     }

@@ -5,10 +5,7 @@
 //! will ever come of this checkpoint, and is kept with it. The rows themselves stay where they are, and are taken later.
 //! So the barriers of a job get through all its slots without a single row being taken.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use tidemill_core::Result;
-use tidemill_core::connector::Waker;
 use tidemill_core::ids::Epoch;
 use tidemill_core::snapshot::SnapshotKind;
 
@@ -18,33 +15,6 @@ use crate::element::{Barrier, Element};
 use crate::exchange::queue::QueueReceiver;
 use crate::in_flight::ChannelContent;
 use crate::snapshot::TaskEvent;
-
-/// Tells all slices of a job that the barriers of a checkpoint overtake.
-#[derive(Debug)]
-pub struct OvertakeSignal {
-    /// The latest such checkpoint; 0: there was none.
-    epoch: AtomicU64,
-    /// Of the slots.
-    wakers: Vec<Waker>,
-}
-
-impl OvertakeSignal {
-    /// For slots that are woken so.
-    pub fn new(wakers: Vec<Waker>) -> Self {
-        Self { epoch: AtomicU64::new(0), wakers }
-    }
-
-    /// The barriers of this checkpoint, which are sent, overtake from now on.
-    pub fn overtake(&self, epoch: Epoch) {
-        self.epoch.store(epoch.0, Ordering::Release);
-        self.wakers.iter().for_each(Waker::wake);
-    }
-
-    /// The latest checkpoint of which that was said.
-    pub fn latest(&self) -> Epoch {
-        Epoch(self.epoch.load(Ordering::Acquire))
-    }
-}
 
 impl Slice {
     /// Has the next cell pass the barrier, or get ready for it; whether one did.

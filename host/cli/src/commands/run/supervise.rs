@@ -5,19 +5,18 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use tidemill_checkpoint::protocol::Settings;
 use tidemill_checkpoint::restart::{Restart, Restarts};
 use tidemill_checkpoint::{Begun, Origin, Owner, Start, Store};
 use tidemill_core::time::{Clock as _, SystemClock};
 use tidemill_core::{Error, ErrorKind};
 use tidemill_dataflow::{Checkpoints, Ending, JobSpec};
+use tidemill_job::{Manifest, checkpoint_settings, manifest, sources_total};
 
 use super::{interrupts, watch};
 use crate::args::RunArgs;
 use crate::commands::build::say;
 use crate::control::{self, Running};
 use crate::failure::{Failure, INTERRUPTED, Outcome};
-use crate::manifest::{self, Manifest};
 use crate::screen::Screen;
 
 /// Runs the job to its end.
@@ -33,7 +32,7 @@ pub fn run(spec: &JobSpec, manifest: &Manifest, args: &RunArgs, screen: &Screen)
         }
         let handle = tidemill_dataflow::run(spec.clone())?;
         running.set(Some(handle.control()));
-        let ended = watch(handle, total(spec), &interrupts, args.format, screen);
+        let ended = watch(handle, sources_total(&spec.sources), &interrupts, args.format, screen);
         return said(ended.map_err(Failure::job)?, None);
     };
     let store = Store::open(&settings.location, &spec.name)?;
@@ -86,24 +85,17 @@ impl Supervisor<'_> {
             }
         };
         self.announce(&owner);
-        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let checkpoints = Checkpoints {
             store: self.store.clone(),
             owner,
-            settings: Settings {
-                interval_ms: Some(ms(self.settings.interval)),
-                min_pause_ms: ms(self.settings.min_pause),
-                timeout_ms: ms(self.settings.timeout),
-                tolerable_failures: self.settings.tolerable_failures,
-                aligned_timeout_ms: self.settings.aligned_timeout.map(ms),
-            },
+            settings: checkpoint_settings(self.settings),
             retained: self.settings.retained,
         };
         let spec = self.spec.clone();
         let handle = tidemill_dataflow::run_with(spec, Some(checkpoints), self.args.allow_non_restored)?;
         self.ran = true;
         self.running.set(Some(handle.control()));
-        let ended = watch(handle, total(self.spec), self.interrupts, self.args.format, self.screen);
+        let ended = watch(handle, sources_total(&self.spec.sources), self.interrupts, self.args.format, self.screen);
         self.running.set(None);
         ended
     }
@@ -185,12 +177,6 @@ fn said(ending: Ending, store: Option<&Store>) -> Outcome {
         }
         (Ending::Finished, _) => Ok(()),
     }
-}
-
-/// How much there is to read in all, where every source knows.
-fn total(spec: &JobSpec) -> Option<u64> {
-    let sources: Vec<Option<u64>> = spec.sources.values().map(|source| source.total()).collect();
-    sources.into_iter().sum()
 }
 
 fn now_ms() -> i64 {

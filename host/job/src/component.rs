@@ -1,4 +1,4 @@
-//! Components from disk: reading them, the compile cache, and the checks that need no job.
+//! Components: from disk or from an upload, compiled or found in the cache of compiled ones, with their plan checked.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,18 +10,25 @@ use tidemill_wasm::{Component, Limits, Sandbox, SandboxSettings};
 use crate::manifest;
 
 /// A component with its plan, checked.
-pub struct Job {
+#[derive(Clone)]
+pub struct Loaded {
+    /// What runs its code.
     pub component: Component,
+    /// What it says that it does.
     pub graph: JobGraph,
 }
 
-/// Loads a component, compiling it if the cache does not have it, and checks its plan.
-pub fn load(path: &Path, limits: Limits) -> Result<Job, Error> {
-    let bytes = read(path)?;
+/// Loads a component from a file, compiling it if the cache does not have it, and checks its plan.
+pub fn load(path: &Path, limits: Limits) -> Result<Loaded, Error> {
+    of_bytes(&path.display().to_string(), &read(path)?, limits)
+}
+
+/// The same of one that is in memory; `name` is for messages.
+pub fn of_bytes(name: &str, bytes: &[u8], limits: Limits) -> Result<Loaded, Error> {
     let sandbox = Sandbox::new(SandboxSettings { limits, cache: cache_folder() })?;
-    let component = sandbox.load(&path.display().to_string(), &bytes)?;
+    let component = sandbox.load(name, bytes)?;
     let graph = JobGraph::from_plan(component.plan()?)?;
-    Ok(Job { component, graph })
+    Ok(Loaded { component, graph })
 }
 
 /// A manifest's limits, as the sandbox takes them.

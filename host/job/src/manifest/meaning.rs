@@ -34,16 +34,23 @@ pub struct Manifest {
     pub path: PathBuf,
     /// Its folder, to which its paths are relative.
     pub folder: PathBuf,
+    /// `[job]`.
     pub job: Job,
     /// What the job's code is given.
     pub params: Vec<(String, String)>,
+    /// `[sources.NAME]`.
     pub sources: BTreeMap<String, Binding>,
+    /// `[sinks.NAME]`.
     pub sinks: BTreeMap<String, Binding>,
+    /// `[dead-letter]`.
     pub dead_letter: Option<Binding>,
     /// None: no checkpoints are taken.
     pub checkpoints: Option<Checkpoints>,
+    /// `[restart]`.
     pub restart: Strategy,
+    /// `[state]`.
     pub state: State,
+    /// `[limits]`.
     pub limits: Limits,
     source: Source,
 }
@@ -51,12 +58,17 @@ pub struct Manifest {
 /// `[job]`.
 #[derive(Debug)]
 pub struct Job {
+    /// The job's name, if it is not to be the plan's.
     pub name: Option<String>,
     /// Relative to nothing: resolved.
     pub component: PathBuf,
+    /// Slots.
     pub parallelism: u32,
+    /// Rows per batch to aim at.
     pub batch_rows: usize,
+    /// Key groups.
     pub max_parallelism: MaxParallelism,
+    /// Bound of each queue between two slots.
     pub exchange_bytes: usize,
 }
 
@@ -65,18 +77,24 @@ pub struct Job {
 pub struct Checkpoints {
     /// A folder (resolved), or the URL of a bucket.
     pub location: String,
+    /// From the start of one to the start of the next.
     pub interval: Duration,
+    /// At least, from the end of one to the start of the next.
     pub min_pause: Duration,
+    /// After this long, one is given up.
     pub timeout: Duration,
     /// None: checkpoints are always aligned.
     pub aligned_timeout: Option<Duration>,
+    /// How many in a row may fail before the job does.
     pub tolerable_failures: u32,
+    /// How many are kept.
     pub retained: usize,
 }
 
 /// `[state]`.
 #[derive(Debug)]
 pub struct State {
+    /// How much memory it may take; none: any.
     pub memory_bytes: Option<usize>,
     /// The folder of state on disk; none: state is in memory.
     pub disk: Option<PathBuf>,
@@ -85,17 +103,24 @@ pub struct State {
 /// `[limits]`.
 #[derive(Debug)]
 pub struct Limits {
+    /// Of an instance.
     pub memory_bytes: usize,
+    /// Of a call.
     pub call_time: Duration,
+    /// That cross the boundary in a call.
     pub transfer_bytes: u64,
+    /// Of a call.
     pub emitted_rows: u64,
+    /// Of a component.
     pub component_bytes: usize,
+    /// Of a component.
     pub compile_time: Duration,
 }
 
 /// A connector with its options.
 #[derive(Debug)]
 pub struct Binding {
+    /// The connector's name.
     pub connector: String,
     /// Variables replaced; without the key `connector`.
     pub options: toml::Table,
@@ -108,7 +133,9 @@ pub struct Binding {
 /// Which way a binding goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
+    /// Into the job.
     Source,
+    /// Out of it.
     Sink,
 }
 
@@ -124,6 +151,17 @@ impl Manifest {
                 .mend("Go to the folder of a project, or name one. `tidemill new my-job` makes a new one.")
         })?;
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Self::parse(path, text, folder, set, lookup)
+    }
+
+    /// The same of a text. `path` is for messages; paths in the manifest are relative to `folder`.
+    pub fn parse(
+        path: &Path,
+        text: String,
+        folder: &Path,
+        set: &[String],
+        lookup: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Error> {
         let source = Source::new(path, text);
         let mut table = source.parse()?;
         set.iter().try_for_each(|typed| tree::set(&mut table, typed))?;

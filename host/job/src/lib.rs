@@ -1,0 +1,14 @@
+//! A job as a user hands it over: a component and a manifest. Here they become what the engine runs, in whichever process.
+//!
+//! In reading order:
+
+pub mod component;
+pub mod manifest;
+
+mod bind;
+mod spec;
+
+pub use bind::{check_bindings, sources_total};
+pub use component::Loaded;
+pub use manifest::Manifest;
+pub use spec::{checkpoint_settings, job_name, spec};

@@ -1,0 +1,83 @@
+//! From a manifest and a component to what the engine runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill_checkpoint::protocol::Settings;
+use tidemill_connector_kit::Registry;
+use tidemill_core::state::StateBackend;
+use tidemill_core::time::SystemClock;
+use tidemill_core::{Error, Result};
+use tidemill_dataflow::{JobSettings, JobSpec};
+use tidemill_state::MemoryBackend;
+use tidemill_wasm::WasmCode;
+
+use crate::component::{self, Loaded};
+use crate::manifest::{self, Manifest};
+
+/// Everything that the engine needs of a job.
+pub fn spec(manifest: &Manifest, registry: &Registry, job: Loaded) -> Result<JobSpec> {
+    let settings = &manifest.job;
+    Ok(JobSpec {
+        name: settings.name.clone().unwrap_or_else(|| job.graph.name().to_owned()),
+        sources: crate::bind::sources(manifest, registry, &job.graph)?,
+        sinks: crate::bind::sinks(manifest, registry, &job.graph)?,
+        dead_letters: crate::bind::dead_letters(manifest, registry)?,
+        user_code: Arc::new(WasmCode::new(job.component, manifest.params.clone())),
+        state: state(&manifest.state)?,
+        clock: Arc::new(SystemClock),
+        settings: JobSettings {
+            parallelism: settings.parallelism,
+            max_parallelism: settings.max_parallelism,
+            batch_rows: settings.batch_rows,
+            exchange_bytes: settings.exchange_bytes,
+        },
+        graph: job.graph,
+    })
+}
+
+/// The name under which a manifest's job keeps its checkpoints.
+pub fn job_name(manifest: &Manifest) -> Result<String> {
+    match &manifest.job.name {
+        Some(name) => Ok(name.clone()),
+        None => {
+            let job = component::load(&manifest.job.component, component::limits(&manifest.limits))?;
+            Ok(job.graph.name().to_owned())
+        }
+    }
+}
+
+/// When checkpoints are taken.
+pub fn checkpoint_settings(from: &manifest::Checkpoints) -> Settings {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Settings {
+        interval_ms: Some(ms(from.interval)),
+        min_pause_ms: ms(from.min_pause),
+        timeout_ms: ms(from.timeout),
+        tolerable_failures: from.tolerable_failures,
+        aligned_timeout_ms: from.aligned_timeout.map(ms),
+    }
+}
+
+fn state(settings: &manifest::State) -> Result<Arc<dyn StateBackend>, Error> {
+    match &settings.disk {
+        Some(path) => state_on_disk(settings.memory_bytes, path),
+        None => Ok(Arc::new(settings.memory_bytes.map_or_else(MemoryBackend::new, MemoryBackend::with_limit))),
+    }
+}
+
+#[cfg(feature = "rocksdb")]
+fn state_on_disk(memory_bytes: Option<usize>, path: &std::path::Path) -> Result<Arc<dyn StateBackend>, Error> {
+    /// Half of what the smallest usual machine has.
+    const MEMORY_BYTES: usize = 1 << 30;
+    let settings = tidemill_state::RocksSettings::new(memory_bytes.unwrap_or(MEMORY_BYTES), path.to_owned());
+    Ok(Arc::new(tidemill_state::RocksBackend::new(settings)))
+}
+
+#[cfg(not(feature = "rocksdb"))]
+fn state_on_disk(_: Option<usize>, _: &std::path::Path) -> Result<Arc<dyn StateBackend>, Error> {
+    Err(Error::invalid("[state] asks for the backend 'rocksdb', without which this tidemill was built").mend(
+        "Use a released tidemill, build it with `cargo build --release --workspace --bin tidemill --features \
+         tidemill-cli/rocksdb`, or keep state in memory.",
+    ))
+}
