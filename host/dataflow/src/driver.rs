@@ -112,6 +112,8 @@ pub enum SlotEvent {
     Failed(u32, Error),
     /// A slot came to its end after a cancellation.
     Gone(u32),
+    /// Something that slots need is gone, as a way to others. They go on until they are cancelled.
+    Trouble(Error),
 }
 
 /// A job that runs. Dropping it does not stop the job.

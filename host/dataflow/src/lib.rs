@@ -9,7 +9,7 @@ pub mod physical;
 
 // What flows, inside a slot and between slots.
 pub mod element;
-mod exchange;
+pub mod exchange;
 mod in_flight;
 pub mod snapshot;
 

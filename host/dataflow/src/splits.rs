@@ -37,13 +37,16 @@ pub struct Mailbox {
     filled: AtomicBool,
     /// Splits that were sent and did not end.
     unfinished: AtomicUsize,
+    /// Splits that ended since somebody asked.
+    finished: AtomicUsize,
     waker: Waker,
 }
 
 impl Mailbox {
     /// For a reader whose slot is woken so.
     pub fn new(waker: Waker) -> Self {
-        Self { news: Mutex::default(), filled: AtomicBool::new(false), unfinished: AtomicUsize::new(0), waker }
+        let (news, filled, unfinished, finished) = Default::default();
+        Self { news, filled, unfinished, finished, waker }
     }
 
     /// The next news.
@@ -59,7 +62,19 @@ impl Mailbox {
 
     /// A split ended.
     pub fn split_finished(&self) {
-        self.unfinished.fetch_sub(1, Ordering::Relaxed);
+        self.splits_finished(1);
+        self.finished.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many splits ended, at the other end of what this mailbox stands in for.
+    pub fn splits_finished(&self, count: usize) {
+        let less = |unfinished: usize| Some(unfinished.saturating_sub(count));
+        _ = self.unfinished.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// How many splits ended since the last call.
+    pub fn take_finished(&self) -> usize {
+        self.finished.swap(0, Ordering::Relaxed)
     }
 
     /// Whether there are news.

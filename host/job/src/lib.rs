@@ -3,6 +3,7 @@
 //! In reading order:
 
 pub mod component;
+pub mod definition;
 pub mod manifest;
 
 mod bind;
@@ -10,5 +11,6 @@ mod spec;
 
 pub use bind::{check_bindings, sources_total};
 pub use component::Loaded;
+pub use definition::JobDefinition;
 pub use manifest::Manifest;
 pub use spec::{checkpoint_settings, job_name, spec};

@@ -129,6 +129,7 @@ pub fn slot_event(execution: u64, event: SlotEvent) -> Result<says::Says> {
         SlotEvent::Finished(slot) => ended(slot, slot_ended::How::Finished, None),
         SlotEvent::Gone(slot) => ended(slot, slot_ended::How::Gone, None),
         SlotEvent::Failed(slot, error) => ended(slot, slot_ended::How::Failed, Some(failure(&error))),
+        SlotEvent::Trouble(error) => says::Says::Trouble(proto::Trouble { execution, failure: Some(failure(&error)) }),
     })
 }
 
@@ -176,6 +177,7 @@ pub fn slot_event_of(
                 SlotEvent::Failed(ended.slot, failure_of(need(ended.failure, "the failure of a slot")?))
             }
         },
+        says::Says::Trouble(trouble) => SlotEvent::Trouble(failure_of(need(trouble.failure, "what the trouble is")?)),
         _ => return Ok(None),
     }))
 }

@@ -1,1 +1,78 @@
-//! x
+//! A worker: offers slots to a coordinator, and runs there what it is told to.
+//!
+//! It keeps nothing that matters. When the connection to the coordinator breaks, whatever runs is cancelled, since the
+//! coordinator starts it elsewhere; then the worker registers again. In reading order:
+
+mod attend;
+mod deployment;
+mod exchange;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill_connector_kit::Registry;
+use tidemill_core::{Error, Result};
+use tidemill_rpc::tls::Tls;
+use tokio::net::TcpListener;
+
+use crate::exchange::Plane;
+
+/// What a worker is told when it is started.
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// Where the coordinator is: host:port.
+    pub coordinator: String,
+    /// How many slots it offers.
+    pub slots: u32,
+    /// How much memory it may use, in bytes; shown by the coordinator.
+    pub memory_bytes: u64,
+    /// Where other workers connect.
+    pub listen: SocketAddr,
+    /// What others are told of where that is, if it is not what it listens on: host:port.
+    pub advertise: Option<String>,
+    /// Its certificates. None: what is between processes is not encrypted.
+    pub tls: Option<Tls>,
+}
+
+/// Attends at the coordinator until `stop`. An error: it could never, or was refused.
+pub async fn run(settings: WorkerSettings, registry: Arc<Registry>, stop: impl Future<Output = ()>) -> Result<()> {
+    let listener = TcpListener::bind(settings.listen).await.map_err(|e| {
+        Error::invalid(format!("the worker can't listen on {}: {e}", settings.listen))
+            .mend("Name a free port of this machine, or port 0 for any.")
+    })?;
+    let bound = listener.local_addr().map_err(|e| Error::internal(format!("where the worker listens: {e}")))?;
+    let address = settings.advertise.clone().unwrap_or_else(|| bound.to_string());
+    let id = name();
+    let plane = Arc::new(Plane::new(id.clone(), settings.tls.clone()));
+    let served = exchange::serve(plane.clone(), listener, settings.tls.as_ref())?;
+    let attending = async {
+        let mut wait = FIRST_WAIT;
+        loop {
+            match attend::attend(&settings, &id, &address, &plane, &registry).await {
+                Ok(()) => wait = FIRST_WAIT,
+                Err(error) if error.kind() == tidemill_core::ErrorKind::Invalid => return Err(error),
+                Err(error) => {
+                    tracing::warn!("{error}; trying again in {} ms", wait.as_millis());
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(LONGEST_WAIT);
+                }
+            }
+        }
+    };
+    tokio::select! {
+        ended = attending => ended,
+        served = served => served,
+        () = stop => Ok(()),
+    }
+}
+
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// Of this process; another one never has it.
+fn name() -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("worker-{}-{:x}", std::process::id(), since.as_micros())
+}

@@ -129,6 +129,7 @@ impl MasterThread {
                 self.guarded("taking a checkpoint", |c| c.written(&subtask, epoch, outcome));
             }
             SlotEvent::Finished(_) | SlotEvent::Gone(_) => self.running = self.running.saturating_sub(1),
+            SlotEvent::Trouble(error) => self.fail(error),
             SlotEvent::Failed(_, error) => {
                 self.running = self.running.saturating_sub(1);
                 self.fail(error);

@@ -47,14 +47,24 @@ pub struct QueueSender(Arc<Shared>);
 impl QueueSender {
     /// Appends and wakes the receiver.
     pub fn push(&self, element: Element) {
-        let shared = &self.0;
         let bytes = element.bytes();
+        self.push_counted(element, bytes);
+    }
+
+    /// As `push`, of an element that counts so many bytes.
+    pub fn push_counted(&self, element: Element, bytes: usize) {
+        let shared = &self.0;
         shared.bytes.fetch_add(bytes, Ordering::AcqRel);
         let mut elements = shared.elements.lock().unwrap_or_else(PoisonError::into_inner);
         elements.push_back((element, bytes));
         shared.len.store(elements.len(), Ordering::Release);
         drop(elements);
         shared.receiver.wake();
+    }
+
+    /// Bytes that wait.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes.load(Ordering::Acquire)
     }
 
     /// Whether the sender should stop until it is woken.

@@ -1,0 +1,129 @@
+//! What survives the coordinator: artifacts, the definitions of jobs, and how jobs ended. Everything is written once.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tidemill_blobs::{self as blobs, Blobs, PutNew};
+use tidemill_core::{Error, Result};
+use tidemill_job::JobDefinition;
+use tidemill_job::definition::{ARTIFACTS, artifact_path, digest, read_artifact};
+
+use crate::job::StartFrom;
+use crate::view::{ArtifactView, JobView};
+
+const JOBS: &str = "jobs";
+
+/// A job as it was accepted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Accepted {
+    pub id: String,
+    pub definition: JobDefinition,
+    pub parallelism: Option<u32>,
+    pub from: StartFrom,
+    pub allow_non_restored: bool,
+    pub submitted_ms: i64,
+}
+
+/// A job that was found.
+pub struct Kept {
+    pub accepted: Accepted,
+    /// Whether an attempt has begun.
+    pub begun: bool,
+    /// How it ended, if it did.
+    pub end: Option<JobView>,
+}
+
+pub struct Storage {
+    location: String,
+    blobs: Arc<dyn Blobs>,
+}
+
+impl Storage {
+    pub fn open(location: &str) -> Result<Self> {
+        Ok(Self { location: location.to_owned(), blobs: blobs::at(location)? })
+    }
+
+    pub fn location(&self) -> &str {
+        &self.location
+    }
+
+    pub fn keep_artifact(&self, id: &str, bytes: &[u8]) -> Result<()> {
+        // That it is there already is as well: its name says what it holds.
+        match self.blobs.put_new(&artifact_path(id)?, bytes)? {
+            PutNew::Done | PutNew::Exists => Ok(()),
+        }
+    }
+
+    pub fn artifact(&self, id: &str) -> Result<Vec<u8>> {
+        read_artifact(&*self.blobs, id)
+    }
+
+    pub fn artifacts(&self) -> Result<Vec<ArtifactView>> {
+        let listed = self.blobs.list(ARTIFACTS)?;
+        let named = listed.iter().filter_map(|blob| Some((blob.name.strip_suffix(".wasm")?, blob.bytes)));
+        Ok(named.map(|(id, bytes)| ArtifactView { id: id.to_owned(), job: None, bytes }).collect())
+    }
+
+    pub fn delete_artifact(&self, id: &str) -> Result<()> {
+        Ok(self.blobs.delete(&artifact_path(id)?)?)
+    }
+
+    /// Keeps a job under an id that no other job has, which it completes.
+    pub fn keep_job(&self, mut accepted: Accepted) -> Result<Accepted> {
+        for attempt in 0..16 {
+            accepted.id = job_id(&accepted, attempt);
+            let content = json(&accepted)?;
+            match self.blobs.put_new(&format!("{JOBS}/{}.job", accepted.id), &content)? {
+                PutNew::Done => return Ok(accepted),
+                PutNew::Exists => {}
+            }
+        }
+        Err(Error::internal("no free id for a job was found"))
+    }
+
+    /// Keeps that an attempt has begun: from now on the job's own checkpoints say where it goes on.
+    pub fn keep_begun(&self, id: &str) -> Result<()> {
+        match self.blobs.put_new(&format!("{JOBS}/{id}.begun"), &[])? {
+            PutNew::Done | PutNew::Exists => Ok(()),
+        }
+    }
+
+    /// Keeps how a job ended. Who comes second does not count.
+    pub fn keep_end(&self, end: &JobView) -> Result<()> {
+        match self.blobs.put_new(&format!("{JOBS}/{}.end", end.id), &json(end)?)? {
+            PutNew::Done | PutNew::Exists => Ok(()),
+        }
+    }
+
+    pub fn jobs(&self) -> Result<Vec<Kept>> {
+        let names: Vec<String> = self.blobs.list(JOBS)?.into_iter().map(|blob| blob.name).collect();
+        let mut kept = Vec::new();
+        for id in names.iter().filter_map(|name| name.strip_suffix(".job")) {
+            let Some(accepted) = self.read(&format!("{JOBS}/{id}.job"))? else { continue };
+            let begun = names.iter().any(|name| name.strip_suffix(".begun") == Some(id));
+            kept.push(Kept { accepted, begun, end: self.read(&format!("{JOBS}/{id}.end"))? });
+        }
+        Ok(kept)
+    }
+
+    fn read<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<Option<T>> {
+        let Some(content) = blobs::read_all(&*self.blobs, path)? else { return Ok(None) };
+        let read = serde_json::from_slice(&content).map_err(|e| {
+            let whole = blobs::at_path(&self.location, path);
+            Error::invalid(format!("{whole} can't be read: {e}"))
+                .mend("Move it away to start without this job; its checkpoints stay where they are.")
+        });
+        read.map(Some)
+    }
+}
+
+/// In the order of submission.
+fn job_id(accepted: &Accepted, attempt: u32) -> String {
+    let text = format!("{accepted:?} {attempt} {}", std::process::id());
+    let digest = digest(text.as_bytes());
+    format!("{:012x}{}", accepted.submitted_ms, digest.get(..8).unwrap_or_default())
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(value).map_err(|e| Error::internal(format!("what is to be kept: {e}")))
+}
