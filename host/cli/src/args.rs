@@ -1,9 +1,11 @@
 //! The command line as it is typed. Help texts and completions come from here, and from nowhere else.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use tidemill_connector_kit::{ByteSize, OptionValue as _};
 
 /// Stream processing whose user code is WebAssembly: one job, one component.
 #[derive(Parser, Debug)]
@@ -45,6 +47,24 @@ pub enum Command {
     Savepoint(SavepointArgs),
     /// Stop a running job cleanly, with a checkpoint if it takes any
     Stop(StopArgs),
+    /// Run a cluster's coordinator: it keeps jobs, and runs them in the slots of workers
+    Coordinator(CoordinatorArgs),
+    /// Run a worker: it offers slots to a coordinator
+    Worker(WorkerArgs),
+    /// Upload a job to a cluster, and follow it
+    Submit(SubmitArgs),
+    /// The jobs of a cluster
+    List(ClusterArgs),
+    /// A job of a cluster: its state, operators and checkpoints
+    Status(ClusterJobArgs),
+    /// End a job of a cluster at once; nothing more is written
+    Cancel(ClusterJobArgs),
+    /// Give a job of a cluster another number of slots
+    Rescale(RescaleArgs),
+    /// The workers of a cluster
+    Workers(ClusterArgs),
+    /// The components that were uploaded to a cluster
+    Artifacts(ClusterArgs),
     /// Look into checkpoints and savepoints, without the job's code
     #[command(subcommand)]
     State(StateCommand),
@@ -208,12 +228,124 @@ pub struct StateExportArgs {
     pub to: PathBuf,
 }
 
-/// A job that runs on this machine.
+/// A job that runs on this machine, or in a cluster.
 #[derive(Args, Debug)]
 pub struct RunningArgs {
     /// The project whose job runs: its folder or its manifest
     #[arg(long, default_value = ".", value_name = "PROJECT")]
     pub project: PathBuf,
+    /// A job of a cluster, instead
+    #[arg(long, value_name = "ID", conflicts_with = "project")]
+    pub job: Option<String>,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Which cluster.
+#[derive(Args, Debug)]
+pub struct ClusterArgs {
+    /// Where the cluster's API is
+    #[arg(long, env = "TIDEMILL_CLUSTER", default_value = "http://127.0.0.1:8081", value_name = "URL")]
+    pub cluster: String,
+    /// Answer with JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ClusterJobArgs {
+    /// The job's id, as `tidemill list` shows it
+    pub job: String,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct RescaleArgs {
+    #[command(flatten)]
+    pub job: ClusterJobArgs,
+    /// How many slots
+    #[arg(long, short, value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub parallelism: u32,
+}
+
+#[derive(Args, Debug)]
+pub struct SubmitArgs {
+    #[command(flatten)]
+    pub project: ProjectArgs,
+    /// The component, instead of the manifest's
+    #[arg(long, value_name = "FILE")]
+    pub component: Option<PathBuf>,
+    /// Slots, instead of what the manifest says
+    #[arg(long, short, value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub parallelism: Option<u32>,
+    /// Build first
+    #[arg(long, conflicts_with = "component")]
+    pub build: bool,
+    /// Start from a savepoint, from `latest`, or from a checkpoint by its number; as for `tidemill run`
+    #[arg(long, value_name = "SAVEPOINT")]
+    pub from: Option<String>,
+    /// Start with nothing, even if the last run was interrupted
+    #[arg(long, conflicts_with = "from")]
+    pub fresh: bool,
+    /// Drop state of operators that the job does not have any more, instead of refusing it
+    #[arg(long)]
+    pub allow_non_restored: bool,
+    /// Do not follow the job
+    #[arg(long)]
+    pub detach: bool,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct CoordinatorArgs {
+    /// Where artifacts and jobs are kept: a folder that all processes of the cluster reach, or s3://BUCKET/PREFIX
+    #[arg(long, value_name = "LOCATION")]
+    pub storage: String,
+    /// Where workers register
+    #[arg(long, default_value = "127.0.0.1:6123", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Where the API is
+    #[arg(long, default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
+    pub rest: SocketAddr,
+    #[command(flatten)]
+    pub tls: TlsArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct WorkerArgs {
+    /// Where the coordinator is
+    #[arg(long, default_value = "127.0.0.1:6123", value_name = "HOST:PORT")]
+    pub coordinator: String,
+    /// How many slots it offers: each runs a slice of a job, on a thread
+    #[arg(long, default_value = "1", value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub slots: u32,
+    /// How much memory it may use; shown, and not enforced yet
+    #[arg(long, default_value = "1GiB", value_name = "SIZE", value_parser = size)]
+    pub memory: ByteSize,
+    /// Where other workers connect; port 0: any that is free
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// What others are told of where that is, if it is not what it listens on
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    #[command(flatten)]
+    pub tls: TlsArgs,
+}
+
+/// Certificates, PEM. With them, whoever has none of the cluster's is not heard.
+#[derive(Args, Debug)]
+pub struct TlsArgs {
+    /// The certificate of the authority that signed all certificates of the cluster
+    #[arg(long, value_name = "FILE", requires_all = ["tls_certificate", "tls_key"])]
+    pub tls_authority: Option<PathBuf>,
+    /// This process's certificate, for the name `tidemill-cluster`
+    #[arg(long, value_name = "FILE", requires = "tls_authority")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE", requires = "tls_authority")]
+    pub tls_key: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -257,4 +389,8 @@ pub enum Format {
 pub enum Color {
     Auto,
     Never,
+}
+
+fn size(text: &str) -> Result<ByteSize, String> {
+    ByteSize::from_default(text)
 }

@@ -1,11 +1,13 @@
 //! The commands, one module each.
 
 pub mod build;
+pub mod cluster;
 pub mod connectors;
 pub mod control;
 pub mod inspect;
 pub mod new;
 pub mod run;
+pub mod serve;
 pub mod state;
 pub mod test;
 

@@ -81,6 +81,9 @@ struct Now {
     /// Without what is taken from the attempt that runs.
     view: JobView,
     wish: Wish,
+    /// Whether an attempt has begun. What follows goes on from the newest checkpoint, however the attempt before ended:
+    /// also one that came to its very end, of which nobody was told.
+    begun: bool,
     /// How many slots are wanted.
     parallelism: u32,
     control: Option<JobControl>,
@@ -104,9 +107,10 @@ impl Job {
     /// One that was accepted by a coordinator before this one.
     pub fn again(coordinator: Arc<Coordinator>, kept: Kept) -> Result<Arc<Self>> {
         let Kept { accepted, begun, end } = kept;
-        let start = if begun { Start::Recover } else { start_of(&accepted.from) };
         let over = end.is_some();
+        let start = start_of(&accepted.from);
         let job = Self::new(coordinator, accepted, end)?;
+        lock(&job.now).begun = begun;
         if !over {
             job.clone().run_from(start)?;
         }
@@ -131,8 +135,8 @@ impl Job {
             checkpoints: None,
             savepoint: None,
         });
-        let (wish, control, execution, tasks) = Default::default();
-        let now = Mutex::new(Now { view, wish, parallelism, control, execution, tasks });
+        let (wish, begun, control, execution, tasks) = Default::default();
+        let now = Mutex::new(Now { view, wish, begun, parallelism, control, execution, tasks });
         Ok(Arc::new(Self { coordinator, accepted, now, changed: Condvar::new() }))
     }
 
@@ -253,12 +257,15 @@ impl Job {
         spawned.map(drop).map_err(|e| Error::new(ErrorKind::Limit, format!("no thread could be started: {e}")))
     }
 
-    fn run(self: &Arc<Self>, mut start: Start) -> Result<Ending> {
+    fn run(self: &Arc<Self>, start: Start) -> Result<Ending> {
         let manifest = self.accepted.definition.manifest(self.accepted.parallelism)?;
         let mut restarts = Restarts::new(manifest.restart.clone(), now_ms().unsigned_abs());
         loop {
-            let parallelism = lock(&self.now).parallelism;
-            let outcome = self.attempt(&start, parallelism);
+            let (parallelism, begun) = {
+                let now = lock(&self.now);
+                (now.parallelism, now.begun)
+            };
+            let outcome = self.attempt(if begun { &Start::GoOn } else { &start }, parallelism);
             let mut now = lock(&self.now);
             now.control = None;
             let execution = now.execution.take();
@@ -272,7 +279,6 @@ impl Job {
                 // It was stopped to be rescaled.
                 Ok(Ending::Stopped) if wish == Wish::Run => {
                     self.set(JobState::Restarting, Some("it is being rescaled".to_owned()));
-                    start = Start::GoOn;
                 }
                 Ok(ending) => return Ok(ending),
                 Err(_) if wish == Wish::Cancel => return Ok(Ending::Cancelled),
@@ -282,7 +288,6 @@ impl Job {
                     let waiting = |now: &mut Now| now.wish != Wish::Cancel;
                     let waited = self.changed.wait_timeout_while(now, wait, waiting);
                     drop(waited.unwrap_or_else(PoisonError::into_inner));
-                    start = Start::Recover;
                 }
             }
         }
@@ -324,6 +329,7 @@ impl Job {
             let store = Store::open(&settings.location, &spec.name)?;
             let begun = store.begin(start, now_ms())?;
             coordinator.storage.keep_begun(self.id())?;
+            lock(&self.now).begun = true;
             let owner = match begun {
                 Begun::Run(owner) => *owner,
                 Begun::Commit(checkpoint) => {

@@ -23,8 +23,7 @@ use tidemill_job::{JobDefinition, check_bindings};
 use tidemill_wasm::Limits;
 
 use crate::execution::Execution;
-use crate::job::Job;
-pub use crate::job::{StartFrom, Submission};
+pub use crate::job::{Job, StartFrom, Submission};
 use crate::storage::Storage;
 use crate::view::{ArtifactView, JobView, Overview, WorkerView};
 use crate::workers::Workers;

@@ -11,6 +11,7 @@ mod random;
 mod jobs;
 mod reference;
 
+mod cluster;
 mod feed;
 mod guests;
 mod process;
@@ -64,6 +65,9 @@ struct Args {
     /// Where checkpoints and savepoints are kept: folder, or s3 (a server that is started for it)
     #[arg(long, default_value = "folder")]
     store: String,
+    /// Run the jobs in clusters of so many workers, and kill workers and coordinators
+    #[arg(long, value_name = "WORKERS", value_parser = clap::value_parser!(u64).range(1..=16))]
+    cluster: Option<u64>,
     /// Only this scenario of the seed, with so many kills, as a failure names it
     #[arg(long)]
     scenario: Option<u64>,
@@ -189,7 +193,10 @@ impl Audit<'_> {
         let started = Instant::now();
         let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
         let place = self.place(folder.path());
-        let outcome = Scenario::new(&self.binary, &plan, component, folder.path(), place, &self.set)?.run()?;
+        let outcome = match self.args.cluster {
+            Some(workers) => cluster::run(&self.binary, &plan, component, folder.path(), &place, &self.set, workers)?,
+            None => Scenario::new(&self.binary, &plan, component, folder.path(), place, &self.set)?.run()?,
+        };
         add(&mut self.total, &outcome, &plan);
         if !report(&outcome, &plan, (seed, number), &self.args.job, started.elapsed().as_secs_f64()) {
             let kept = keep(self.args, folder, (seed, number))?;
@@ -305,6 +312,7 @@ fn summary(total: &Total, args: &Args, jobs: &[Job], begin: Instant) -> serde_js
         "seed": args.seed,
         "backend": args.backend,
         "store": args.store,
+        "workers": args.cluster,
         "jobs": jobs.iter().map(|job| job.name()).collect::<Vec<_>>(),
     })
 }

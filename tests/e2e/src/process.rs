@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -67,6 +67,21 @@ impl Binary {
             command.env(VARIABLE, format!("{}:{times}", failpoint.name()));
         }
         Process::spawn(command, said)
+    }
+
+    /// Runs a process of a cluster; what it says goes to the file `said`.
+    pub fn serve(&self, words: &[&str], failpoint: Option<(Failpoint, u64)>, said: PathBuf) -> Result<Process> {
+        let mut command = self.command();
+        command.args(words);
+        if let Some((failpoint, times)) = failpoint {
+            command.env(VARIABLE, format!("{}:{times}", failpoint.name()));
+        }
+        Process::spawn(command, said)
+    }
+
+    /// What a command answers.
+    pub fn output(&self, words: &[&str]) -> Result<Output> {
+        Ok(self.command().args(words).stdout(Stdio::piped()).output()?)
     }
 
     /// Asks something of a running job: `stop`, or `savepoint`.

@@ -9,6 +9,9 @@ use crate::control::{self, Request};
 use crate::failure::{Failure, Outcome};
 
 pub fn savepoint(args: &SavepointArgs) -> Outcome {
+    if let Some(job) = &args.running.job {
+        return super::cluster::savepoint(&args.running.cluster, job, &args.location);
+    }
     let location = absolute(&args.location)?;
     let said = ask(&args.running, &Request::Savepoint { location })?;
     say("savepoint", &said);
@@ -16,6 +19,9 @@ pub fn savepoint(args: &SavepointArgs) -> Outcome {
 }
 
 pub fn stop(args: &StopArgs) -> Outcome {
+    if let Some(job) = &args.running.job {
+        return super::cluster::stop(&args.running.cluster, job, args.savepoint.as_deref());
+    }
     let savepoint = args.savepoint.as_deref().map(absolute).transpose()?;
     let said = ask(&args.running, &Request::Stop { savepoint })?;
     let verb = if args.savepoint.is_some() { "stopped" } else { "stopping" };
@@ -28,7 +34,7 @@ fn ask(running: &RunningArgs, request: &Request) -> Result<String, Failure> {
 }
 
 /// The other process may have another working directory.
-fn absolute(location: &str) -> anyhow::Result<String> {
+pub(super) fn absolute(location: &str) -> anyhow::Result<String> {
     if location.contains("://") {
         return Ok(location.to_owned());
     }
