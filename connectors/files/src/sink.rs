@@ -7,12 +7,16 @@
 //! What an attempt wrote and nobody committed stays behind hidden after a hard crash; readers ignore it, and the next
 //! attempt at the job deletes it.
 
+mod rolling;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidemill_connector_kit::format::EncodeFormat;
@@ -23,12 +27,19 @@ use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::SubtaskId;
 use tidemill_core::keys::hash_row;
 
+use self::rolling::Rolling;
 use crate::find::io_error;
 
 const PATH: Key<PathBuf> =
     Key::new("path", "The folder for the part files, made if it is not there; relative to the manifest's folder.")
         .required();
 const ROLL_BYTES: Key<ByteSize> = Key::new("roll-bytes", "A part file is closed when it has this size.").or("128 MiB");
+const ROLL_AFTER: Key<Duration> = Key::new(
+    "roll-after",
+    "A part file is closed so long after its first row came; without it, at the next checkpoint at the latest.",
+);
+const ROLL_IDLE: Key<Duration> =
+    Key::new("roll-idle", "A part file is closed when no row has come for so long; without it, idle files stay open.");
 const EXISTING: Key<String> = Key::new(
     "existing",
     "What to do about part files of an earlier run: refuse to start, write beside them, or delete them.",
@@ -42,7 +53,8 @@ const BUFFER_BYTES: Key<ByteSize> =
 const PREFIX: &str = "part-";
 
 pub(crate) fn options() -> Vec<OptionSpec> {
-    let own = [PATH.spec(), ROLL_BYTES.spec(), EXISTING.spec(), BUFFER_BYTES.spec()];
+    let own =
+        [PATH.spec(), ROLL_BYTES.spec(), ROLL_AFTER.spec(), ROLL_IDLE.spec(), EXISTING.spec(), BUFFER_BYTES.spec()];
     own.into_iter().chain(EncodeFormat::options()).collect()
 }
 
@@ -57,10 +69,16 @@ pub(crate) fn sink(setup: Setup) -> Result<Arc<dyn Sink>> {
         "keep" => Existing::Keep,
         _ => Existing::Fail,
     };
-    let roll_bytes = options.need(&ROLL_BYTES)?.0.max(1);
+    let ms =
+        |key| Ok::<_, Error>(options.get(key)?.map(|d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)));
+    let rolling = Rolling {
+        bytes: options.need(&ROLL_BYTES)?.0.max(1),
+        after_ms: ms(&ROLL_AFTER)?.map(|ms| ms.max(1)),
+        idle_ms: ms(&ROLL_IDLE)?.map(|ms| ms.max(1)),
+    };
     let buffer_bytes = options.need(&BUFFER_BYTES)?.as_usize();
     let owner = options.owner().to_owned();
-    Ok(Arc::new(FilesSink { folder, format, existing, roll_bytes, buffer_bytes, owner }))
+    Ok(Arc::new(FilesSink { folder, format, existing, rolling, buffer_bytes, owner }))
 }
 
 /// What is done about part files of an earlier run.
@@ -88,7 +106,7 @@ struct FilesSink {
     folder: PathBuf,
     format: EncodeFormat,
     existing: Existing,
-    roll_bytes: u64,
+    rolling: Rolling,
     buffer_bytes: usize,
     owner: String,
 }
@@ -160,11 +178,11 @@ impl Sink for FilesSink {
             hidden_prefix: format!("{}{}-{}-", hidden_prefix(job, context.attempt), node.0, index.0),
             subtask: index.0,
             extension: self.format.extension(),
-            roll_bytes: self.roll_bytes,
+            rolling: self.rolling,
             buffer_bytes: self.buffer_bytes,
         };
         let encoder = self.format.encoder(&context.schema)?;
-        Ok(Box::new(writer::FilesWriter::start(settings, encoder, context.waker)?))
+        Ok(Box::new(writer::FilesWriter::start(settings, encoder, context.waker, context.clock)?))
     }
 
     fn committer(&self) -> Result<Box<dyn SinkCommitter>> {
@@ -251,7 +269,7 @@ fn sync_folder(folder: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+mod races {
     use super::*;
 
     fn sink(folder: &Path) -> FilesSink {
@@ -259,7 +277,7 @@ mod tests {
             folder: folder.to_owned(),
             format: EncodeFormat::json(),
             existing: Existing::Fail,
-            roll_bytes: 1,
+            rolling: Rolling { bytes: 1, after_ms: None, idle_ms: None },
             buffer_bytes: 1,
             owner: "sink 'out'".to_owned(),
         }
