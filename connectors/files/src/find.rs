@@ -1,6 +1,7 @@
 //! Which files a path means.
 //!
-//! Hidden files (`.x`, `_x`) in a folder are never meant: that is how writers name what is not finished.
+//! Hidden files (`.x`, `_x`) in a folder are never meant: that is how writers name what is not finished. A folder
+//! `_x=1` is a partition by the column `_x`, and not hidden.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,7 +50,7 @@ impl Search {
             for entry in fs::read_dir(&folder).map_err(|e| io_error("listing", &folder, &e))? {
                 let path = entry.map_err(|e| io_error("listing", &folder, &e))?.path();
                 let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-                if name.starts_with(['.', '_']) {
+                if name.starts_with('.') || (name.starts_with('_') && !name.contains('=')) {
                     continue;
                 }
                 // A link to a folder is not followed: it could lead around in a circle.

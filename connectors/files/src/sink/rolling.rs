@@ -15,6 +15,11 @@ pub(super) struct Rolling {
 }
 
 impl Rolling {
+    /// Whether time has a say.
+    pub(super) fn goes_by_time(&self) -> bool {
+        self.after_ms.is_some() || self.idle_ms.is_some()
+    }
+
     /// At what time a file is to be closed, if time has a say. A clock that was set back makes it later, never earlier.
     pub(super) fn due(&self, first_ms: i64, last_ms: i64) -> Option<i64> {
         let after = self.after_ms.map(|ms| first_ms.saturating_add(ms));

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array};
+use arrow::array::{ArrayRef, Int64Array, StringViewArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use tempfile::TempDir;
 use tidemill_connector_kit::conformance::{self, HandClock};
@@ -202,4 +202,152 @@ fn what_was_rolled_before_a_checkpoint_is_recovered_with_it_and_nothing_else() {
     commit(&sink, &prepared);
     assert_eq!(texts(&bench.visible()), &ROW[..6]);
     assert!(bench.hidden().is_empty());
+}
+
+fn partitioned() -> Bench {
+    Bench::new(vec![
+        Field::new("n", DataType::Int64, false),
+        Field::new("country", DataType::Utf8View, true),
+        Field::new("new", DataType::Boolean, false),
+    ])
+}
+
+fn columns(numbers: &[i64], countries: &[Option<&str>]) -> Vec<ArrayRef> {
+    vec![
+        Arc::new(Int64Array::from(numbers.to_vec())),
+        Arc::new(StringViewArray::from(countries.to_vec())),
+        Arc::new(arrow::array::BooleanArray::from(vec![true; numbers.len()])),
+    ]
+}
+
+const BY: &str = "partition-by = ['new', 'country']\nmax-open-files = 2\n";
+
+#[test]
+fn rows_go_into_the_folders_of_their_values_when_they_are_committed() {
+    let bench = partitioned();
+    let sink = bench.sink(BY);
+    let mut writer = bench.writer(&sink, 1);
+    bench.write(&mut writer, 0, columns(&[1, 2, 3, 4], &[Some("ch"), None, Some("../../x"), Some("ch")]));
+    bench.write(&mut writer, 0, columns(&[5], &[Some("ch")]));
+    let prepared = writer.prepare(Epoch(7)).unwrap();
+    assert!(bench.visible().is_empty());
+    assert!(!bench.folder.path().join("out/new=true").exists(), "not even a folder");
+    commit(&sink, &prepared);
+    commit(&sink, &prepared);
+    let visible = bench.visible();
+    let mut rows: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, text) in &visible {
+        let (folder, file) = name.rsplit_once('/').unwrap();
+        assert!(file.starts_with("part-0-7-"), "{file}");
+        rows.entry(folder).or_default().extend(text.lines());
+    }
+    rows.values_mut().for_each(|rows| rows.sort());
+    let expected = [
+        ("new=true/country=%2E.%2F..%2Fx", vec!["{\"n\":3}"]),
+        ("new=true/country=__HIVE_DEFAULT_PARTITION__", vec!["{\"n\":2}"]),
+        ("new=true/country=ch", vec!["{\"n\":1}", "{\"n\":4}", "{\"n\":5}"]),
+    ];
+    assert_eq!(rows, BTreeMap::from(expected));
+    assert!(bench.hidden().is_empty());
+    assert_eq!(fs::read_dir(bench.folder.path()).unwrap().count(), 1, "nothing beside the sink's folder");
+}
+
+#[test]
+fn what_a_dead_attempt_wrote_for_partitions_is_committed_or_goes() {
+    let bench = partitioned();
+    let sink = bench.sink(BY);
+    let mut died = bench.writer(&sink, 1);
+    let countries = [Some("a"), Some("b"), Some("c"), Some("d")];
+    bench.write(&mut died, 0, columns(&[1, 2, 3, 4], &countries));
+    let prepared = died.prepare(Epoch(1)).unwrap();
+    bench.write(&mut died, 0, columns(&[5, 6, 7, 8], &countries));
+    assert_eq!(died.prepare(Epoch(2)).unwrap().len(), 1);
+    std::mem::forget(died);
+    assert_eq!(bench.hidden().len(), 8);
+    // The process that commits died when it had made half of them visible.
+    let mut half: super::Prepared = super::Prepared::from_committable(&prepared[0]).unwrap();
+    half.files.truncate(2);
+    commit(&sink, &[half.committable().unwrap()]);
+    assert_eq!(bench.visible().len(), 2);
+    commit(&sink, &prepared);
+    bench.writer(&sink, 2);
+    let visible = bench.visible();
+    assert_eq!(texts(&visible), ["{\"n\":1}\n", "{\"n\":2}\n", "{\"n\":3}\n", "{\"n\":4}\n"]);
+    assert!(bench.hidden().is_empty());
+}
+
+#[test]
+fn part_files_of_an_earlier_run_are_found_in_partitions_too() {
+    let bench = partitioned();
+    let sink = bench.sink(BY);
+    let mut writer = bench.writer(&sink, 1);
+    bench.write(&mut writer, 0, columns(&[1], &[Some("a")]));
+    commit(&sink, &writer.prepare(Epoch(1)).unwrap());
+    let name = "new=true/country=a/part-0-1-0.jsonl";
+    assert_eq!(bench.visible().into_keys().collect::<Vec<_>>(), [name]);
+    let start = |existing: &str| {
+        let sink = bench.sink(&format!("{BY}existing = '{existing}'"));
+        sink.begin(&Attempt { job: "test", number: 2, goes_on: false }).map(|()| sink)
+    };
+    let error = start("fail").err().unwrap().to_string();
+    assert!(error.contains(name), "{error}");
+    // Kept: the same epoch once more gets another name.
+    let sink = start("keep").unwrap();
+    let context = conformance::sink_context(bench.schema.clone());
+    let mut writer = sink.writer(SinkContext { attempt: 2, ..context }).unwrap();
+    bench.write(&mut writer, 0, columns(&[2], &[Some("a")]));
+    commit(&sink, &writer.prepare(Epoch(1)).unwrap());
+    assert_eq!(texts(&bench.visible()), ["{\"n\":1}\n", "{\"n\":2}\n"]);
+    let other = bench.folder.path().join("out/new=true/country=a/mine.txt");
+    fs::write(&other, "mine").unwrap();
+    start("delete").unwrap();
+    assert_eq!(texts(&bench.visible()), ["mine"], "only part files");
+}
+
+#[test]
+fn a_row_that_makes_no_folder_fails_the_job_and_not_a_commit() {
+    let bench = partitioned();
+    let sink = bench.sink(BY);
+    let mut writer = bench.writer(&sink, 1);
+    bench.write(&mut writer, 0, columns(&[1], &[Some(&"x".repeat(300))]));
+    let error = writer.prepare(Epoch(1)).unwrap_err().to_string();
+    assert!(error.contains("column 'country'"), "{error}");
+}
+
+/// A committable comes from a disk: it can't lead out of the folder.
+#[test]
+fn a_damaged_committable_names_nothing_elsewhere() {
+    let bench = partitioned();
+    let sink = bench.sink(BY);
+    let bad = [
+        (".h", "../part-0"),
+        (".h", "a=1/../../part-0"),
+        (".h", "/a=1/part-0"),
+        (".h", "a=1//part-0"),
+        (".h", "a/part-0"),
+        (".h", "a=1/.."),
+        ("../h", "part-0"),
+        ("a=1/h", "part-0"),
+        ("", "part-0"),
+    ];
+    for (hidden, name) in bad {
+        let prepared = super::Prepared { files: vec![(hidden.to_owned(), name.to_owned())] };
+        let error = sink.committer().unwrap().commit(&[prepared.committable().unwrap()]).unwrap_err().to_string();
+        assert!(error.contains("outside its folder"), "{hidden} {name}: {error}");
+    }
+}
+
+#[test]
+fn wrong_options_are_refused_before_the_job_runs() {
+    let bench = partitioned();
+    let message = |options: &str| bench.try_sink(options).err().unwrap().to_string();
+    let text = message("partition-by = ['contry']");
+    assert!(text.contains("sink 'out'") && text.contains("did you mean 'country'?"), "{text}");
+    assert!(message("keep-partition-columns = true").contains("no partition-by"));
+    assert!(message("partition-by = ['n', 'country', 'new']").contains("no column is left"));
+    // Fields of CSV are those that are left, so lines of one text are possible too.
+    let bench =
+        Bench::new(vec![Field::new("text", DataType::Utf8View, false), Field::new("k", DataType::Int64, false)]);
+    bench.sink("partition-by = 'k'\nformat = 'lines'");
+    assert!(bench.try_sink("format = 'lines'").is_err());
 }
