@@ -1,9 +1,11 @@
 //! Which files a path means.
 //!
-//! Hidden files (`.x`, `_x`) in a folder are never meant: that is how writers name what is not finished.
+//! Hidden files (`.x`, `_x`) in a folder are never meant: that is how writers name what is not finished. A folder
+//! `_x=1` is a partition by the column `_x`, and not hidden.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tidemill_core::error::{Error, ErrorKind, Result};
 
@@ -15,6 +17,22 @@ const MAX_FILES: usize = 1_000_000;
 pub(crate) struct Found {
     pub(crate) path: PathBuf,
     pub(crate) bytes: u64,
+    /// When it was modified, in nanoseconds since 1970.
+    pub(crate) modified_ns: i64,
+}
+
+impl Found {
+    fn new(path: &Path, metadata: &fs::Metadata) -> Result<Self> {
+        let modified = metadata.modified().map_err(|e| io_error("looking at", path, &e))?;
+        Ok(Self { path: path.to_owned(), bytes: metadata.len(), modified_ns: since_1970_ns(modified) })
+    }
+}
+
+fn since_1970_ns(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |ns| -ns),
+    }
 }
 
 /// What is looked for.
@@ -35,7 +53,7 @@ impl Search {
             if metadata.is_dir() {
                 self.folder(path, &mut found)?;
             } else {
-                found.push(Found { path: path.clone(), bytes: metadata.len() });
+                found.push(Found::new(path, &metadata)?);
             }
         }
         found.sort();
@@ -49,7 +67,7 @@ impl Search {
             for entry in fs::read_dir(&folder).map_err(|e| io_error("listing", &folder, &e))? {
                 let path = entry.map_err(|e| io_error("listing", &folder, &e))?.path();
                 let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-                if name.starts_with(['.', '_']) {
+                if name.starts_with('.') || (name.starts_with('_') && !name.contains('=')) {
                     continue;
                 }
                 // A link to a folder is not followed: it could lead around in a circle.
@@ -62,7 +80,7 @@ impl Search {
                 }
                 let metadata = fs::metadata(&path).map_err(|e| io_error("looking at", &path, &e))?;
                 if metadata.is_file() && self.pattern.as_ref().is_none_or(|p| matches(p, &name)) {
-                    found.push(Found { path, bytes: metadata.len() });
+                    found.push(Found::new(&path, &metadata)?);
                 }
                 if found.len() > MAX_FILES {
                     return Err(Error::new(

@@ -6,6 +6,7 @@
 mod find;
 mod position;
 mod reader;
+mod seen;
 mod sink;
 mod source;
 mod stream;

@@ -7,15 +7,23 @@
 //! What an attempt wrote and nobody committed stays behind hidden after a hard crash; readers ignore it, and the next
 //! attempt at the job deletes it.
 
+mod partitions;
+mod parts;
+mod rolling;
+#[cfg(test)]
+mod tests;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use arrow::datatypes::SchemaRef;
 use serde::{Deserialize, Serialize};
-use tidemill_connector_kit::format::EncodeFormat;
+use tidemill_connector_kit::format::{EncodeFormat, Encoder};
 use tidemill_connector_kit::{ByteSize, Key, OptionSpec, Setup};
 use tidemill_core::connector::{Attempt, Committable, Guarantee, Sink, SinkCommitter, SinkContext, SinkWriter};
 use tidemill_core::error::{Error, Result};
@@ -23,12 +31,36 @@ use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::SubtaskId;
 use tidemill_core::keys::hash_row;
 
+use self::partitions::Partitions;
+use self::rolling::Rolling;
 use crate::find::io_error;
 
 const PATH: Key<PathBuf> =
     Key::new("path", "The folder for the part files, made if it is not there; relative to the manifest's folder.")
         .required();
 const ROLL_BYTES: Key<ByteSize> = Key::new("roll-bytes", "A part file is closed when it has this size.").or("128 MiB");
+const ROLL_AFTER: Key<Duration> = Key::new(
+    "roll-after",
+    "A part file is closed so long after its first row came; without it, at the next checkpoint at the latest.",
+);
+const ROLL_IDLE: Key<Duration> =
+    Key::new("roll-idle", "A part file is closed when no row has come for so long; without it, idle files stay open.");
+const PARTITION_BY: Key<Vec<String>> = Key::new(
+    "partition-by",
+    "Columns by which rows go into folders, `column=value/`, one in another in this order; null is \
+     `__HIVE_DEFAULT_PARTITION__`.",
+)
+.or("[]");
+const KEEP_PARTITION_COLUMNS: Key<bool> = Key::new(
+    "keep-partition-columns",
+    "Whether the columns that name folders are in the files too; readers of such folders expect that they are not.",
+)
+.or("false");
+const MAX_OPEN_FILES: Key<u64> = Key::new(
+    "max-open-files",
+    "How many part files each slot has open at once; where there are more folders, the one used least recently is closed.",
+)
+.or("64");
 const EXISTING: Key<String> = Key::new(
     "existing",
     "What to do about part files of an earlier run: refuse to start, write beside them, or delete them.",
@@ -42,7 +74,17 @@ const BUFFER_BYTES: Key<ByteSize> =
 const PREFIX: &str = "part-";
 
 pub(crate) fn options() -> Vec<OptionSpec> {
-    let own = [PATH.spec(), ROLL_BYTES.spec(), EXISTING.spec(), BUFFER_BYTES.spec()];
+    let own = [
+        PATH.spec(),
+        ROLL_BYTES.spec(),
+        ROLL_AFTER.spec(),
+        ROLL_IDLE.spec(),
+        PARTITION_BY.spec(),
+        KEEP_PARTITION_COLUMNS.spec(),
+        MAX_OPEN_FILES.spec(),
+        EXISTING.spec(),
+        BUFFER_BYTES.spec(),
+    ];
     own.into_iter().chain(EncodeFormat::options()).collect()
 }
 
@@ -50,17 +92,40 @@ pub(crate) fn sink(setup: Setup) -> Result<Arc<dyn Sink>> {
     let options = &setup.options;
     let folder = setup.base.join(options.need(&PATH)?);
     let format = EncodeFormat::from_options(options)?;
-    format.encoder(&setup.schema).map_err(|e| options.place(e))?;
-    fs::create_dir_all(&folder).map_err(|e| options.place(io_error("making the folder", &folder, &e)))?;
+    let partition_by = options.need(&PARTITION_BY)?;
+    let keep_columns = options.need(&KEEP_PARTITION_COLUMNS)?;
+    if keep_columns && partition_by.is_empty() {
+        return Err(options.error(&KEEP_PARTITION_COLUMNS, "there is no partition-by").mend("remove it, or partition"));
+    }
+    let max_open_files = usize::try_from(options.need(&MAX_OPEN_FILES)?).unwrap_or(usize::MAX).max(1);
     let existing = match options.need(&EXISTING)?.as_str() {
         "delete" => Existing::Delete,
         "keep" => Existing::Keep,
         _ => Existing::Fail,
     };
-    let roll_bytes = options.need(&ROLL_BYTES)?.0.max(1);
+    let ms =
+        |key| Ok::<_, Error>(options.get(key)?.map(|d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)));
+    let rolling = Rolling {
+        bytes: options.need(&ROLL_BYTES)?.0.max(1),
+        after_ms: ms(&ROLL_AFTER)?.map(|ms| ms.max(1)),
+        idle_ms: ms(&ROLL_IDLE)?.map(|ms| ms.max(1)),
+    };
     let buffer_bytes = options.need(&BUFFER_BYTES)?.as_usize();
     let owner = options.owner().to_owned();
-    Ok(Arc::new(FilesSink { folder, format, existing, roll_bytes, buffer_bytes, owner }))
+    let sink = FilesSink {
+        folder,
+        format,
+        existing,
+        rolling,
+        partition_by,
+        keep_columns,
+        max_open_files,
+        buffer_bytes,
+        owner,
+    };
+    sink.shape(&setup.schema).map_err(|e| options.place(e))?;
+    fs::create_dir_all(&sink.folder).map_err(|e| options.place(io_error("making the folder", &sink.folder, &e)))?;
+    Ok(Arc::new(sink))
 }
 
 /// What is done about part files of an earlier run.
@@ -71,29 +136,55 @@ enum Existing {
     Delete,
 }
 
-fn part_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |e: io::Error| io_error("listing", folder, &e);
+/// The visible part files in a folder, and in the folders of partitions in it.
+fn part_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut parts = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
-            parts.push(entry.path());
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let failed = |e: io::Error| io_error("listing", &folder, &e);
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(PREFIX) && !name.contains('=') {
+                parts.push(entry.path());
+            } else if is_partition(&name) && entry.file_type().map_err(failed)?.is_dir() {
+                folders.push(entry.path());
+            }
         }
     }
     parts.sort();
     Ok(parts)
 }
 
+/// Whether a name is that of a partition's folder.
+fn is_partition(name: &str) -> bool {
+    name.contains('=') && !name.starts_with('.')
+}
+
 struct FilesSink {
     folder: PathBuf,
     format: EncodeFormat,
     existing: Existing,
-    roll_bytes: u64,
+    rolling: Rolling,
+    partition_by: Vec<String>,
+    keep_columns: bool,
+    max_open_files: usize,
     buffer_bytes: usize,
     owner: String,
 }
 
 impl FilesSink {
+    /// How rows of these columns go into folders, and what of them into files.
+    fn shape(&self, schema: &SchemaRef) -> Result<(Option<Partitions>, Encoder)> {
+        if self.partition_by.is_empty() {
+            return Ok((None, self.format.encoder(schema)?));
+        }
+        let partitions = Partitions::new(schema, &self.partition_by, self.keep_columns)?;
+        let encoder = self.format.encoder(partitions.schema())?;
+        Ok((Some(partitions), encoder))
+    }
+
     /// Deals with the part files of another run.
     fn start_anew(&self) -> Result<()> {
         let parts = part_files(&self.folder)?;
@@ -155,16 +246,17 @@ impl Sink for FilesSink {
 
     fn writer(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
         let SubtaskId { job, node, index, .. } = &context.subtask;
-        let settings = writer::Settings {
+        let (partitions, encoder) = self.shape(&context.schema)?;
+        let settings = parts::Settings {
             folder: self.folder.clone(),
             hidden_prefix: format!("{}{}-{}-", hidden_prefix(job, context.attempt), node.0, index.0),
             subtask: index.0,
             extension: self.format.extension(),
-            roll_bytes: self.roll_bytes,
-            buffer_bytes: self.buffer_bytes,
+            rolling: self.rolling,
+            partitions,
+            max_open_files: self.max_open_files,
         };
-        let encoder = self.format.encoder(&context.schema)?;
-        Ok(Box::new(writer::FilesWriter::start(settings, encoder, context.waker)?))
+        Ok(Box::new(writer::FilesWriter::start(settings, self.buffer_bytes, encoder, context.waker, context.clock)?))
     }
 
     fn committer(&self) -> Result<Box<dyn SinkCommitter>> {
@@ -172,7 +264,8 @@ impl Sink for FilesSink {
     }
 }
 
-/// The files of one `prepare`: hidden name and final name, both within the sink's folder.
+/// The files of one `prepare`: the hidden name, in the sink's folder, and the final name, in it or in the folder of a
+/// partition, with `/` between folders.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Prepared {
@@ -187,9 +280,16 @@ impl Prepared {
     fn from_committable(committable: &Committable) -> Result<Self> {
         let prepared: Self = serde_json::from_slice(&committable.0)
             .map_err(|e| Error::invalid(format!("a committable of the files sink is damaged: {e}")))?;
-        let plain = |name: &str| Path::new(name).file_name().is_some_and(|n| n == name);
-        if let Some(name) = prepared.files.iter().flat_map(|(hidden, name)| [hidden, name]).find(|n| !plain(n)) {
-            return Err(Error::invalid(format!("a committable of the files sink names '{name}', outside its folder")));
+        let plain = |name: &str| !name.contains('/') && Path::new(name).file_name().is_some_and(|n| n == name);
+        let within = |name: &str| match name.rsplit_once('/') {
+            None => plain(name),
+            Some((folders, file)) => plain(file) && folders.split('/').all(|f| plain(f) && is_partition(f)),
+        };
+        for (hidden, name) in &prepared.files {
+            if let Some(bad) = (!plain(hidden)).then_some(hidden).or((!within(name)).then_some(name)) {
+                let message = format!("a committable of the files sink names '{bad}', outside its folder");
+                return Err(Error::invalid(message));
+            }
         }
         Ok(prepared)
     }
@@ -201,13 +301,22 @@ struct FilesCommitter {
 
 impl SinkCommitter for FilesCommitter {
     /// For each file: if the hidden one is there, rename it; if only the final one is there, it was committed before.
-    /// Then the folder is synced, so that the names survive a crash of the machine.
+    /// Then the folders are synced, so that the names survive a crash of the machine.
     fn commit(&mut self, committables: &[Committable]) -> Result<()> {
+        let mut folders = BTreeSet::new();
         for committable in committables {
             for (hidden, name) in Prepared::from_committable(committable)?.files {
-                show(&self.folder.join(hidden), &self.folder.join(name))?;
+                let name = self.folder.join(name);
+                show(&self.folder.join(hidden), &name)?;
+                let inner = name.ancestors().skip(1).take_while(|f| *f != self.folder);
+                for folder in inner {
+                    if !folders.insert(folder.to_owned()) {
+                        break;
+                    }
+                }
             }
         }
+        folders.iter().try_for_each(|folder| sync_folder(folder))?;
         sync_folder(&self.folder)
     }
 }
@@ -216,14 +325,17 @@ impl SinkCommitter for FilesCommitter {
 /// job over, or the one from which it was taken.
 fn show(hidden: &Path, name: &Path) -> Result<()> {
     match (exists(hidden)?, exists(name)?) {
-        (true, false) => match fs::rename(hidden, name) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound && exists(name)? => Ok(()),
-            Err(e) => Err(io_error("renaming", hidden, &e)),
-            Ok(()) => {
-                Failpoint::CommitRenamed.reach();
-                Ok(())
+        (true, false) => {
+            make_folder(name)?;
+            match fs::rename(hidden, name) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound && exists(name)? => Ok(()),
+                Err(e) => Err(io_error("renaming", hidden, &e)),
+                Ok(()) => {
+                    Failpoint::CommitRenamed.reach();
+                    Ok(())
+                }
             }
-        },
+        }
         (false, true) => Ok(()),
         // Between the two questions.
         (true, true) if !exists(hidden)? => Ok(()),
@@ -242,6 +354,12 @@ fn show(hidden: &Path, name: &Path) -> Result<()> {
     }
 }
 
+/// Makes the folder of a partition, if it is not there.
+fn make_folder(name: &Path) -> Result<()> {
+    let Some(folder) = name.parent() else { return Ok(()) };
+    fs::create_dir_all(folder).map_err(|e| io_error("making the folder", folder, &e))
+}
+
 fn exists(path: &Path) -> Result<bool> {
     fs::exists(path).map_err(|e| io_error("looking for", path, &e))
 }
@@ -251,7 +369,7 @@ fn sync_folder(folder: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+mod races {
     use super::*;
 
     fn sink(folder: &Path) -> FilesSink {
@@ -259,7 +377,10 @@ mod tests {
             folder: folder.to_owned(),
             format: EncodeFormat::json(),
             existing: Existing::Fail,
-            roll_bytes: 1,
+            rolling: Rolling { bytes: 1, after_ms: None, idle_ms: None },
+            partition_by: Vec::new(),
+            keep_columns: false,
+            max_open_files: 1,
             buffer_bytes: 1,
             owner: "sink 'out'".to_owned(),
         }

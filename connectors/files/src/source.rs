@@ -1,11 +1,9 @@
 //! The source: options, splits, and what is refused before the job runs.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tidemill_connector_kit::format::DecodeFormat;
 use tidemill_connector_kit::reading::{PREFETCH_BYTES, SplitPosition};
 use tidemill_connector_kit::{ByteSize, Key, OptionSpec, Setup};
@@ -15,6 +13,7 @@ use tidemill_core::error::{Error, Result};
 use crate::find::{Found, Search};
 use crate::position::Position;
 use crate::reader::{self, Decoding};
+use crate::seen::Seen;
 use crate::stream::{format_extension, is_compressed, read_header};
 
 const PATH: Key<Vec<String>> =
@@ -26,6 +25,12 @@ const DISCOVER_EVERY: Key<Duration> = Key::new(
     "discover-every",
     "How often to look for new files; without it the source ends with the files that are there at the start.",
 );
+const REMEMBER_FILES: Key<u64> = Key::new(
+    "remember-files",
+    "How many names of files that were read a checkpoint keeps. Where there are more, what was modified no later than the \
+     ones forgotten counts as read.",
+)
+.or("100000");
 const SPLIT_BYTES: Key<ByteSize> = Key::new(
     "split-bytes",
     "A file is read in several parts at once if they are at least this large (only where there are several slots).",
@@ -41,6 +46,7 @@ pub(crate) fn options() -> Vec<OptionSpec> {
         PATTERN.spec(),
         RECURSIVE.spec(),
         DISCOVER_EVERY.spec(),
+        REMEMBER_FILES.spec(),
         SPLIT_BYTES.spec(),
         PREFETCH_BYTES.spec(),
     ];
@@ -68,9 +74,10 @@ pub(crate) fn source(setup: Setup) -> Result<Arc<dyn Source>> {
     let decoding =
         Decoding { format, declared: setup.schema.clone(), prefetch_bytes: options.need(&PREFETCH_BYTES)?.as_usize() };
     let split_bytes = options.need(&SPLIT_BYTES)?.0.max(1);
+    let remember_files = usize::try_from(options.need(&REMEMBER_FILES)?).unwrap_or(usize::MAX).max(1);
     let total = discover_every.is_none().then(|| found.iter().map(|f| f.bytes).sum());
     let owner = options.owner().to_owned();
-    Ok(Arc::new(FilesSource { search, discover_every, decoding, split_bytes, total, owner }))
+    Ok(Arc::new(FilesSource { search, discover_every, decoding, split_bytes, remember_files, total, owner }))
 }
 
 /// Finds out before the job runs whether the first file has the columns.
@@ -86,6 +93,7 @@ struct FilesSource {
     discover_every: Option<Duration>,
     decoding: Decoding,
     split_bytes: u64,
+    remember_files: usize,
     total: Option<u64>,
     owner: String,
 }
@@ -103,7 +111,8 @@ impl Source for FilesSource {
             // Where a record may have line breaks, its beginning can't be found from the middle of a file.
             max_parts: if format.has_quoted_breaks() { 1 } else { u64::from(parallelism.max(1)).min(MAX_PARTS) },
             split_bytes: self.split_bytes,
-            seen: BTreeSet::new(),
+            remember_files: self.remember_files,
+            seen: Seen::default(),
             owner: self.owner.clone(),
         }))
     }
@@ -122,24 +131,16 @@ struct FilesEnumerator {
     again_after_ms: Option<u64>,
     max_parts: u64,
     split_bytes: u64,
-    seen: BTreeSet<PathBuf>,
+    remember_files: usize,
+    seen: Seen,
     owner: String,
-}
-
-/// What a checkpoint keeps of an enumerator.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Seen {
-    files: BTreeSet<PathBuf>,
 }
 
 impl SplitEnumerator for FilesEnumerator {
     fn discover(&mut self) -> Result<Discovery> {
         let mut splits = Vec::new();
-        for file in self.search.files().map_err(|e| e.prefixed(&self.owner))? {
-            if !self.seen.insert(file.path.clone()) {
-                continue;
-            }
+        let there = self.search.files().map_err(|e| e.prefixed(&self.owner))?;
+        for file in self.seen.update(there, self.remember_files) {
             let parts = if is_compressed(&file.path) { 1 } else { (file.bytes / self.split_bytes).min(self.max_parts) };
             for part in Position::parts(&file, parts) {
                 splits.push(part.to_split().map_err(|e| e.prefixed(&self.owner))?);
@@ -149,14 +150,66 @@ impl SplitEnumerator for FilesEnumerator {
     }
 
     fn snapshot(&self) -> Result<Vec<u8>> {
-        let seen = Seen { files: self.seen.clone() };
-        serde_json::to_vec(&seen).map_err(|e| Error::internal(format!("{}: {e}", self.owner)))
+        serde_json::to_vec(&self.seen).map_err(|e| Error::internal(format!("{}: {e}", self.owner)))
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<()> {
-        let seen: Seen = serde_json::from_slice(snapshot)
+        self.seen = serde_json::from_slice(snapshot)
             .map_err(|e| Error::invalid(format!("{}: the list of files already read is damaged: {e}", self.owner)))?;
-        self.seen = seen.files;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use arrow::datatypes::{DataType, Field, Schema};
+    use tidemill_connector_kit::{Binding, Registry};
+
+    use super::*;
+
+    const HOUR_S: u64 = 3_600;
+
+    fn enumerator(folder: &Path, remember: u64) -> Box<dyn SplitEnumerator> {
+        let mut registry = Registry::new();
+        crate::register(&mut registry);
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+        let options = format!("path = '.'\nformat = 'json'\ndiscover-every = '1 s'\nremember-files = {remember}");
+        let options = options.parse().unwrap();
+        let binding = Binding { name: "in", schema: &schema, options: &options, base: folder };
+        registry.source("files", binding).unwrap().enumerator(1).unwrap()
+    }
+
+    fn put(folder: &Path, name: &str, hours: u64) {
+        let file = File::create(folder.join(name)).unwrap();
+        file.set_modified(UNIX_EPOCH + Duration::from_secs(hours * HOUR_S)).unwrap();
+    }
+
+    /// A log folder over a long time: the checkpoint stays small, and a restart reads nothing again.
+    #[test]
+    fn a_checkpoint_does_not_grow_with_the_files_that_were_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut snapshot, mut longest, mut reported) = (None::<Vec<u8>>, 0, 0);
+        for hours in 1..200 {
+            put(folder.path(), &format!("{hours}.jsonl"), hours);
+            if hours > 50 {
+                fs::remove_file(folder.path().join(format!("{}.jsonl", hours - 50))).unwrap();
+            }
+            let mut enumerator = enumerator(folder.path(), 20);
+            if let Some(snapshot) = &snapshot {
+                enumerator.restore(snapshot).unwrap();
+            }
+            reported += enumerator.discover().unwrap().splits.len();
+            assert!(enumerator.discover().unwrap().splits.is_empty());
+            let bytes = enumerator.snapshot().unwrap();
+            longest = longest.max(bytes.len());
+            snapshot = Some(bytes);
+        }
+        assert_eq!(reported, 199);
+        let entry = folder.path().join("./100.jsonl").as_os_str().len() + 30;
+        assert!(longest < 20 * entry + 100, "{longest}");
     }
 }

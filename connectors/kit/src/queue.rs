@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tidemill_core::connector::Waker;
 
@@ -104,21 +105,48 @@ impl<T> Queue<T> {
     pub fn pop_blocking(&self) -> Option<T> {
         let mut state = self.lock();
         loop {
-            if let Some((item, bytes)) = state.items.pop_front() {
-                let was_full = state.bytes >= self.0.limit_bytes;
-                state.bytes -= bytes;
-                let wake = was_full && state.bytes < self.0.limit_bytes;
+            if let Some(item) = self.take(&mut state) {
                 drop(state);
-                if wake {
-                    self.0.waker.wake();
-                }
-                return Some(item);
+                return Some(self.room_made(item));
             }
             if state.closed {
                 return None;
             }
             state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// From a thread that has something else to look after: waits for an item, but no longer than so. `Empty` may come
+    /// earlier.
+    pub fn pop_waiting(&self, longest: Duration) -> Popped<T> {
+        let mut state = self.lock();
+        if state.items.is_empty() && !state.closed {
+            state = self.0.changed.wait_timeout(state, longest).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        match self.take(&mut state) {
+            Some(item) => {
+                drop(state);
+                Popped::Item(self.room_made(item))
+            }
+            None if state.closed => Popped::Closed,
+            None => Popped::Empty,
+        }
+    }
+
+    /// The next item, and whether there is room since it was taken.
+    fn take(&self, state: &mut State<T>) -> Option<(T, bool)> {
+        let (item, bytes) = state.items.pop_front()?;
+        let was_full = state.bytes >= self.0.limit_bytes;
+        state.bytes -= bytes;
+        Some((item, was_full && state.bytes < self.0.limit_bytes))
+    }
+
+    /// Wakes the slot, without the lock.
+    fn room_made(&self, (item, room): (T, bool)) -> T {
+        if room {
+            self.0.waker.wake();
+        }
+        item
     }
 
     /// No more items; those that are there can still be taken.
@@ -168,5 +196,20 @@ mod tests {
         queue.close();
         assert!(!thread.join().unwrap());
         assert_eq!((queue.pop_blocking(), queue.pop_blocking()), (Some(1), None));
+    }
+
+    #[test]
+    fn waiting_for_a_while_gives_what_there_is_and_wakes_as_waiting_for_ever_does() {
+        let woken = Arc::new(Mutex::new(0));
+        let count = woken.clone();
+        let queue = Queue::new(4, Waker::new(move || *count.lock().unwrap() += 1));
+        assert_eq!(queue.pop_waiting(Duration::ZERO), Popped::Empty);
+        assert!(queue.push(1, 4) && queue.push(2, 4));
+        assert_eq!(queue.pop_waiting(Duration::MAX), Popped::Item(1));
+        assert_eq!(*woken.lock().unwrap(), 0, "it is still full");
+        assert_eq!(queue.pop_waiting(Duration::MAX), Popped::Item(2));
+        assert_eq!(*woken.lock().unwrap(), 1);
+        queue.close();
+        assert_eq!(queue.pop_waiting(Duration::MAX), Popped::Closed);
     }
 }

@@ -1,42 +1,28 @@
 //! The writer of one subtask: the slot hands batches over, a thread encodes them and writes files.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::mem;
-use std::path::PathBuf;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use tidemill_connector_kit::format::Encoder;
-use tidemill_connector_kit::queue::Queue;
+use tidemill_connector_kit::queue::{Popped, Queue};
 use tidemill_core::Batch;
 use tidemill_core::connector::{Committable, SinkReady, SinkWriter, Waker};
 use tidemill_core::error::{Error, Result};
-use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::Epoch;
+use tidemill_core::time::{Clock, Timestamp};
 
-use super::{PREFIX, Prepared};
-use crate::find::io_error;
+use super::Prepared;
+use super::parts::{PartFiles, Settings};
 
-/// Bytes per write: large enough that the system call is a small part of it.
-const WRITE_BYTES: usize = 256 << 10;
-/// Hidden names that are tried: each crashed attempt may have left some behind.
-const MAX_HIDDEN: u64 = 1_000_000;
-
-#[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub(super) folder: PathBuf,
-    /// How its hidden names begin; no other attempt, node or subtask has the same.
-    pub(super) hidden_prefix: String,
-    pub(super) subtask: u32,
-    pub(super) extension: &'static str,
-    pub(super) roll_bytes: u64,
-    pub(super) buffer_bytes: usize,
-}
+/// How long the thread waits for rows before it looks whether a file is due. Not longer, since only the injected clock
+/// knows the time, and that may go faster than this wait.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 enum Command {
-    Write(Batch),
+    /// Rows, and when they came: rolling does not depend on when the thread gets to them.
+    Write(Batch, Timestamp),
     /// Closes and syncs what is open; the answer names all files since the last time.
     Prepare(Epoch, mpsc::Sender<Result<Prepared>>),
 }
@@ -44,26 +30,34 @@ enum Command {
 /// The slot's side.
 pub(super) struct FilesWriter {
     queue: Queue<Command>,
+    clock: Arc<dyn Clock>,
     /// Why the thread gave up.
     failure: Arc<Mutex<Option<Error>>>,
 }
 
 impl FilesWriter {
-    pub(super) fn start(settings: Settings, encoder: Encoder, waker: Waker) -> Result<Self> {
-        let queue = Queue::new(settings.buffer_bytes.max(1), waker);
+    pub(super) fn start(
+        settings: Settings,
+        buffer_bytes: usize,
+        encoder: Encoder,
+        waker: Waker,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
+        let queue = Queue::new(buffer_bytes.max(1), waker);
         let failure = Arc::new(Mutex::new(None));
-        let (theirs, their_failure) = (queue.clone(), failure.clone());
-        let mut files = PartFiles { settings, encoder, open: None, text: Vec::new(), closed: Vec::new(), hidden: 0 };
+        let (theirs, their_failure, their_clock) = (queue.clone(), failure.clone(), clock.clone());
+        let name = format!("files-write-{}", settings.subtask);
+        let mut files = PartFiles::new(settings, encoder);
         thread::Builder::new()
-            .name(format!("files-write-{}", files.settings.subtask))
+            .name(name)
             .spawn(move || {
                 let guard = CloseOnExit(theirs);
-                if let Err(error) = files.run(&guard.0) {
+                if let Err(error) = run(&mut files, &guard.0, &*their_clock) {
                     *their_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 }
             })
             .map_err(|e| Error::internal(format!("starting a writing thread failed: {e}")))?;
-        Ok(Self { queue, failure })
+        Ok(Self { queue, clock, failure })
     }
 
     fn failure(&self) -> Error {
@@ -79,7 +73,8 @@ impl SinkWriter for FilesWriter {
 
     fn write(&mut self, batch: &Batch) -> Result<()> {
         // Texts may share buffers with other batches; counting them whole errs on the side of less memory.
-        if self.queue.push(Command::Write(batch.clone()), batch.bytes()) { Ok(()) } else { Err(self.failure()) }
+        let command = Command::Write(batch.clone(), self.clock.now());
+        if self.queue.push(command, batch.bytes()) { Ok(()) } else { Err(self.failure()) }
     }
 
     fn prepare(&mut self, epoch: Epoch) -> Result<Vec<Committable>> {
@@ -99,132 +94,32 @@ impl Drop for FilesWriter {
 }
 
 /// The thread's side.
-struct PartFiles {
-    settings: Settings,
-    encoder: Encoder,
-    open: Option<Open>,
-    /// Encoded and not yet written.
-    text: Vec<u8>,
-    /// Hidden names of files that are complete and synced, since the last `prepare`.
-    closed: Vec<String>,
-    /// Number of the next hidden name.
-    hidden: u64,
-}
-
-struct Open {
-    name: String,
-    file: File,
-    bytes: u64,
-}
-
-impl PartFiles {
-    fn run(&mut self, queue: &Queue<Command>) -> Result<()> {
-        while let Some(command) = queue.pop_blocking() {
-            match command {
-                Command::Write(batch) => self.write(&batch)?,
-                Command::Prepare(epoch, answer) => {
-                    // A slot that does not wait for the answer has gone, and its files with it.
-                    let _ = answer.send(self.prepare(epoch));
-                }
+fn run(files: &mut PartFiles, queue: &Queue<Command>, clock: &dyn Clock) -> Result<()> {
+    loop {
+        let popped = if files.waits_for_time() {
+            queue.pop_waiting(LOOK_EVERY)
+        } else {
+            queue.pop_blocking().map_or(Popped::Closed, Popped::Item)
+        };
+        match popped {
+            Popped::Item(Command::Write(batch, now)) => files.write(&batch, now.0)?,
+            Popped::Item(Command::Prepare(epoch, answer)) => {
+                // A slot that does not wait for the answer has gone, and its files with it.
+                let _ = answer.send(files.prepare(epoch));
             }
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, batch: &Batch) -> Result<()> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        if self.open.is_none() {
-            self.open = Some(self.create()?);
-            self.encoder.header(&mut self.text);
-        }
-        self.encoder.encode(batch, &mut self.text)?;
-        if self.text.len() >= WRITE_BYTES {
-            self.flush()?;
-        }
-        if self.open.as_ref().is_some_and(|o| o.bytes + self.text.len() as u64 >= self.settings.roll_bytes) {
-            self.close()?;
-        }
-        Ok(())
-    }
-
-    fn prepare(&mut self, epoch: Epoch) -> Result<Prepared> {
-        self.close()?;
-        let mut files = Vec::new();
-        let mut number = 0;
-        for hidden in mem::take(&mut self.closed) {
-            // Names of an earlier run that was told to keep its files are passed over.
-            let name = loop {
-                let Settings { subtask, extension, folder, .. } = &self.settings;
-                let name = format!("{PREFIX}{subtask}-{}-{number}.{extension}", epoch.0);
-                number += 1;
-                if !folder.join(&name).exists() {
-                    break name;
-                }
-            };
-            files.push((hidden, name));
-        }
-        Failpoint::PartPrepared.reach();
-        Ok(Prepared { files })
-    }
-
-    /// A new hidden file. `create_new` sees to it that no other attempt has it.
-    fn create(&mut self) -> Result<Open> {
-        loop {
-            let name = format!("{}{}.unfinished", self.settings.hidden_prefix, self.hidden);
-            self.hidden += 1;
-            let path = self.settings.folder.join(&name);
-            match File::create_new(&path) {
-                Ok(file) => {
-                    Failpoint::PartCreated.reach();
-                    return Ok(Open { name, file, bytes: 0 });
-                }
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.hidden < MAX_HIDDEN => {}
-                Err(e) => return Err(io_error("creating", &path, &e)),
-            }
-        }
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        if let Some(open) = &mut self.open {
-            let path = || self.settings.folder.join(&open.name);
-            open.file.write_all(&self.text).map_err(|e| io_error("writing", &path(), &e))?;
-            Failpoint::PartWritten.reach();
-            open.bytes += self.text.len() as u64;
-            self.text.clear();
-        }
-        Ok(())
-    }
-
-    fn close(&mut self) -> Result<()> {
-        self.flush()?;
-        if let Some(open) = self.open.take() {
-            Failpoint::PartUnsynced.reach();
-            open.file.sync_all().map_err(|e| io_error("syncing", &self.settings.folder.join(&open.name), &e))?;
-            Failpoint::PartSynced.reach();
-            self.closed.push(open.name);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for PartFiles {
-    /// What was never prepared is of no use to anyone.
-    fn drop(&mut self) {
-        let open = self.open.take().map(|open| open.name);
-        for name in self.closed.drain(..).chain(open) {
-            // If it can't be deleted it stays hidden, and does no harm.
-            let _ = fs::remove_file(self.settings.folder.join(name));
+            Popped::Empty => files.roll(clock.now().0)?,
+            Popped::Closed => return Ok(()),
         }
     }
 }
 
-/// However the thread ends, also by a defect, the slot gets an error instead of waiting.
+/// However the thread ends, also by a defect, the slot gets an error instead of waiting: for an answer, too, whose
+/// question still stands in the queue.
 struct CloseOnExit(Queue<Command>);
 
 impl Drop for CloseOnExit {
     fn drop(&mut self) {
         self.0.close();
+        while let Popped::Item(_) = self.0.pop() {}
     }
 }
