@@ -345,6 +345,10 @@ impl Job {
         let Some(slots) = given_back.keep() else { return Err(Error::internal("slots were given back twice")) };
         let execution = Arc::new(Execution::new(coordinator.new_execution(), &name, &prologue, slots));
         lock(&coordinator.executions).insert(execution.id, execution.clone());
+        // Who left before that was not heard of by the execution.
+        for worker in execution.slots.iter().filter(|worker| !coordinator.workers.has(&worker.id)) {
+            execution.gone(&worker.id, "it left");
+        }
         let mut now = lock(&self.now);
         now.execution = Some(execution.clone());
         now.tasks = prologue.tasks.clone();

@@ -91,6 +91,11 @@ impl Workers {
         drop(self.changed.wait_timeout(all, longest).unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Whether a worker is there.
+    pub fn has(&self, id: &str) -> bool {
+        lock(&self.all).contains_key(id)
+    }
+
     /// Wakes who waits.
     pub fn wake(&self) {
         self.changed.notify_all();

@@ -92,7 +92,7 @@ pub fn run(
     set.extend(restart.map(|key| format!("restart.{key}")));
     words.extend(set.iter().flat_map(|set| ["--set", set.as_str()]));
     let job = cluster.json(&words)?;
-    let id = job["id"].as_str().context("the job has an id")?.to_owned();
+    let id = job.get("id").and_then(Value::as_str).context("the job has an id")?.to_owned();
     if let Err(failure) = cluster.disturb(plan, &id, feed.as_mut()).and_then(|()| cluster.finish(plan, &id, feed)) {
         cluster.outcome.failure = Some(format!("{failure:#}"));
         return Ok(cluster.outcome);
@@ -227,7 +227,7 @@ impl<'a> Cluster<'a> {
             self.bury()?;
             feed.as_mut().map_or(Ok(()), Feed::write)?;
             let status = self.json(&["status", id, "--json", "--cluster", &api]).unwrap_or_default();
-            match status["state"].as_str() {
+            match status.get("state").and_then(Value::as_str) {
                 Some("FINISHED") => return Ok(()),
                 Some("FAILED" | "CANCELED") => bail!("the job ended: {status}"),
                 _ if begin.elapsed() > HANGS => bail!("the job hangs: {status}"),
