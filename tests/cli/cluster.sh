@@ -5,7 +5,8 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 scratch=$(mktemp -d)
 pids=()
 # Who has ended by itself needs no ending.
-end_all() { for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done; }
+end() { kill -KILL "$1" 2>/dev/null && wait "$1" 2>/dev/null || true; }
+end_all() { for pid in "${pids[@]}"; do end "$pid"; done; }
 trap 'end_all; rm -rf "$scratch"' EXIT
 cd "$scratch"
 
@@ -81,7 +82,7 @@ lines() { cat out/* 2>/dev/null | grep -cx "$1" || true; }
 wrote() { [[ $(lines "$1") == 1 ]]; }
 until_true wrote ebb,2
 
-kill -KILL "${pids[1]}"
+end "${pids[1]}"
 printf 'ebb\n' >in/2.txt
 until_true wrote ebb,3
 until_true is_in "$job" RUNNING
