@@ -90,6 +90,7 @@ until_true is_in "$job" RUNNING
 tidemill rescale "$job" --parallelism 1
 printf 'ebb\n' >in/3.txt
 until_true wrote ebb,4
+[[ $(tidemill status "$job" --json) == *'"parallelism": 1,'* ]]
 until_true has_checkpoints "$job"
 tidemill stop --job "$job" --savepoint savepoint
 until_true is_in "$job" FINISHED

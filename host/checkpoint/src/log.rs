@@ -117,10 +117,12 @@ pub fn number(name: &str) -> Option<u64> {
 }
 
 /// What to start a job from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Start {
     /// If it was interrupted, go on from its newest checkpoint. If it ended (finished, stopped, cancelled) or never ran,
     /// start anew.
+    #[default]
     Recover,
     /// Go on from its newest checkpoint, however it ended.
     GoOn,

@@ -1,10 +1,11 @@
 //! The command line as it is typed. Help texts and completions come from here, and from nowhere else.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use tidemill_checkpoint::{Origin, Start};
 use tidemill_connector_kit::{ByteSize, OptionValue as _};
 
 /// Stream processing whose user code is WebAssembly: one job, one component.
@@ -117,6 +118,16 @@ pub struct TestArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub project: ProjectArgs,
+    #[command(flatten)]
+    pub start: StartArgs,
+    /// How progress and the final summary are written, on stderr
+    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    pub format: Format,
+}
+
+/// How a job starts, in this process or in a cluster.
+#[derive(Args, Debug)]
+pub struct StartArgs {
     /// The component, instead of the manifest's
     #[arg(long, value_name = "FILE")]
     pub component: Option<PathBuf>,
@@ -136,9 +147,21 @@ pub struct RunArgs {
     /// Drop state of operators that the job does not have any more, instead of refusing it
     #[arg(long)]
     pub allow_non_restored: bool,
-    /// How progress and the final summary are written, on stderr
-    #[arg(long, value_enum, default_value_t = Format::Auto)]
-    pub format: Format,
+}
+
+impl StartArgs {
+    /// What the job starts from.
+    pub fn start(&self) -> Start {
+        match self.from.as_deref() {
+            None if self.fresh => Start::Anew,
+            None => Start::Recover,
+            Some("latest") => Start::GoOn,
+            Some(from) => Start::At(match from.parse() {
+                Ok(number) if !Path::new(from).exists() => Origin::Checkpoint(number),
+                _ => Origin::Savepoint(from.to_owned()),
+            }),
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -273,24 +296,8 @@ pub struct RescaleArgs {
 pub struct SubmitArgs {
     #[command(flatten)]
     pub project: ProjectArgs,
-    /// The component, instead of the manifest's
-    #[arg(long, value_name = "FILE")]
-    pub component: Option<PathBuf>,
-    /// Slots, instead of what the manifest says
-    #[arg(long, short, value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..))]
-    pub parallelism: Option<u32>,
-    /// Build first
-    #[arg(long, conflicts_with = "component")]
-    pub build: bool,
-    /// Start from a savepoint, from `latest`, or from a checkpoint by its number; as for `tidemill run`
-    #[arg(long, value_name = "SAVEPOINT")]
-    pub from: Option<String>,
-    /// Start with nothing, even if the last run was interrupted
-    #[arg(long, conflicts_with = "from")]
-    pub fresh: bool,
-    /// Drop state of operators that the job does not have any more, instead of refusing it
-    #[arg(long)]
-    pub allow_non_restored: bool,
+    #[command(flatten)]
+    pub start: StartArgs,
     /// Do not follow the job
     #[arg(long)]
     pub detach: bool,

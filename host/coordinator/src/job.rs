@@ -1,6 +1,5 @@
 //! A job in the cluster: attempt after attempt, from its submission to its end, on a thread of its own.
 
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -9,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidemill_checkpoint::restart::{Restart, Restarts};
-use tidemill_checkpoint::{Begun, Origin, Start, Store};
+use tidemill_checkpoint::{Begun, Start, Store};
 use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_dataflow::driver::{Master, Prologue};
 use tidemill_dataflow::{Checkpoints, Ending, JobControl, JobHandle, SavepointRequest, TaskStatus};
@@ -39,25 +38,10 @@ pub struct Submission {
     pub parallelism: Option<u32>,
     /// From where it starts.
     #[serde(default)]
-    pub from: StartFrom,
+    pub from: Start,
     /// Drops state of operators that the job does not have (any more).
     #[serde(default)]
     pub allow_non_restored: bool,
-}
-
-/// From where a job starts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StartFrom {
-    /// If it was interrupted, from its newest checkpoint; else anew.
-    #[default]
-    Recover,
-    /// From its newest checkpoint, however it ended.
-    Latest,
-    /// From nothing.
-    Anew,
-    /// From a checkpoint, by its number, or a savepoint, by its location.
-    At(String),
 }
 
 /// What the user wants of a job that was submitted.
@@ -98,7 +82,7 @@ impl Job {
         let accepted =
             Accepted { id: String::new(), definition, parallelism, from, allow_non_restored, submitted_ms: now_ms() };
         let accepted = coordinator.storage.keep_job(accepted)?;
-        let start = start_of(&accepted.from);
+        let start = accepted.from.clone();
         let job = Self::new(coordinator, accepted, None)?;
         job.clone().run_from(start)?;
         Ok(job)
@@ -108,7 +92,7 @@ impl Job {
     pub fn again(coordinator: Arc<Coordinator>, kept: Kept) -> Result<Arc<Self>> {
         let Kept { accepted, begun, end } = kept;
         let over = end.is_some();
-        let start = start_of(&accepted.from);
+        let start = accepted.from.clone();
         let job = Self::new(coordinator, accepted, end)?;
         lock(&job.now).begun = begun;
         if !over {
@@ -118,23 +102,8 @@ impl Job {
     }
 
     fn new(coordinator: Arc<Coordinator>, accepted: Accepted, end: Option<JobView>) -> Result<Arc<Self>> {
-        let manifest = accepted.definition.manifest(accepted.parallelism)?;
-        let parallelism = manifest.job.parallelism;
-        let view = end.unwrap_or_else(|| JobView {
-            id: accepted.id.clone(),
-            name: manifest.job.name.clone().unwrap_or_default(),
-            state: JobState::Created,
-            reason: None,
-            artifact: accepted.definition.artifact.clone(),
-            parallelism,
-            submitted_ms: accepted.submitted_ms,
-            ended_ms: None,
-            restarts: 0,
-            exceptions: Vec::new(),
-            vertices: Vec::new(),
-            checkpoints: None,
-            savepoint: None,
-        });
+        let view = end.map_or_else(|| accepted_view(&accepted), Ok)?;
+        let parallelism = view.parallelism;
         let (wish, begun, control, execution, tasks) = Default::default();
         let now = Mutex::new(Now { view, wish, begun, parallelism, control, execution, tasks });
         Ok(Arc::new(Self { coordinator, accepted, now, changed: Condvar::new() }))
@@ -320,7 +289,11 @@ impl Job {
     fn attempt(self: &Arc<Self>, start: &Start, parallelism: u32) -> Result<Ending> {
         let (definition, coordinator) = (&self.accepted.definition, &self.coordinator);
         let manifest = definition.manifest(Some(parallelism))?;
-        let spec = spec(&manifest, &coordinator.registry, coordinator.load(definition, Some(parallelism))?)?;
+        let spec = spec(
+            &manifest,
+            &coordinator.registry,
+            coordinator.components.get(&definition.artifact, &manifest.limits)?,
+        )?;
         let name = spec.name.clone();
         let Some(slots) = self.slots(parallelism, name.clone()) else { return Ok(Ending::Cancelled) };
         let given_back = GivesBack { coordinator, slots: Some(slots) };
@@ -450,10 +423,30 @@ impl Drop for GivesBack<'_> {
     }
 }
 
+/// Of a job that was accepted, before anything else is known of it.
+fn accepted_view(accepted: &Accepted) -> Result<JobView> {
+    let manifest = accepted.definition.manifest(accepted.parallelism)?;
+    Ok(JobView {
+        id: accepted.id.clone(),
+        name: manifest.job.name.unwrap_or_default(),
+        state: JobState::Created,
+        reason: None,
+        artifact: accepted.definition.artifact.clone(),
+        parallelism: manifest.job.parallelism,
+        submitted_ms: accepted.submitted_ms,
+        ended_ms: None,
+        restarts: 0,
+        exceptions: Vec::new(),
+        vertices: Vec::new(),
+        checkpoints: None,
+        savepoint: None,
+    })
+}
+
 fn running(now: &Now, what: &str) -> Result<JobControl> {
     now.control.clone().ok_or_else(|| {
         let (id, state) = (&now.view.id, now.view.state);
-        Error::invalid(format!("the job {id} does not run now ({state:?}), it can't be {what}"))
+        Error::invalid(format!("the job {id} does not run now ({state}), it can't be {what}"))
             .mend("Try again when it runs, or cancel it.")
     })
 }
@@ -464,18 +457,6 @@ fn ask(say: impl FnOnce(mpsc::Sender<Result<String>>)) -> Result<String> {
     answered
         .recv()
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Retry, "the job ended before the savepoint was there")))
-}
-
-fn start_of(from: &StartFrom) -> Start {
-    match from {
-        StartFrom::Recover => Start::Recover,
-        StartFrom::Latest => Start::GoOn,
-        StartFrom::Anew => Start::Anew,
-        StartFrom::At(from) => match from.parse() {
-            Ok(number) if !Path::new(from).exists() => Start::At(Origin::Checkpoint(number)),
-            _ => Start::At(Origin::Savepoint(from.clone())),
-        },
-    }
 }
 
 fn checkpoints_view(of: tidemill_dataflow::CheckpointFigures) -> CheckpointsView {

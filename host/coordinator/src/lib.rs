@@ -18,19 +18,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tidemill_connector_kit::Registry;
 use tidemill_core::time::{Clock as _, SystemClock};
 use tidemill_core::{Error, Result};
-use tidemill_job::component::{self, Loaded};
-use tidemill_job::{JobDefinition, check_bindings};
+use tidemill_job::{Components, check_bindings, component};
 use tidemill_wasm::Limits;
 
 use crate::execution::Execution;
-pub use crate::job::{Job, StartFrom, Submission};
+pub use crate::job::{Job, Submission};
 use crate::storage::Storage;
 use crate::view::{ArtifactView, JobView, Overview, WorkerView};
 use crate::workers::Workers;
 pub use crate::workers::serve;
-
-/// Components that were loaded are kept, so that a submission begins at once; no more than this many.
-const LOADED: usize = 64;
 
 /// See the crate.
 pub struct Coordinator {
@@ -39,7 +35,7 @@ pub struct Coordinator {
     workers: Workers,
     executions: Mutex<HashMap<u64, Arc<Execution>>>,
     jobs: Mutex<BTreeMap<String, Arc<Job>>>,
-    loaded: Mutex<HashMap<(String, String), Loaded>>,
+    components: Components,
     next_execution: AtomicU64,
 }
 
@@ -49,8 +45,9 @@ impl Coordinator {
         let storage = Storage::open(storage)?;
         // Unique also over coordinators that come after each other.
         let next_execution = AtomicU64::new(now_ms().unsigned_abs() << 16);
-        let (workers, executions, jobs, loaded) = Default::default();
-        let this = Arc::new(Self { registry, storage, workers, executions, jobs, loaded, next_execution });
+        let components = Components::new(storage.blobs().clone());
+        let (workers, executions, jobs) = Default::default();
+        let this = Arc::new(Self { registry, storage, components, workers, executions, jobs, next_execution });
         for kept in this.storage.jobs()? {
             let job = Job::again(this.clone(), kept)?;
             lock(&this.jobs).insert(job.id().to_owned(), job);
@@ -60,11 +57,12 @@ impl Coordinator {
 
     /// Keeps a component, after checking it, its imports and its plan.
     pub fn upload(&self, bytes: &[u8]) -> Result<ArtifactView> {
-        let loaded = component::of_bytes("the upload", bytes, Limits::default())?;
+        let limits = Limits::default();
+        let loaded = component::of_bytes("the upload", bytes, limits.clone())?;
         let id = tidemill_job::definition::digest(bytes);
         self.storage.keep_artifact(&id, bytes)?;
         let job = loaded.graph.name().to_owned();
-        self.keep_loaded((id.clone(), format!("{:?}", Limits::default())), loaded);
+        self.components.put(&id, &limits, loaded);
         Ok(ArtifactView { id, job: Some(job), bytes: bytes.len() as u64 })
     }
 
@@ -86,7 +84,7 @@ impl Coordinator {
     /// Accepts a job, or says what is wrong with it before anything runs.
     pub fn submit(self: &Arc<Self>, submission: Submission) -> Result<JobView> {
         let manifest = submission.definition.manifest(submission.parallelism)?;
-        let loaded = self.load(&submission.definition, submission.parallelism)?;
+        let loaded = self.components.get(&submission.definition.artifact, &manifest.limits)?;
         check_bindings(&manifest, &loaded.graph)?;
         let job = Job::submit(self.clone(), submission)?;
         lock(&self.jobs).insert(job.id().to_owned(), job.clone());
@@ -121,26 +119,6 @@ impl Coordinator {
             jobs_running: running as u64,
             jobs: jobs.len() as u64,
         }
-    }
-
-    fn load(&self, definition: &JobDefinition, parallelism: Option<u32>) -> Result<Loaded> {
-        let limits = component::limits(&definition.manifest(parallelism)?.limits);
-        let key = (definition.artifact.clone(), format!("{limits:?}"));
-        if let Some(loaded) = lock(&self.loaded).get(&key) {
-            return Ok(loaded.clone());
-        }
-        let bytes = self.storage.artifact(&definition.artifact)?;
-        let loaded = component::of_bytes(&definition.artifact, &bytes, limits)?;
-        self.keep_loaded(key, loaded.clone());
-        Ok(loaded)
-    }
-
-    fn keep_loaded(&self, key: (String, String), loaded: Loaded) {
-        let mut kept = lock(&self.loaded);
-        if kept.len() >= LOADED {
-            kept.clear();
-        }
-        kept.insert(key, loaded);
     }
 
     fn execution(&self, id: u64) -> Option<Arc<Execution>> {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tidemill_blobs::{self as blobs, Blobs, PutNew};
+use tidemill_checkpoint::Start;
 use tidemill_core::{Error, Result};
 use tidemill_job::JobDefinition;
-use tidemill_job::definition::{ARTIFACTS, artifact_path, digest, read_artifact};
+use tidemill_job::definition::{ARTIFACTS, artifact_path, digest};
 
-use crate::job::StartFrom;
 use crate::view::{ArtifactView, JobView};
 
 const JOBS: &str = "jobs";
@@ -19,7 +19,7 @@ pub struct Accepted {
     pub id: String,
     pub definition: JobDefinition,
     pub parallelism: Option<u32>,
-    pub from: StartFrom,
+    pub from: Start,
     pub allow_non_restored: bool,
     pub submitted_ms: i64,
 }
@@ -54,8 +54,9 @@ impl Storage {
         }
     }
 
-    pub fn artifact(&self, id: &str) -> Result<Vec<u8>> {
-        read_artifact(&*self.blobs, id)
+    /// Where everything is.
+    pub fn blobs(&self) -> &Arc<dyn Blobs> {
+        &self.blobs
     }
 
     pub fn artifacts(&self) -> Result<Vec<ArtifactView>> {

@@ -1,5 +1,7 @@
 //! What the coordinator shows of itself: the shapes of the management API.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// Where a job is in its life. The names are those of Flink.
@@ -22,6 +24,12 @@ pub enum JobState {
     Finished,
     /// It failed for good. Final.
     Failed,
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&format!("{self:?}").to_uppercase())
+    }
 }
 
 impl JobState {

@@ -45,7 +45,8 @@ pub fn limits(from: &manifest::Limits) -> Limits {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
+/// Reads a component's file.
+pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(|error| {
         let shown = path.display();
         match error.kind() {

@@ -3,6 +3,7 @@
 //! In reading order:
 
 pub mod component;
+mod components;
 pub mod definition;
 pub mod manifest;
 
@@ -11,6 +12,7 @@ mod spec;
 
 pub use bind::{check_bindings, sources_total};
 pub use component::Loaded;
+pub use components::Components;
 pub use definition::JobDefinition;
 pub use manifest::Manifest;
 pub use spec::{checkpoint_settings, job_name, spec};

@@ -18,27 +18,20 @@ use tidemill_dataflow::physical::PhysicalPlan;
 use tidemill_dataflow::restore::{RestoredJob, Start};
 use tidemill_dataflow::signals::Signals;
 use tidemill_dataflow::slice::tasks;
-use tidemill_job::component::{self, Loaded};
-use tidemill_job::definition::read_artifact;
-use tidemill_job::{JobDefinition, Manifest, spec};
+use tidemill_job::{Components, JobDefinition, spec};
 use tidemill_rpc::proto::{self, from_worker as says, signal, to_worker as tells};
 use tidemill_rpc::{failure, from_worker, news_of, slot_event, subtask_of};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::exchange::Plane;
 
-/// Loaded components are kept, so that a restart begins at once; no more than this many.
-const LOADED: usize = 64;
-
 /// See the module.
 pub struct Deployments {
     registry: Arc<Registry>,
-    storage: Arc<dyn Blobs>,
+    components: Components,
     plane: Arc<Plane>,
     say: UnboundedSender<proto::FromWorker>,
     running: Mutex<HashMap<u64, Arc<Deployment>>>,
-    /// By artifact and limits.
-    loaded: Mutex<HashMap<(String, String), Loaded>>,
 }
 
 /// Slots of an attempt at a job.
@@ -59,8 +52,7 @@ impl Deployments {
         plane: Arc<Plane>,
         say: UnboundedSender<proto::FromWorker>,
     ) -> Self {
-        let (running, loaded) = Default::default();
-        Self { registry, storage, plane, say, running, loaded }
+        Self { registry, components: Components::new(storage), plane, say, running: Mutex::default() }
     }
 
     /// Does what the coordinator says. What is said of another execution than those here is stale.
@@ -115,7 +107,7 @@ impl Deployments {
         let definition: JobDefinition =
             serde_json::from_slice(&open.definition).map_err(|e| broken("the definition", e))?;
         let manifest = definition.manifest(Some(open.parallelism))?;
-        let loaded = self.load(&definition.artifact, &manifest)?;
+        let loaded = self.components.get(&definition.artifact, &manifest.limits)?;
         let spec = spec(&manifest, &self.registry, loaded)?;
         let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
         let tasks = tasks(&spec.name, &plan);
@@ -147,22 +139,6 @@ impl Deployments {
         };
         self.running().insert(open.execution, Arc::new(deployment));
         Ok(())
-    }
-
-    fn load(&self, artifact: &str, manifest: &Manifest) -> Result<Loaded> {
-        let limits = component::limits(&manifest.limits);
-        let key = (artifact.to_owned(), format!("{limits:?}"));
-        let lock = || self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(loaded) = lock().get(&key) {
-            return Ok(loaded.clone());
-        }
-        let loaded = component::of_bytes(artifact, &read_artifact(&*self.storage, artifact)?, limits)?;
-        let mut kept = lock();
-        if kept.len() >= LOADED {
-            kept.clear();
-        }
-        kept.insert(key, loaded.clone());
-        Ok(loaded)
     }
 
     fn start(self: &Arc<Self>, execution: u64) {

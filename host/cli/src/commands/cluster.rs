@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tidemill_checkpoint::{Origin, Start};
+use tidemill_coordinator::Submission;
 use tidemill_coordinator::view::{ArtifactView, JobState, JobView, WorkerView};
-use tidemill_coordinator::{StartFrom, Submission};
 use tidemill_core::Error;
-use tidemill_job::JobDefinition;
+use tidemill_job::{JobDefinition, component};
 use tidemill_rest::{ProblemBody, RescaleRequest, Savepoint, StopRequest};
 
 use super::build::say;
@@ -27,12 +28,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub fn submit(args: &SubmitArgs) -> Outcome {
     let project = manifest(&args.project)?;
-    if args.build {
+    if args.start.build {
         build::build(&project)?;
     }
-    let component = args.component.as_ref().unwrap_or(&project.job.component);
-    let bytes = fs::read(component)
-        .with_context(|| format!("the component {} can't be read (`tidemill build` makes it)", component.display()))?;
+    let bytes = component::read(args.start.component.as_ref().unwrap_or(&project.job.component))?;
     let path = manifest_path(args.project.manifest.as_ref().unwrap_or(&args.project.project));
     let text = fs::read_to_string(&path).with_context(|| format!("{} can't be read", path.display()))?;
     let api = Api::new(&args.cluster)?;
@@ -44,20 +43,14 @@ pub fn submit(args: &SubmitArgs) -> Outcome {
         folder: std::path::absolute(path.parent().filter(|of| !of.as_os_str().is_empty()).unwrap_or(Path::new(".")))?,
         set: args.project.set.clone(),
     };
-    let from = match args.from.as_deref() {
-        None if args.fresh => StartFrom::Anew,
-        None => StartFrom::Recover,
-        Some("latest") => StartFrom::Latest,
-        Some(number) if number.parse::<u64>().is_ok() => StartFrom::At(number.to_owned()),
-        Some(location) => StartFrom::At(absolute(location)?),
+    let from = match args.start.start() {
+        Start::At(Origin::Savepoint(location)) => Start::At(Origin::Savepoint(absolute(&location)?)),
+        start => start,
     };
-    let (parallelism, allow_non_restored) = (args.parallelism, args.allow_non_restored);
+    let (parallelism, allow_non_restored) = (args.start.parallelism, args.start.allow_non_restored);
     let submission = Submission { definition, parallelism, from, allow_non_restored };
     let job: JobView = api.answer(api.json("jobs", &submission))?;
-    match args.cluster.json {
-        true => print(&json(&job)?),
-        false => say("submitted", &format!("{} as {}", job.name, job.id)),
-    }
+    said(&args.cluster, &job, "submitted", &format!("{} as {}", job.name, job.id))?;
     if args.detach { Ok(()) } else { follow(&api, &job.id) }
 }
 
@@ -81,18 +74,10 @@ fn follow(api: &Api, id: &str) -> Outcome {
 }
 
 pub fn list(args: &ClusterArgs) -> Outcome {
-    let api = Api::new(args)?;
-    let jobs: Vec<JobView> = api.answer(api.get("jobs"))?;
-    if args.json {
-        print(&json(&jobs)?);
-        return Ok(());
-    }
-    let row = |job: &JobView| {
-        let state = format!("{:?}", job.state).to_uppercase();
-        vec![job.id.clone(), job.name.clone(), state, job.parallelism.to_string(), job.restarts.to_string()]
-    };
-    print_table(&["job", "name", "state", "slots", "restarts"], jobs.iter().map(row), 3);
-    Ok(())
+    show(args, "jobs", &["job", "name", "state", "slots", "restarts"], 3, |job: &JobView| {
+        let numbers = [job.parallelism.to_string(), job.restarts.to_string()];
+        [job.id.clone(), job.name.clone(), job.state.to_string()].into_iter().chain(numbers).collect()
+    })
 }
 
 pub fn status(args: &ClusterJobArgs) -> Outcome {
@@ -134,8 +119,7 @@ pub fn status(args: &ClusterJobArgs) -> Outcome {
 pub fn cancel(args: &ClusterJobArgs) -> Outcome {
     let api = Api::new(&args.cluster)?;
     let job: JobView = api.answer(api.post(&format!("jobs/{}/cancel", args.job)))?;
-    say("cancelling", &job.id);
-    Ok(())
+    said(&args.cluster, &job, "cancelling", &job.id)
 }
 
 /// Stops a job of a cluster.
@@ -144,10 +128,9 @@ pub fn stop(cluster: &ClusterArgs, id: &str, savepoint: Option<&str>) -> Outcome
     let request = StopRequest { savepoint: savepoint.map(absolute).transpose()? };
     let job: JobView = api.answer(api.json(&format!("jobs/{id}/stop"), &request))?;
     match &job.savepoint {
-        Some(location) => say("stopped", &format!("{id} with a savepoint in {location}")),
-        None => say("stopping", id),
+        Some(location) => said(cluster, &job, "stopped", &format!("{id} with a savepoint in {location}")),
+        None => said(cluster, &job, "stopping", id),
     }
-    Ok(())
 }
 
 /// Takes a savepoint of a job of a cluster.
@@ -155,53 +138,63 @@ pub fn savepoint(cluster: &ClusterArgs, id: &str, location: &str) -> Outcome {
     let api = Api::new(cluster)?;
     let request = Savepoint { location: absolute(location)? };
     let taken: Savepoint = api.answer(api.json(&format!("jobs/{id}/savepoints"), &request))?;
-    say("savepoint", &taken.location);
-    Ok(())
+    said(cluster, &taken, "savepoint", &taken.location)
 }
 
 pub fn rescale(args: &RescaleArgs) -> Outcome {
     let api = Api::new(&args.job.cluster)?;
     let request = RescaleRequest { parallelism: args.parallelism };
     let job: JobView = api.answer(api.json(&format!("jobs/{}/rescale", args.job.job), &request))?;
-    say("rescaling", &format!("{} to {} slots", job.id, args.parallelism));
-    Ok(())
+    said(&args.job.cluster, &job, "rescaling", &format!("{} to {} slots", job.id, args.parallelism))
 }
 
 pub fn workers(args: &ClusterArgs) -> Outcome {
-    let api = Api::new(args)?;
-    let workers: Vec<WorkerView> = api.answer(api.get("workers"))?;
-    if args.json {
-        print(&json(&workers)?);
-        return Ok(());
-    }
-    let row = |worker: &WorkerView| {
-        let bytes = [worker.resident_bytes, worker.memory_bytes].map(units::bytes);
-        let [resident, memory] = bytes;
+    show(args, "workers", &["worker", "address", "free slots", "memory"], 2, |worker: &WorkerView| {
+        let [resident, memory] = [worker.resident_bytes, worker.memory_bytes].map(units::bytes);
         let slots = format!("{} of {}", worker.free_slots, worker.slots);
         vec![worker.id.clone(), worker.address.clone(), slots, format!("{resident} of {memory}")]
-    };
-    print_table(&["worker", "address", "free slots", "memory"], workers.iter().map(row), 2);
-    Ok(())
+    })
 }
 
 pub fn artifacts(args: &ClusterArgs) -> Outcome {
-    let api = Api::new(args)?;
-    let artifacts: Vec<ArtifactView> = api.answer(api.get("artifacts"))?;
-    if args.json {
-        print(&json(&artifacts)?);
-        return Ok(());
-    }
-    let row = |artifact: &ArtifactView| vec![artifact.id.clone(), units::bytes(artifact.bytes)];
-    print_table(&["artifact", "size"], artifacts.iter().map(row), 1);
-    Ok(())
+    show(args, "artifacts", &["artifact", "size"], 1, |artifact: &ArtifactView| {
+        vec![artifact.id.clone(), units::bytes(artifact.bytes)]
+    })
 }
 
 fn state_text(job: &JobView) -> String {
-    let state = format!("{:?}", job.state).to_uppercase();
     match &job.reason {
-        Some(reason) => format!("{state}: {reason}"),
-        None => state,
+        Some(reason) => format!("{}: {reason}", job.state),
+        None => job.state.to_string(),
     }
+}
+
+/// Shows what is at a path of the API: as JSON, or a row each, with these heads. The columns from `numbers` on are numbers.
+fn show<T: DeserializeOwned + Serialize>(
+    args: &ClusterArgs,
+    path: &str,
+    heads: &[&str],
+    numbers: usize,
+    row: impl Fn(&T) -> Vec<String>,
+) -> Outcome {
+    let all: Vec<T> = {
+        let api = Api::new(args)?;
+        api.answer(api.get(path))?
+    };
+    match args.json {
+        true => print(&json(&all)?),
+        false => print_table(heads, all.iter().map(row), numbers),
+    }
+    Ok(())
+}
+
+/// Says what was done: as JSON, or in words.
+fn said(args: &ClusterArgs, answer: &impl Serialize, verb: &str, words: &str) -> Outcome {
+    match args.json {
+        true => print(&json(answer)?),
+        false => say(verb, words),
+    }
+    Ok(())
 }
 
 /// The columns from `numbers` on are numbers.

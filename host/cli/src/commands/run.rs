@@ -25,14 +25,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub fn run(args: &RunArgs, screen: &Screen) -> Outcome {
     let begin = Instant::now();
     let mut project = args.project.clone();
-    project.set.extend(args.parallelism.map(|p| format!("job.parallelism={p}")));
+    project.set.extend(args.start.parallelism.map(|p| format!("job.parallelism={p}")));
     let mut manifest = super::manifest(&project)?;
-    if let Some(component) = &args.component {
+    if let Some(component) = &args.start.component {
         manifest.job.component = component.clone();
     }
     let registry = registry_on(screen);
     manifest.check_options(&registry)?;
-    if args.build {
+    if args.start.build {
         build::build(&manifest)?;
     }
     let job = component::load(&manifest.job.component, component::limits(&manifest.limits))?;

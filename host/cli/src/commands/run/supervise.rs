@@ -1,7 +1,6 @@
 //! Runs a job attempt after attempt: begins each from where the log of its checkpoints says, and starts it again after a
 //! failure that may pass, as the restart strategy decides.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -25,7 +24,7 @@ pub fn run(spec: &JobSpec, manifest: &Manifest, args: &RunArgs, screen: &Screen)
     let running = Running::default();
     let _server = control::listen(&manifest.path, running.clone())?;
     let Some(settings) = &manifest.checkpoints else {
-        if args.from.is_some() {
+        if args.start.from.is_some() {
             return Err(Error::invalid("--from needs checkpoints, and the manifest has none")
                 .mend("Give it a [checkpoints] section with a location.")
                 .into());
@@ -56,7 +55,7 @@ struct Supervisor<'a> {
 impl Supervisor<'_> {
     fn run(&mut self, manifest: &Manifest) -> Outcome {
         let mut restarts = Restarts::new(manifest.restart.clone(), now_ms().unsigned_abs());
-        let mut start = start(self.args)?;
+        let mut start = self.args.start.start();
         loop {
             let error = match self.attempt(&start) {
                 Ok(ending) => return said(ending, Some(&self.store)),
@@ -92,7 +91,7 @@ impl Supervisor<'_> {
             retained: self.settings.retained,
         };
         let spec = self.spec.clone();
-        let handle = tidemill_dataflow::run_with(spec, Some(checkpoints), self.args.allow_non_restored)?;
+        let handle = tidemill_dataflow::run_with(spec, Some(checkpoints), self.args.start.allow_non_restored)?;
         self.ran = true;
         self.running.set(Some(handle.control()));
         let ended = watch(handle, sources_total(&self.spec.sources), self.interrupts, self.args.format, self.screen);
@@ -103,7 +102,7 @@ impl Supervisor<'_> {
     /// Says from where the attempt goes on.
     fn announce(&self, owner: &Owner) {
         let Some(restored) = owner.restored() else {
-            if self.args.from.is_some() && !self.ran {
+            if self.args.start.from.is_some() && !self.ran {
                 say("starting", &format!("anew: there is no checkpoint in {} yet", self.settings.location));
             }
             return;
@@ -126,19 +125,6 @@ impl Supervisor<'_> {
         }
         true
     }
-}
-
-/// Where the first attempt starts.
-fn start(args: &RunArgs) -> Result<Start, Error> {
-    Ok(match args.from.as_deref() {
-        None if args.fresh => Start::Anew,
-        None => Start::Recover,
-        Some("latest") => Start::GoOn,
-        Some(from) => match from.parse() {
-            Ok(number) if !Path::new(from).exists() => Start::At(Origin::Checkpoint(number)),
-            _ => Start::At(Origin::Savepoint(from.to_owned())),
-        },
-    })
 }
 
 /// How long to wait before the next attempt; `None`: there is none. Only what may pass by itself is worth one: the same
