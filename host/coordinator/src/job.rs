@@ -16,7 +16,7 @@ use tidemill_job::{JobDefinition, Manifest, checkpoint_settings, spec};
 
 use crate::execution::Execution;
 use crate::storage::{Accepted, Kept};
-use crate::view::{CheckpointsView, ExceptionView, JobState, JobView, SubtaskView, VertexView};
+use crate::view::{AttemptView, CheckpointsView, ExceptionView, JobState, JobView, SubtaskView, VertexView};
 use crate::{Coordinator, lock, now_ms};
 
 /// How often a job that runs is looked at. Its end is noticed so late.
@@ -289,6 +289,7 @@ impl Job {
     fn attempt(self: &Arc<Self>, start: &Start, parallelism: u32) -> Result<Ending> {
         let (definition, coordinator) = (&self.accepted.definition, &self.coordinator);
         let manifest = definition.manifest(Some(parallelism))?;
+        lock(&self.now).view.attempt = Some(AttemptView { began_ms: now_ms(), ..AttemptView::default() });
         let spec = spec(
             &manifest,
             &coordinator.registry,
@@ -325,8 +326,10 @@ impl Job {
         let mut now = lock(&self.now);
         now.execution = Some(execution.clone());
         now.tasks = prologue.tasks.clone();
+        now.view.attempt.iter_mut().for_each(|attempt| attempt.deploying_ms = now_ms());
         drop(now);
         execution.open(definition, checkpoints.as_ref().map(|checkpoints| &checkpoints.owner), allow)?;
+        lock(&self.now).view.attempt.iter_mut().for_each(|attempt| attempt.ready_ms = now_ms());
         let signals = execution.signals.clone();
         let master = Master::new(&spec, prologue, &execution.readers, signals.clone(), checkpoints)
             .inspect_err(|_| signals.cancel())?;
@@ -436,6 +439,7 @@ fn accepted_view(accepted: &Accepted) -> Result<JobView> {
         submitted_ms: accepted.submitted_ms,
         ended_ms: None,
         restarts: 0,
+        attempt: None,
         exceptions: Vec::new(),
         vertices: Vec::new(),
         checkpoints: None,

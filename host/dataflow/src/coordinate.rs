@@ -111,7 +111,7 @@ struct Checkpointing {
 }
 
 impl Coordinator {
-    /// Of a job whose slots are about to run.
+    /// Of a job whose slots are about to run, or run already and have passed barriers up to this one.
     pub fn new(
         clock: Arc<dyn Clock>,
         enumerations: Vec<Enumeration>,
@@ -119,9 +119,11 @@ impl Coordinator {
         collector: Collector,
         signals: Arc<Signals>,
         checkpoints: Option<Checkpoints>,
+        passed: Epoch,
     ) -> Self {
         let checkpoints = checkpoints.map(|Checkpoints { store, owner, settings, retained }| {
-            let first_epoch = owner.restored().map_or(0, |restored| restored.manifest.epoch) + 1;
+            let restored = owner.restored().map_or(0, |restored| restored.manifest.epoch);
+            let first_epoch = restored.max(passed.0) + 1;
             let now = clock.now();
             Checkpointing {
                 protocol: protocol::Coordinator::new(settings, collector.tasks() as u32, first_epoch, unsigned(now)),
@@ -341,6 +343,7 @@ impl Coordinator {
 
     fn completed(&mut self, epoch: u64, purpose: Option<Purpose>, now: Timestamp) -> Result<()> {
         self.enumerations.iter().for_each(|enumeration| enumeration.completed(Epoch(epoch)));
+        self.signals.complete(Epoch(epoch));
         let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
         let Some((number, manifest)) = checkpoints.claimed.take() else { return Ok(()) };
         let figures = &mut checkpoints.figures;

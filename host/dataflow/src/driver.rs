@@ -36,6 +36,7 @@ use crate::signals::Signals;
 use crate::slice::{Committers, begin_sinks, committers, tasks};
 use crate::snapshot::{TaskEvent, Written};
 use crate::splits::Mailbox;
+use crate::takeover::Takeover;
 
 /// No sleep is longer: a wake-up that a connector forgot costs this, not the job.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -74,6 +75,8 @@ pub struct Prologue {
     /// Every subtask, by node and index.
     pub tasks: Vec<TaskStatus>,
     pub(crate) committers: Committers,
+    /// `None`: its slots are about to run.
+    pub(crate) takeover: Option<Takeover>,
 }
 
 impl Prologue {
@@ -88,7 +91,17 @@ impl Prologue {
         begin_sinks(spec, &start)?;
         Failpoint::SinksBegun.reach();
         let tasks = tasks(&spec.name, &plan);
-        Ok(Self { plan, start, tasks, committers })
+        Ok(Self { plan, start, tasks, committers, takeover: None })
+    }
+
+    /// Of a job whose slots run: its checkpoints have an owner again, and what the newest one left is committed.
+    pub fn taking_over(spec: &JobSpec, checkpoints: Option<&mut Checkpoints>, takeover: Takeover) -> Result<Self> {
+        let start = Start::of(checkpoints.as_ref().map(|c| &c.owner), true);
+        let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
+        let mut committers = committers(spec)?;
+        recover(&mut committers, checkpoints)?;
+        let tasks = tasks(&spec.name, &plan);
+        Ok(Self { plan, start, tasks, committers, takeover: Some(takeover) })
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tidemill_core::ids::Epoch;
 use tidemill_core::time::Clock;
 use tidemill_core::{Error, Result};
 
@@ -15,6 +16,7 @@ use crate::job::{JobSpec, TaskStatus};
 use crate::restore::RestoredJob;
 use crate::signals::Signals;
 use crate::slice::{enumerations, letters_tasks};
+use crate::takeover::Takeover;
 
 /// The half of a job that is there once, whatever its slots are and wherever.
 pub struct Master {
@@ -37,13 +39,14 @@ impl Master {
         signals: Arc<Signals>,
         checkpoints: Option<Checkpoints>,
     ) -> Result<Self> {
-        let Prologue { plan, start, tasks, committers } = prologue;
-        let enumerations = enumerations(spec, &plan, &start, readers)?;
+        let Prologue { plan, start, tasks, committers, takeover } = prologue;
+        let passed = takeover.as_ref().map_or(Epoch(0), Takeover::passed);
+        let enumerations = enumerations(spec, &plan, &start, readers, takeover.as_ref())?;
         let letters = letters_tasks(&spec.name, &plan);
         let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
         let clock = spec.clock.clone();
         let coordinator =
-            Coordinator::new(clock.clone(), enumerations, committers, collector, signals.clone(), checkpoints);
+            Coordinator::new(clock.clone(), enumerations, committers, collector, signals.clone(), checkpoints, passed);
         let (events, inbox) = mpsc::channel();
         let control = JobControl { signals, events, takes_checkpoints: coordinator.takes_checkpoints() };
         let (slots, restored) = (plan.slots(), start.from);
