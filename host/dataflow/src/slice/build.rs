@@ -52,7 +52,7 @@ pub struct Assembly {
     /// One per slot, in their order.
     pub slices: Vec<Slice>,
     /// Where the readers of sources get their news.
-    pub readers: HashMap<(NodeId, u32), Arc<Mailbox>>,
+    pub readers: BTreeMap<(NodeId, u32), Arc<Mailbox>>,
     /// The ends of queues that belong to slots of other processes.
     pub wires: Vec<Wire>,
 }
@@ -113,7 +113,7 @@ impl Assembly {
             signals,
             replay: Replay::new(start, plan, spec.settings.max_parallelism)?,
             wiring: Wiring::new(spec, plan, placement)?,
-            readers: HashMap::new(),
+            readers: BTreeMap::new(),
             tasks: tasks.iter().map(|task| ((task.subtask.node, task.subtask.index.0), task)).collect(),
         };
         let slices = placement.here.iter().map(|(slot, waker)| assembler.slice(*slot, waker));
@@ -247,7 +247,7 @@ struct Assembler<'a> {
     signals: &'a Arc<Signals>,
     replay: Replay,
     wiring: Wiring,
-    readers: HashMap<(NodeId, u32), Arc<Mailbox>>,
+    readers: BTreeMap<(NodeId, u32), Arc<Mailbox>>,
     tasks: HashMap<(NodeId, u32), &'a TaskStatus>,
 }
 
@@ -425,7 +425,7 @@ pub fn enumerations(
     spec: &JobSpec,
     plan: &PhysicalPlan,
     start: &Start,
-    readers: &HashMap<(NodeId, u32), Arc<Mailbox>>,
+    readers: &BTreeMap<(NodeId, u32), Arc<Mailbox>>,
     takeover: Option<&Takeover>,
 ) -> Result<Vec<Enumeration>> {
     let mut enumerations = Vec::new();
