@@ -60,7 +60,10 @@ impl Cluster {
     /// When a process does not start, or the workers do not register.
     pub fn start(folder: &Path, slots: &[u32]) -> Result<Self> {
         let binary = std::env::current_exe()?.with_file_name("tidemill");
-        ensure!(binary.is_file(), "there is no `tidemill` beside this program: cargo build --release --workspace --bins");
+        ensure!(
+            binary.is_file(),
+            "there is no `tidemill` beside this program: cargo build --release --workspace --bins"
+        );
         let (listen, rest) = (free_address()?, free_address()?);
         let coordinator = coordinator(&binary, folder, &listen, &rest)?;
         // That there is one already is fine.

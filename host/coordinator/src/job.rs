@@ -90,11 +90,7 @@ struct Shared {
 
 impl Job {
     /// One that was accepted, and what its master is to hear. `end`: how it ended, if it did.
-    fn new(
-        storage: Arc<Storage>,
-        accepted: Accepted,
-        end: Option<JobView>,
-    ) -> Result<(Arc<Self>, Receiver<JobEvent>)> {
+    fn new(storage: Arc<Storage>, accepted: Accepted, end: Option<JobView>) -> Result<(Arc<Self>, Receiver<JobEvent>)> {
         let view = end.map_or_else(|| accepted_view(&accepted), Ok)?;
         let parallelism = view.parallelism;
         let (wish, control, execution, tasks) = Default::default();

@@ -69,11 +69,6 @@ impl Storage {
         }
     }
 
-    /// Where everything is.
-    pub fn blobs(&self) -> &Arc<dyn Blobs> {
-        &self.blobs
-    }
-
     pub fn artifacts(&self) -> Result<Vec<ArtifactView>> {
         let listed = self.blobs.list(ARTIFACTS)?;
         let named = listed.iter().filter_map(|blob| Some((blob.name.strip_suffix(".wasm")?, blob.bytes)));
@@ -124,6 +119,11 @@ impl Storage {
         }
     }
 
+    /// How a job ended, if it did.
+    pub fn end(&self, id: &str) -> Result<Option<JobView>> {
+        self.read(&format!("{JOBS}/{id}.end"))
+    }
+
     pub fn jobs(&self) -> Result<Vec<Kept>> {
         let names = self.names()?;
         let mut kept = Vec::new();
@@ -134,7 +134,7 @@ impl Storage {
             for wish in wishes_of(id, &names) {
                 wishes.extend(self.read::<KeptWish>(&format!("{JOBS}/{wish}"))?);
             }
-            kept.push(Kept { accepted, begun, wishes, end: self.read(&format!("{JOBS}/{id}.end"))? });
+            kept.push(Kept { accepted, begun, wishes, end: self.end(id)? });
         }
         Ok(kept)
     }

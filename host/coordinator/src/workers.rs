@@ -33,7 +33,9 @@ struct All {
 
 /// A worker that attends.
 pub struct Worker {
+    /// Its name, which no other process has.
     pub id: String,
+    /// Where other workers reach it.
     pub address: String,
     slots: u32,
     memory_bytes: u64,
@@ -67,8 +69,7 @@ impl Workers {
     /// when there may be slots that were not there before.
     pub fn take(&self, slots: u32, job: &str, wake: Waker) -> Result<Vec<Arc<Worker>>> {
         let mut all = lock(&self.all);
-        let mut free: Vec<(u32, &Arc<Worker>)> =
-            all.workers.values().map(|worker| (worker.free(), worker)).collect();
+        let mut free: Vec<(u32, &Arc<Worker>)> = all.workers.values().map(|worker| (worker.free(), worker)).collect();
         let there: u32 = free.iter().map(|(free, _)| free).sum();
         if there < slots {
             let of: u32 = all.workers.values().map(|worker| worker.slots).sum();

@@ -67,8 +67,7 @@ impl Stepper {
         let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
         let (clock, writer) = (spec.clock.clone(), checkpoints.as_ref().map(|c| c.owner.writer()));
         let (signalled, passed) = (signals.clone(), Epoch(0));
-        let coordinator =
-            Coordinator::new(clock, enumerations, committers, collector, signalled, checkpoints, passed);
+        let coordinator = Coordinator::new(clock, enumerations, committers, collector, signalled, checkpoints, passed);
         Ok(Self {
             spec,
             slices,

@@ -13,8 +13,8 @@ use tidemill_rpc::proto::{self, Welcome, from_worker as says, to_worker as tells
 use tidemill_rpc::{MAX_MESSAGE_BYTES, VERSION, from_worker};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Code, Status, Streaming};
 use tonic::transport::Endpoint;
+use tonic::{Code, Status, Streaming};
 
 use crate::WorkerSettings;
 use crate::deployment::{Deployments, Work};

@@ -50,7 +50,9 @@ impl Held {
         let given = self.readers.entry(reader).or_default();
         let newest = given.barrier.map_or(0, |barrier| barrier.epoch);
         match item {
-            news::Item::Splits(found) => given.splits.extend(found.splits.iter().map(|split| (newest, split.id.clone()))),
+            news::Item::Splits(found) => {
+                given.splits.extend(found.splits.iter().map(|split| (newest, split.id.clone())))
+            }
             news::Item::Barrier(barrier) if barrier.epoch <= newest => return false,
             news::Item::Barrier(barrier) => given.barrier = Some(*barrier),
             news::Item::Restored(_) | news::Item::NoMore(_) | news::Item::Completed(_) => {}

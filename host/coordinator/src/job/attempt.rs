@@ -32,6 +32,8 @@ pub struct Attempt {
     ended: BTreeSet<u32>,
     /// What went wrong before its master was there, or at the very end.
     errors: Vec<Error>,
+    /// Whether a checkpoint of it is complete.
+    progressed: bool,
 }
 
 /// How far it is.
@@ -66,7 +68,7 @@ impl Attempt {
         let workers: BTreeSet<String> = execution.workers.iter().map(|worker| worker.id.clone()).collect();
         let (ended, errors) = Default::default();
         let stage = Stage::Opening(Some(Opening { prologue, checkpoints, said: Vec::new() }));
-        Self { execution, spec, stage, opening: workers.clone(), here: workers, ended, errors }
+        Self { execution, spec, stage, opening: workers.clone(), here: workers, ended, errors, progressed: false }
     }
 
     /// Where it is deployed.
@@ -150,6 +152,7 @@ impl Attempt {
                 master.conclude();
             }
             show(job, master);
+            self.progressed |= master.figures().is_some_and(|figures| figures.completed > 0);
             if is_over && let Stage::Running(master) = std::mem::replace(&mut self.stage, Stage::Leaving(None)) {
                 self.stage = Stage::Leaving(Some(master));
             }
@@ -158,6 +161,11 @@ impl Attempt {
             Stage::Leaving(_) if self.here.is_empty() => Progress::Over,
             _ => Progress::Goes(due),
         }
+    }
+
+    /// Whether the job got on in it.
+    pub fn progressed(&self) -> bool {
+        self.progressed
     }
 
     /// It is over: how.

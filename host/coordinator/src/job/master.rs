@@ -23,7 +23,7 @@ use super::offer::Offer;
 use super::{Job, JobEvent, Submission, Wish};
 use crate::execution::Execution;
 use crate::storage::{Accepted, Kept, KeptWish};
-use crate::view::{AttemptView, ExceptionView, JobState};
+use crate::view::{AttemptView, ExceptionView, JobState, JobView};
 use crate::workers::Worker;
 use crate::{Coordinator, lock};
 
@@ -41,6 +41,8 @@ pub struct JobMaster {
     /// Whether an attempt has begun. What follows goes on from the newest checkpoint, however the attempt before ended:
     /// also one that came to its very end, of which nobody was told.
     begun: bool,
+    /// Whether another coordinator had the job since this one looked: it may have brought it to its end.
+    fenced: bool,
     phase: Phase,
 }
 
@@ -114,7 +116,7 @@ impl JobMaster {
         let restarts = Restarts::new(manifest.restart, coordinator.environment.now_ms().unsigned_abs());
         let (job, inbox) = Job::new(coordinator.storage.clone(), accepted, None)?;
         job.wished(wishes);
-        let master = Self { coordinator, job: job.clone(), inbox, restarts, begun, phase };
+        let master = Self { coordinator, job: job.clone(), inbox, restarts, begun, fenced: false, phase };
         Ok((job, master))
     }
 
@@ -176,6 +178,11 @@ impl JobMaster {
                         (_, offer) => offer.into_iter().for_each(|offer| offer.decline(&self.coordinator.workers)),
                     }
                 }
+                Phase::Due if self.fenced => match self.coordinator.storage.end(self.job.id()) {
+                    Ok(Some(end)) => self.ended(end),
+                    Ok(None) => self.fenced = false,
+                    Err(error) => self.attempt_ended(Err(error), now),
+                },
                 Phase::Due => match self.want(parallelism) {
                     Ok(wanted) => self.phase = Phase::Waiting(wanted),
                     Err(error) => self.attempt_ended(Err(error), now),
@@ -205,6 +212,9 @@ impl JobMaster {
                         return due.map_or(Due::Told, Due::At);
                     }
                     Progress::Over => {
+                        if attempt.progressed() {
+                            self.restarts.progressed();
+                        }
                         let execution = attempt.execution().clone();
                         let outcome = attempt.end();
                         lock(&self.coordinator.executions).remove(&execution.id);
@@ -418,8 +428,12 @@ impl JobMaster {
             return Err(error);
         }
         let now_ms = now.0.unsigned_abs();
+        self.fenced |= error.kind() == ErrorKind::Fenced;
         let decided = match error.kind() {
             ErrorKind::Lost => self.restarts.lost(now_ms, &text),
+            // Another coordinator has the job. If it lives, that is well, and this one will hear how the job ended; if it
+            // was on its way to its end itself, somebody has to go on.
+            ErrorKind::Fenced => self.restarts.failed(now_ms, &text),
             ErrorKind::Retry | ErrorKind::Internal => self.restarts.failed(now_ms, &text),
             // It does not pass by itself.
             ErrorKind::Invalid | ErrorKind::UserCode | ErrorKind::Limit => return Err(error),
@@ -435,7 +449,8 @@ impl JobMaster {
     }
 
     fn end(&mut self, ended: Result<Ending>) {
-        self.phase = Phase::Over;
+        // Another coordinator has the job now, and keeps how it ends.
+        let is_ours = !matches!(&ended, Err(error) if error.kind() == ErrorKind::Fenced);
         let (state, reason) = match ended {
             Ok(Ending::Finished | Ending::Stopped) => (JobState::Finished, None),
             Ok(Ending::Cancelled) => (JobState::Canceled, None),
@@ -443,9 +458,14 @@ impl JobMaster {
         };
         let mut end = self.job.view();
         (end.state, end.reason, end.ended_ms) = (state, reason, Some(self.coordinator.environment.now_ms()));
-        if let Err(error) = self.coordinator.storage.keep_end(&end) {
+        if is_ours && let Err(error) = self.coordinator.storage.keep_end(&end) {
             tracing::warn!("how the job {} ended could not be kept: {error}", self.job.id());
         }
+        self.ended(end);
+    }
+
+    fn ended(&mut self, end: JobView) {
+        self.phase = Phase::Over;
         lock(&self.job.shared).view = end;
         self.job.changed.notify_all();
     }

@@ -54,8 +54,7 @@ impl Master {
         let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
         let clock = spec.clock.clone();
         let signalled = signals.clone();
-        let coordinator =
-            Coordinator::new(clock, enumerations, committers, collector, signalled, checkpoints, passed);
+        let coordinator = Coordinator::new(clock, enumerations, committers, collector, signalled, checkpoints, passed);
         let takes_checkpoints = coordinator.takes_checkpoints();
         let control = JobControl { signals, hear: Arc::new(hear), takes_checkpoints };
         let (running, restored) = (plan.slots(), start.from);
