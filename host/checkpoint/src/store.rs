@@ -53,8 +53,12 @@ pub enum Begun {
 impl Store {
     /// The checkpoints of a job below a location: a folder, or a URL. Nothing is read or written yet.
     pub fn open(location: &str, job: &str) -> Result<Self> {
-        let blobs = blobs::at(&blobs::at_path(location, &folder_name(job)))?;
-        Ok(Self::with(blobs, job, random_nonces()))
+        Ok(Self::with(blobs::at(&Self::place(location, job))?, job, random_nonces()))
+    }
+
+    /// Where those of a job are, below a location.
+    pub fn place(location: &str, job: &str) -> String {
+        blobs::at_path(location, &folder_name(job))
     }
 
     /// Those at a place made for the job.

@@ -1,14 +1,14 @@
 //! One deployment of one attempt at a job: which worker has which slot, and what is said between them and the job's
 //! master. Whatever is said under another execution's number is not heard.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
 
 use tidemill_checkpoint::Owner;
 use tidemill_core::connector::Waker;
 use tidemill_core::ids::{NodeId, SubtaskId, SubtaskIndex};
 use tidemill_core::plan::NodeKind;
-use tidemill_core::{Error, ErrorKind, Result};
+use tidemill_core::{Error, Result};
 use tidemill_dataflow::driver::{Prologue, Readers, SlotEvent};
 use tidemill_dataflow::job::TaskStatus;
 use tidemill_dataflow::signals::Signals;
@@ -21,33 +21,32 @@ use tidemill_rpc::{failure_of, news, slot_event_of, subtask_of};
 use crate::lock;
 use crate::workers::Worker;
 
-type Events = Box<dyn Fn(SlotEvent) + Send + Sync>;
+/// What is said of an execution, and by which worker.
+pub enum ExecutionEvent {
+    /// Its slots there are ready, or can't be made.
+    Opened(String, Result<()>),
+    /// A slot says something.
+    Slot(String, SlotEvent),
+    /// Nothing of it runs there any more; what went wrong at the very end.
+    Left(String, Vec<Error>),
+    /// The worker is gone, and its slots with it; why.
+    Gone(String, String),
+}
 
 /// See the module.
 pub struct Execution {
     pub id: u64,
     /// By slot.
     pub slots: Vec<Arc<Worker>>,
+    /// Each once.
+    pub workers: Vec<Arc<Worker>>,
     /// What stands for the readers of sources here.
     pub readers: Readers,
     /// What stands for the signals of all slots here.
     pub signals: Arc<Signals>,
     tasks: HashMap<(NodeId, u32), TaskStatus>,
     subtasks: HashMap<(NodeId, u32), Arc<SubtaskId>>,
-    events: OnceLock<Events>,
-    progress: Mutex<Progress>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Progress {
-    opened: BTreeMap<String, Result<()>>,
-    /// Workers on which nothing of it runs any more, as they said or since they are gone.
-    left: BTreeSet<String>,
-    /// Slots that came to their end, one way or another.
-    ended: BTreeSet<u32>,
-    /// What went wrong at the very end.
-    failures: Vec<Error>,
+    says: Box<dyn Fn(ExecutionEvent) + Send + Sync>,
 }
 
 /// What was passed on of the signals.
@@ -60,8 +59,14 @@ struct Said {
 }
 
 impl Execution {
-    /// Of a job that is about to be deployed to these workers, one per slot.
-    pub fn new(id: u64, job: &str, prologue: &Prologue, slots: Vec<Arc<Worker>>) -> Self {
+    /// Of a job that is about to be deployed to these workers, one per slot. What they say of it goes to `says`.
+    pub fn new(
+        id: u64,
+        job: &str,
+        prologue: &Prologue,
+        slots: Vec<Arc<Worker>>,
+        says: impl Fn(ExecutionEvent) + Send + Sync + 'static,
+    ) -> Self {
         let mut readers = Readers::new();
         for (node, of) in prologue.plan.graph().iter() {
             if !matches!(of.kind, NodeKind::Source { .. }) {
@@ -77,12 +82,12 @@ impl Execution {
             subtasks.insert((subtask.node, subtask.index.0), subtask.clone());
         }
         let tasks = prologue.tasks.iter().map(|task| ((task.subtask.node, task.subtask.index.0), task.clone()));
-        let (events, progress, changed) = Default::default();
-        let signals = signals(id, distinct(&slots));
-        Self { id, slots, readers, signals, tasks: tasks.collect(), subtasks, events, progress, changed }
+        let workers = distinct(&slots);
+        let signals = signals(id, workers.clone());
+        Self { id, slots, workers, readers, signals, tasks: tasks.collect(), subtasks, says: Box::new(says) }
     }
 
-    /// Has all workers make their slots. An error of any.
+    /// Has all workers make their slots; each says when it has.
     pub fn open(&self, definition: &JobDefinition, owner: Option<&Owner>, allow_non_restored: bool) -> Result<()> {
         let json = |what: serde_json::Result<Vec<u8>>| {
             what.map(Into::into).map_err(|e| Error::internal(format!("a deployment: {e}")))
@@ -108,48 +113,18 @@ impl Execution {
             begin: Some(begin),
             parallelism: u32::try_from(self.slots.len()).unwrap_or(u32::MAX),
         };
-        let workers = distinct(&self.slots);
-        for worker in &workers {
+        for worker in &self.workers {
             let slots = (0..).zip(&self.slots).filter(|(_, of)| of.id == worker.id).map(|(slot, _)| slot).collect();
             worker.say(tells::Says::Open(proto::Open { slots, ..open.clone() }));
         }
-        let progress = lock(&self.progress);
-        let waiting = |progress: &mut Progress| progress.opened.len() < workers.len();
-        let mut progress = self.changed.wait_while(progress, waiting).unwrap_or_else(PoisonError::into_inner);
-        let (mut error, mut ready) = (None, BTreeSet::new());
-        for (worker, outcome) in std::mem::take(&mut progress.opened) {
-            match outcome {
-                Ok(()) => _ = ready.insert(worker),
-                Err(e) => error = Some(error.unwrap_or(e)),
-            }
-        }
-        drop(progress);
-        let Some(error) = error else { return Ok(()) };
-        for worker in workers.iter().filter(|worker| ready.contains(&worker.id)) {
-            let what = Some(signal::What::Cancel(true));
-            worker.say(tells::Says::Signal(proto::Signal { execution: self.id, what }));
-        }
-        Err(error)
+        Ok(())
     }
 
-    /// Starts what was made ready. What its slots say goes to `events`.
-    pub fn start(&self, events: impl Fn(SlotEvent) + Send + Sync + 'static) {
-        _ = self.events.set(Box::new(events));
-        for worker in distinct(&self.slots) {
+    /// Starts what was made ready.
+    pub fn start(&self) {
+        for worker in &self.workers {
             worker.say(tells::Says::Start(proto::Start { execution: self.id }));
         }
-        // Whoever is gone by now was not heard of by anyone.
-        let gone: Vec<String> = lock(&self.progress).left.iter().cloned().collect();
-        gone.iter().for_each(|worker| self.fail_slots(worker, "it is gone"));
-    }
-
-    /// Waits until nothing of it runs any more; what went wrong at the very end.
-    pub fn join(&self) -> Vec<Error> {
-        let workers = distinct(&self.slots);
-        let progress = lock(&self.progress);
-        let waiting = |progress: &mut Progress| workers.iter().any(|worker| !progress.left.contains(&worker.id));
-        let mut progress = self.changed.wait_while(progress, waiting).unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut progress.failures)
     }
 
     /// A worker says something of it.
@@ -157,14 +132,11 @@ impl Execution {
         match says {
             says::Says::Opened(opened) => {
                 let outcome = opened.failure.map_or(Ok(()), |failure| Err(failure_of(failure)));
-                lock(&self.progress).opened.entry(worker.to_owned()).or_insert(outcome);
-                self.changed.notify_all();
+                (self.says)(ExecutionEvent::Opened(worker.to_owned(), outcome));
             }
             says::Says::Left(left) => {
-                let mut progress = lock(&self.progress);
-                progress.failures.extend(left.failures.into_iter().map(failure_of));
-                progress.left.insert(worker.to_owned());
-                self.changed.notify_all();
+                let failures = left.failures.into_iter().map(failure_of).collect();
+                (self.says)(ExecutionEvent::Left(worker.to_owned(), failures));
             }
             says::Says::SplitFinished(finished) => {
                 let reader =
@@ -181,59 +153,20 @@ impl Execution {
             }
             other => {
                 let find = |node: NodeId, index: SubtaskIndex| self.subtasks.get(&(node, index.0)).cloned();
-                match slot_event_of(other, find) {
-                    Ok(Some(event)) => self.event(worker, event),
-                    Ok(None) => {}
-                    Err(error) => self.tell(SlotEvent::Trouble(error)),
+                let event = slot_event_of(other, find).unwrap_or_else(|error| Some(SlotEvent::Trouble(error)));
+                if let Some(event) = event {
+                    (self.says)(ExecutionEvent::Slot(worker.to_owned(), event));
                 }
             }
         }
     }
 
     /// A worker is gone, and its slots with it.
-    pub fn gone(&self, worker: &str, why: &str) {
-        if !self.slots.iter().any(|of| of.id == worker) {
-            return;
-        }
-        let mut progress = lock(&self.progress);
-        progress.opened.insert(worker.to_owned(), Err(gone(worker, why)));
-        progress.left.insert(worker.to_owned());
-        drop(progress);
-        self.fail_slots(worker, why);
-        self.changed.notify_all();
-    }
-
-    fn fail_slots(&self, worker: &str, why: &str) {
-        if self.events.get().is_none() {
-            return;
-        }
-        for (slot, of) in (0..).zip(&self.slots) {
-            if of.id == worker {
-                self.event(worker, SlotEvent::Failed(slot, gone(worker, why)));
-            }
+    pub fn gone(&self, worker: &Arc<Worker>, why: &str) {
+        if self.workers.iter().any(|of| Arc::ptr_eq(of, worker)) {
+            (self.says)(ExecutionEvent::Gone(worker.id.clone(), why.to_owned()));
         }
     }
-
-    /// A slot ends once, whatever else is said of it, and only its own worker says so.
-    fn event(&self, worker: &str, event: SlotEvent) {
-        if let SlotEvent::Finished(slot) | SlotEvent::Gone(slot) | SlotEvent::Failed(slot, _) = &event {
-            let is_its = self.slots.get(*slot as usize).is_some_and(|of| of.id == worker);
-            if !is_its || !lock(&self.progress).ended.insert(*slot) {
-                return;
-            }
-        }
-        self.tell(event);
-    }
-
-    fn tell(&self, event: SlotEvent) {
-        if let Some(events) = self.events.get() {
-            events(event);
-        }
-    }
-}
-
-fn gone(worker: &str, why: &str) -> Error {
-    Error::new(ErrorKind::Retry, format!("{worker} is gone: {why}"))
 }
 
 fn distinct(slots: &[Arc<Worker>]) -> Vec<Arc<Worker>> {

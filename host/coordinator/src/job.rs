@@ -1,30 +1,27 @@
-//! A job in the cluster: attempt after attempt, from its submission to its end, on a thread of its own.
+//! A job in the cluster, as others see it: what is shown of it, and what the user wants of it. Its master, on a thread of
+//! its own, does the rest.
+
+mod attempt;
+mod master;
 
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tidemill_checkpoint::restart::{Restart, Restarts};
-use tidemill_checkpoint::{Begun, Start, Store};
+use tidemill_checkpoint::Start;
 use tidemill_core::{Error, ErrorKind, Result};
-use tidemill_dataflow::driver::{Master, Prologue};
-use tidemill_dataflow::{Checkpoints, Ending, JobControl, JobHandle, SavepointRequest, TaskStatus};
-use tidemill_job::{JobDefinition, Manifest, checkpoint_settings, spec};
+use tidemill_dataflow::driver::MasterEvent;
+use tidemill_dataflow::{CheckpointFigures, JobControl, SavepointRequest, TaskStatus};
+use tidemill_job::JobDefinition;
 
-use crate::execution::Execution;
-use crate::storage::{Accepted, Kept};
-use crate::view::{CheckpointsView, ExceptionView, JobState, JobView, SubtaskView, VertexView};
-use crate::{Coordinator, lock, now_ms};
+use crate::execution::{Execution, ExecutionEvent};
+use crate::lock;
+use crate::storage::Accepted;
+use crate::view::{CheckpointsView, JobState, JobView, SubtaskView, VertexView};
 
-/// How often a job that runs is looked at. Its end is noticed so late.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How often a job that waits for slots looks, if nobody wakes it.
-const SLOTS_EVERY: Duration = Duration::from_millis(200);
-/// How many failures are shown.
-const EXCEPTIONS: usize = 20;
+pub use master::{Due, JobMaster};
 
 /// A job that is to run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,21 +50,31 @@ enum Wish {
     Cancel,
 }
 
-/// See the module.
-pub struct Job {
-    coordinator: Arc<Coordinator>,
-    accepted: Accepted,
-    now: Mutex<Now>,
-    changed: Condvar,
+/// What the master of a job hears.
+pub(crate) enum JobEvent {
+    /// The user wants something else, or there may be slots: look.
+    Look,
+    /// Something is said of an execution.
+    Execution(u64, ExecutionEvent),
+    /// Something is said to the master of an execution.
+    Master(u64, MasterEvent),
 }
 
-struct Now {
+/// See the module.
+pub struct Job {
+    accepted: Accepted,
+    shared: Mutex<Shared>,
+    /// It came to its end.
+    changed: Condvar,
+    /// To its master.
+    tell: Sender<JobEvent>,
+}
+
+/// What others than the master see, and what they want.
+struct Shared {
     /// Without what is taken from the attempt that runs.
     view: JobView,
     wish: Wish,
-    /// Whether an attempt has begun. What follows goes on from the newest checkpoint, however the attempt before ended:
-    /// also one that came to its very end, of which nobody was told.
-    begun: bool,
     /// How many slots are wanted.
     parallelism: u32,
     control: Option<JobControl>,
@@ -76,37 +83,19 @@ struct Now {
 }
 
 impl Job {
-    /// A new one, accepted.
-    pub fn submit(coordinator: Arc<Coordinator>, submission: Submission) -> Result<Arc<Self>> {
-        let Submission { definition, parallelism, from, allow_non_restored } = submission;
-        let accepted =
-            Accepted { id: String::new(), definition, parallelism, from, allow_non_restored, submitted_ms: now_ms() };
-        let accepted = coordinator.storage.keep_job(accepted)?;
-        let start = accepted.from.clone();
-        let job = Self::new(coordinator, accepted, None)?;
-        job.clone().run_from(start)?;
-        Ok(job)
-    }
-
-    /// One that was accepted by a coordinator before this one.
-    pub fn again(coordinator: Arc<Coordinator>, kept: Kept) -> Result<Arc<Self>> {
-        let Kept { accepted, begun, end } = kept;
-        let over = end.is_some();
-        let start = accepted.from.clone();
-        let job = Self::new(coordinator, accepted, end)?;
-        lock(&job.now).begun = begun;
-        if !over {
-            job.clone().run_from(start)?;
-        }
-        Ok(job)
-    }
-
-    fn new(coordinator: Arc<Coordinator>, accepted: Accepted, end: Option<JobView>) -> Result<Arc<Self>> {
+    /// One that was accepted, and what its master is to hear. `end`: how it ended, if it did.
+    fn new(accepted: Accepted, end: Option<JobView>) -> Result<(Arc<Self>, Receiver<JobEvent>)> {
         let view = end.map_or_else(|| accepted_view(&accepted), Ok)?;
         let parallelism = view.parallelism;
-        let (wish, begun, control, execution, tasks) = Default::default();
-        let now = Mutex::new(Now { view, wish, begun, parallelism, control, execution, tasks });
-        Ok(Arc::new(Self { coordinator, accepted, now, changed: Condvar::new() }))
+        let (wish, control, execution, tasks) = Default::default();
+        let shared = Mutex::new(Shared { view, wish, parallelism, control, execution, tasks });
+        let (tell, inbox) = mpsc::channel();
+        Ok((Arc::new(Self { accepted, shared, changed: Condvar::new(), tell }), inbox))
+    }
+
+    /// One that came to its end.
+    pub(crate) fn ended(accepted: Accepted, end: JobView) -> Result<Arc<Self>> {
+        Self::new(accepted, Some(end)).map(|(job, _)| job)
     }
 
     /// Names it in the cluster.
@@ -121,12 +110,12 @@ impl Job {
 
     /// Whether it came to its end.
     pub fn is_over(&self) -> bool {
-        lock(&self.now).view.state.is_final()
+        lock(&self.shared).view.state.is_final()
     }
 
     /// What there is to show of it.
     pub fn view(&self) -> JobView {
-        let now = lock(&self.now);
+        let now = lock(&self.shared);
         let mut view = now.view.clone();
         if !now.tasks.is_empty() {
             view.vertices = vertices(&now.tasks, now.execution.as_deref());
@@ -143,8 +132,7 @@ impl Job {
             control.cancel();
         }
         drop(now);
-        self.changed.notify_all();
-        self.coordinator.workers.wake();
+        self.tell(JobEvent::Look);
         Ok(())
     }
 
@@ -160,7 +148,7 @@ impl Job {
             return Ok(None);
         };
         let taken = ask(|answer| control.stop_with_savepoint(SavepointRequest { location, answer }));
-        let mut now = lock(&self.now);
+        let mut now = lock(&self.shared);
         match taken {
             Ok(location) => {
                 now.view.savepoint = Some(location.clone());
@@ -196,19 +184,21 @@ impl Job {
         if let (Some(control), true) = (&now.control, changes) {
             control.stop();
         }
+        drop(now);
+        self.tell(JobEvent::Look);
         Ok(())
     }
 
     /// Waits until it is over, or for so long.
     pub fn wait(&self, longest: Duration) -> JobView {
-        let now = lock(&self.now);
-        let waiting = |now: &mut Now| !now.view.state.is_final();
+        let now = lock(&self.shared);
+        let waiting = |shared: &mut Shared| !shared.view.state.is_final();
         drop(self.changed.wait_timeout_while(now, longest, waiting).unwrap_or_else(PoisonError::into_inner));
         self.view()
     }
 
-    fn unless_over(&self, what: &str) -> Result<std::sync::MutexGuard<'_, Now>> {
-        let now = lock(&self.now);
+    fn unless_over(&self, what: &str) -> Result<MutexGuard<'_, Shared>> {
+        let now = lock(&self.shared);
         if now.view.state.is_final() {
             let message = format!("the job {} is over, it can't be {what}", self.id());
             return Err(Error::invalid(message).mend("`tidemill list` shows which jobs run."));
@@ -216,210 +206,9 @@ impl Job {
         Ok(now)
     }
 
-    fn run_from(self: Arc<Self>, start: Start) -> Result<()> {
-        let name = format!("job-{}", self.id());
-        let run = move || {
-            let ended = self.run(start);
-            self.end(ended);
-        };
-        let spawned = thread::Builder::new().name(name).spawn(run);
-        spawned.map(drop).map_err(|e| Error::new(ErrorKind::Limit, format!("no thread could be started: {e}")))
-    }
-
-    fn run(self: &Arc<Self>, start: Start) -> Result<Ending> {
-        let manifest = self.accepted.definition.manifest(self.accepted.parallelism)?;
-        let mut restarts = Restarts::new(manifest.restart.clone(), now_ms().unsigned_abs());
-        loop {
-            let (parallelism, begun) = {
-                let now = lock(&self.now);
-                (now.parallelism, now.begun)
-            };
-            let outcome = self.attempt(if begun { &Start::GoOn } else { &start }, parallelism);
-            let mut now = lock(&self.now);
-            now.control = None;
-            let execution = now.execution.take();
-            drop(now);
-            if let Some(execution) = execution {
-                lock(&self.coordinator.executions).remove(&execution.id);
-                self.coordinator.workers.give_back(&execution.slots);
-            }
-            let wish = lock(&self.now).wish;
-            match outcome {
-                // It was stopped to be rescaled.
-                Ok(Ending::Stopped) if wish == Wish::Run => {
-                    self.set(JobState::Restarting, Some("it is being rescaled".to_owned()));
-                }
-                Ok(ending) => return Ok(ending),
-                Err(_) if wish == Wish::Cancel => return Ok(Ending::Cancelled),
-                Err(error) => {
-                    let wait = self.failed(&mut restarts, &manifest, error)?;
-                    let now = lock(&self.now);
-                    let waiting = |now: &mut Now| now.wish != Wish::Cancel;
-                    let waited = self.changed.wait_timeout_while(now, wait, waiting);
-                    drop(waited.unwrap_or_else(PoisonError::into_inner));
-                }
-            }
-        }
-    }
-
-    /// How long to wait after a failure. The error, if it was the last one.
-    fn failed(&self, restarts: &mut Restarts, manifest: &Manifest, error: Error) -> Result<Duration> {
-        let text = error.to_string();
-        let mut now = lock(&self.now);
-        now.view.exceptions.push(ExceptionView { at_ms: now_ms(), text: text.clone() });
-        let over = now.view.exceptions.len().saturating_sub(EXCEPTIONS);
-        now.view.exceptions.drain(..over);
-        drop(now);
-        // Only what may pass by itself is worth another try; and what was done is known from checkpoints alone.
-        let may_pass = matches!(error.kind(), ErrorKind::Retry | ErrorKind::Internal);
-        if !may_pass || manifest.checkpoints.is_none() {
-            return Err(error);
-        }
-        match restarts.failed(now_ms().unsigned_abs(), &text) {
-            Restart::After(ms) => {
-                self.set(JobState::Restarting, Some(text));
-                lock(&self.now).view.restarts += 1;
-                Ok(Duration::from_millis(ms))
-            }
-            Restart::GiveUp(_) => Err(error),
-        }
-    }
-
-    /// Deploys the job and stays with it until the attempt is over.
-    fn attempt(self: &Arc<Self>, start: &Start, parallelism: u32) -> Result<Ending> {
-        let (definition, coordinator) = (&self.accepted.definition, &self.coordinator);
-        let manifest = definition.manifest(Some(parallelism))?;
-        let spec = spec(
-            &manifest,
-            &coordinator.registry,
-            coordinator.components.get(&definition.artifact, &manifest.limits)?,
-        )?;
-        let name = spec.name.clone();
-        let Some(slots) = self.slots(parallelism, name.clone()) else { return Ok(Ending::Cancelled) };
-        let given_back = GivesBack { coordinator, slots: Some(slots) };
-        let mut checkpoints = None;
-        if let Some(settings) = &manifest.checkpoints {
-            let store = Store::open(&settings.location, &spec.name)?;
-            let begun = store.begin(start, now_ms())?;
-            coordinator.storage.keep_begun(self.id())?;
-            lock(&self.now).begun = true;
-            let owner = match begun {
-                Begun::Run(owner) => *owner,
-                Begun::Commit(checkpoint) => {
-                    tidemill_dataflow::commit_ended(&spec, &store, &checkpoint)?;
-                    return Ok(Ending::Finished);
-                }
-            };
-            let (settings, retained) = (checkpoint_settings(settings), settings.retained);
-            checkpoints = Some(Checkpoints { store, owner, settings, retained });
-        }
-        let allow = self.accepted.allow_non_restored;
-        let prologue = Prologue::of(&spec, checkpoints.as_mut(), allow)?;
-        let Some(slots) = given_back.keep() else { return Err(Error::internal("slots were given back twice")) };
-        let execution = Arc::new(Execution::new(coordinator.new_execution(), &name, &prologue, slots));
-        lock(&coordinator.executions).insert(execution.id, execution.clone());
-        // Who left before that was not heard of by the execution.
-        for worker in execution.slots.iter().filter(|worker| !coordinator.workers.has(&worker.id)) {
-            execution.gone(&worker.id, "it left");
-        }
-        let mut now = lock(&self.now);
-        now.execution = Some(execution.clone());
-        now.tasks = prologue.tasks.clone();
-        drop(now);
-        execution.open(definition, checkpoints.as_ref().map(|checkpoints| &checkpoints.owner), allow)?;
-        let signals = execution.signals.clone();
-        let master = Master::new(&spec, prologue, &execution.readers, signals.clone(), checkpoints)
-            .inspect_err(|_| signals.cancel())?;
-        execution.start(master.events());
-        let joining = execution.clone();
-        let handle = master.start(move || joining.join()).inspect_err(|_| signals.cancel())?;
-        self.watch(handle)
-    }
-
-    /// Slots for the job, when they are there. `None`: it was cancelled meanwhile.
-    fn slots(&self, parallelism: u32, name: String) -> Option<Vec<Arc<crate::workers::Worker>>> {
-        let mut now = lock(&self.now);
-        now.view.name = name;
-        now.view.parallelism = parallelism;
-        drop(now);
-        loop {
-            if lock(&self.now).wish == Wish::Cancel {
-                return None;
-            }
-            match self.coordinator.workers.take(parallelism) {
-                Ok(slots) => return Some(slots),
-                Err(missing) => {
-                    let mut now = lock(&self.now);
-                    if now.view.state != JobState::Cancelling {
-                        now.view.reason = Some(missing.to_string());
-                    }
-                }
-            }
-            self.coordinator.workers.wait(SLOTS_EVERY);
-        }
-    }
-
-    fn watch(&self, handle: JobHandle) -> Result<Ending> {
-        let mut now = lock(&self.now);
-        now.control = Some(handle.control());
-        match now.wish {
-            Wish::Cancel => handle.cancel(),
-            Wish::Stop => handle.stop(),
-            Wish::Run => {
-                now.view.state = JobState::Running;
-                now.view.reason = None;
-            }
-        }
-        while !handle.is_finished() {
-            now.view.checkpoints = handle.checkpoints().map(checkpoints_view);
-            if handle.control().is_cancelled() && now.view.state == JobState::Running {
-                now.view.state = JobState::Failing;
-            }
-            now = self.changed.wait_timeout(now, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        now.view.checkpoints = handle.checkpoints().map(checkpoints_view);
-        drop(now);
-        Ok(handle.wait()?.ending)
-    }
-
-    fn end(&self, ended: Result<Ending>) {
-        let (state, reason) = match ended {
-            Ok(Ending::Finished | Ending::Stopped) => (JobState::Finished, None),
-            Ok(Ending::Cancelled) => (JobState::Canceled, None),
-            Err(error) => (JobState::Failed, Some(error.text())),
-        };
-        let mut end = self.view();
-        (end.state, end.reason, end.ended_ms) = (state, reason.clone(), Some(now_ms()));
-        if let Err(error) = self.coordinator.storage.keep_end(&end) {
-            tracing::warn!("how the job {} ended could not be kept: {error}", self.id());
-        }
-        lock(&self.now).view = end;
-        self.changed.notify_all();
-    }
-
-    fn set(&self, state: JobState, reason: Option<String>) {
-        let mut now = lock(&self.now);
-        if now.view.state != JobState::Cancelling {
-            (now.view.state, now.view.reason) = (state, reason);
-        }
-    }
-}
-
-/// Slots that are given back unless they come to be used.
-struct GivesBack<'a> {
-    coordinator: &'a Coordinator,
-    slots: Option<Vec<Arc<crate::workers::Worker>>>,
-}
-
-impl GivesBack<'_> {
-    fn keep(mut self) -> Option<Vec<Arc<crate::workers::Worker>>> {
-        self.slots.take()
-    }
-}
-
-impl Drop for GivesBack<'_> {
-    fn drop(&mut self) {
-        self.slots.take().into_iter().for_each(|slots| self.coordinator.workers.give_back(&slots));
+    /// If nobody listens any more, the job is over.
+    fn tell(&self, event: JobEvent) {
+        _ = self.tell.send(event);
     }
 }
 
@@ -443,7 +232,7 @@ fn accepted_view(accepted: &Accepted) -> Result<JobView> {
     })
 }
 
-fn running(now: &Now, what: &str) -> Result<JobControl> {
+fn running(now: &Shared, what: &str) -> Result<JobControl> {
     now.control.clone().ok_or_else(|| {
         let (id, state) = (&now.view.id, now.view.state);
         Error::invalid(format!("the job {id} does not run now ({state}), it can't be {what}"))
@@ -459,11 +248,11 @@ fn ask(say: impl FnOnce(mpsc::Sender<Result<String>>)) -> Result<String> {
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Retry, "the job ended before the savepoint was there")))
 }
 
-fn checkpoints_view(of: tidemill_dataflow::CheckpointFigures) -> CheckpointsView {
+fn checkpoints_view(of: &CheckpointFigures) -> CheckpointsView {
     CheckpointsView {
         completed: of.completed,
         failed: of.failed,
-        failure: of.failure,
+        failure: of.failure.clone(),
         newest: of.newest,
         duration_ms: of.duration_ms,
         bytes: of.bytes,

@@ -8,48 +8,68 @@ pub mod view;
 
 mod execution;
 mod job;
+mod serve;
 mod storage;
 mod workers;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
+use tidemill_blobs as blobs;
 use tidemill_connector_kit::Registry;
-use tidemill_core::time::{Clock as _, SystemClock};
-use tidemill_core::{Error, Result};
-use tidemill_job::{Components, check_bindings, component};
+use tidemill_core::{Error, ErrorKind, Result};
+use tidemill_job::{Components, Environment, check_bindings, component};
 use tidemill_wasm::Limits;
 
 use crate::execution::Execution;
-pub use crate::job::{Job, Submission};
-use crate::storage::Storage;
+pub use crate::job::{Due, Job, JobMaster, Submission};
+pub use crate::serve::serve;
+use crate::storage::{Kept, Storage};
 use crate::view::{ArtifactView, JobView, Overview, WorkerView};
 use crate::workers::Workers;
-pub use crate::workers::serve;
+pub use crate::workers::{SILENCE, ToldWorker, Worker};
 
 /// See the crate.
 pub struct Coordinator {
-    registry: Arc<Registry>,
+    environment: Environment,
     storage: Storage,
     workers: Workers,
     executions: Mutex<HashMap<u64, Arc<Execution>>>,
     jobs: Mutex<BTreeMap<String, Arc<Job>>>,
-    components: Components,
+    components: Arc<Components>,
+    run: Box<dyn Fn(JobMaster) -> Result<()> + Send + Sync>,
     next_execution: AtomicU64,
 }
 
 impl Coordinator {
-    /// With its storage: a folder that all processes of the cluster reach, or a URL. Goes on with the jobs there.
+    /// With its storage: a folder that all processes of the cluster reach, or a URL. Goes on with the jobs there; each has a
+    /// thread.
     pub fn start(storage: &str, registry: Arc<Registry>) -> Result<Arc<Self>> {
-        let storage = Storage::open(storage)?;
+        let components = Arc::new(Components::new(blobs::at(storage)?));
+        let environment = Environment::new(registry, components.clone());
+        Self::with(storage, environment, components, on_a_thread)
+    }
+
+    /// The same in any environment. `run` runs the master of a job to its end, or has that done.
+    pub fn with(
+        storage: &str,
+        environment: Environment,
+        components: Arc<Components>,
+        run: impl Fn(JobMaster) -> Result<()> + Send + Sync + 'static,
+    ) -> Result<Arc<Self>> {
+        let storage = Storage::new(storage, (environment.place)(storage)?);
         // Unique also over coordinators that come after each other.
-        let next_execution = AtomicU64::new(now_ms().unsigned_abs() << 16);
-        let components = Components::new(storage.blobs().clone());
+        let next_execution = AtomicU64::new(environment.now_ms().unsigned_abs() << 16);
         let (workers, executions, jobs) = Default::default();
-        let this = Arc::new(Self { registry, storage, components, workers, executions, jobs, next_execution });
-        for kept in this.storage.jobs()? {
-            let job = Job::again(this.clone(), kept)?;
+        let run = Box::new(run);
+        let this = Arc::new(Self { environment, storage, components, run, workers, executions, jobs, next_execution });
+        for Kept { accepted, begun, end } in this.storage.jobs()? {
+            let job = match end {
+                Some(end) => Job::ended(accepted, end)?,
+                None => this.run(JobMaster::of(this.clone(), accepted, begun)?)?,
+            };
             lock(&this.jobs).insert(job.id().to_owned(), job);
         }
         Ok(this)
@@ -84,9 +104,8 @@ impl Coordinator {
     /// Accepts a job, or says what is wrong with it before anything runs.
     pub fn submit(self: &Arc<Self>, submission: Submission) -> Result<JobView> {
         let manifest = submission.definition.manifest(submission.parallelism)?;
-        let loaded = self.components.get(&submission.definition.artifact, &manifest.limits)?;
-        check_bindings(&manifest, &loaded.graph)?;
-        let job = Job::submit(self.clone(), submission)?;
+        check_bindings(&manifest, &self.environment.program(&submission.definition.artifact, &manifest)?.graph)?;
+        let job = self.run(JobMaster::submit(self.clone(), submission)?)?;
         lock(&self.jobs).insert(job.id().to_owned(), job.clone());
         Ok(job.view())
     }
@@ -125,6 +144,11 @@ impl Coordinator {
         lock(&self.executions).get(&id).cloned()
     }
 
+    fn run(&self, (job, master): (Arc<Job>, JobMaster)) -> Result<Arc<Job>> {
+        (self.run)(master)?;
+        Ok(job)
+    }
+
     fn new_execution(&self) -> u64 {
         self.next_execution.fetch_add(1, Ordering::Relaxed)
     }
@@ -134,6 +158,8 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn now_ms() -> i64 {
-    SystemClock.now().0
+fn on_a_thread(master: JobMaster) -> Result<()> {
+    let name = format!("job-{}", master.job().id());
+    let spawned = thread::Builder::new().name(name).spawn(move || master.run());
+    spawned.map(drop).map_err(|e| Error::new(ErrorKind::Limit, format!("no thread could be started: {e}")))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tidemill_blobs::{self as blobs, Blobs, PutNew};
 use tidemill_checkpoint::Start;
+use tidemill_core::nonce::Nonces;
 use tidemill_core::{Error, Result};
 use tidemill_job::JobDefinition;
 use tidemill_job::definition::{ARTIFACTS, artifact_path, digest};
@@ -39,8 +40,8 @@ pub struct Storage {
 }
 
 impl Storage {
-    pub fn open(location: &str) -> Result<Self> {
-        Ok(Self { location: location.to_owned(), blobs: blobs::at(location)? })
+    pub fn new(location: &str, blobs: Arc<dyn Blobs>) -> Self {
+        Self { location: location.to_owned(), blobs }
     }
 
     pub fn location(&self) -> &str {
@@ -54,11 +55,6 @@ impl Storage {
         }
     }
 
-    /// Where everything is.
-    pub fn blobs(&self) -> &Arc<dyn Blobs> {
-        &self.blobs
-    }
-
     pub fn artifacts(&self) -> Result<Vec<ArtifactView>> {
         let listed = self.blobs.list(ARTIFACTS)?;
         let named = listed.iter().filter_map(|blob| Some((blob.name.strip_suffix(".wasm")?, blob.bytes)));
@@ -70,9 +66,9 @@ impl Storage {
     }
 
     /// Keeps a job under an id that no other job has, which it completes.
-    pub fn keep_job(&self, mut accepted: Accepted) -> Result<Accepted> {
-        for attempt in 0..16 {
-            accepted.id = job_id(&accepted, attempt);
+    pub fn keep_job(&self, mut accepted: Accepted, nonces: &Nonces) -> Result<Accepted> {
+        for _ in 0..16 {
+            accepted.id = job_id(&accepted, &nonces());
             let content = json(&accepted)?;
             match self.blobs.put_new(&format!("{JOBS}/{}.job", accepted.id), &content)? {
                 PutNew::Done => return Ok(accepted),
@@ -119,8 +115,8 @@ impl Storage {
 }
 
 /// In the order of submission.
-fn job_id(accepted: &Accepted, attempt: u32) -> String {
-    let text = format!("{accepted:?} {attempt} {}", std::process::id());
+fn job_id(accepted: &Accepted, nonce: &str) -> String {
+    let text = format!("{accepted:?} {nonce}");
     let digest = digest(text.as_bytes());
     format!("{:012x}{}", accepted.submitted_ms, digest.get(..8).unwrap_or_default())
 }

@@ -1,22 +1,14 @@
-//! The workers that attend, and what they say.
+//! The workers that attend, and what they say. How they are connected stands elsewhere (`serve`).
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tidemill_core::connector::Waker;
 use tidemill_core::{Error, ErrorKind, Result};
-use tidemill_rpc::proto::coordinator_server::{Coordinator as Serves, CoordinatorServer};
 use tidemill_rpc::proto::{self, FromWorker, ToWorker, from_worker as says, to_worker as tells};
-use tidemill_rpc::tls::Tls;
-use tidemill_rpc::{MAX_MESSAGE_BYTES, VERSION, to_worker};
-use tokio::net::TcpListener;
-use tokio::sync::mpsc::{self, UnboundedSender};
-use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
-use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
+use tidemill_rpc::{VERSION, to_worker};
 
 use crate::view::WorkerView;
 use crate::{Coordinator, lock};
@@ -24,44 +16,65 @@ use crate::{Coordinator, lock};
 /// How often workers say that they are there, and bring figures.
 const BEAT: Duration = Duration::from_millis(500);
 /// A worker that says nothing for so long is gone, though its connection may stand.
-const SILENCE: Duration = Duration::from_secs(10);
+pub const SILENCE: Duration = Duration::from_secs(10);
 
 /// All that are there.
 #[derive(Default)]
 pub struct Workers {
-    all: Mutex<BTreeMap<String, Arc<Worker>>>,
-    changed: Condvar,
+    all: Mutex<All>,
+}
+
+#[derive(Default)]
+struct All {
+    workers: BTreeMap<String, Arc<Worker>>,
+    /// Jobs that want more slots than there were, and what has them look again.
+    waiting: BTreeMap<String, Waker>,
 }
 
 /// A worker that attends.
 pub struct Worker {
+    /// Its name, which no other process has.
     pub id: String,
+    /// Where other workers reach it.
     pub address: String,
     slots: u32,
     memory_bytes: u64,
     resident_bytes: AtomicU64,
     used: Mutex<u32>,
-    say: UnboundedSender<Result<ToWorker, Status>>,
+    say: Box<dyn Fn(ToldWorker) + Send + Sync>,
+}
+
+/// What a worker is told.
+pub enum ToldWorker {
+    /// This.
+    Says(ToWorker),
+    /// Nothing any more: the connection is to end, if it stands.
+    GivenUp,
 }
 
 impl Worker {
     /// Says something to it. If it is gone, that is noticed elsewhere.
     pub fn say(&self, says: tells::Says) {
-        _ = self.say.send(Ok(to_worker(says)));
+        (self.say)(ToldWorker::Says(to_worker(says)));
     }
 }
 
 impl Workers {
-    /// Takes slots, spread over the workers; slot by slot. An error says what is missing.
-    pub fn take(&self, slots: u32) -> Result<Vec<Arc<Worker>>> {
-        let all = lock(&self.all);
+    /// Takes slots for a job, spread over the workers; slot by slot. An error says what is missing; then the job is woken
+    /// when there may be slots that were not there before.
+    pub fn take(&self, slots: u32, job: &str, wake: Waker) -> Result<Vec<Arc<Worker>>> {
+        let mut all = lock(&self.all);
         let mut free: Vec<(u32, &Arc<Worker>)> =
-            all.values().map(|worker| (worker.slots - *lock(&worker.used), worker)).collect();
+            all.workers.values().map(|worker| (worker.slots - *lock(&worker.used), worker)).collect();
         let there: u32 = free.iter().map(|(free, _)| free).sum();
         if there < slots {
-            let message = format!("{slots} slots are needed, and {there} of {} are free", self.slots(&all));
-            return Err(Error::new(ErrorKind::Retry, message)
-                .mend("Start more workers, stop other jobs, or give the job a smaller parallelism."));
+            let of: u32 = all.workers.values().map(|worker| worker.slots).sum();
+            all.waiting.insert(job.to_owned(), wake);
+            return Err(Error::new(
+                ErrorKind::Retry,
+                format!("{slots} slots are needed, and {there} of {of} are free"),
+            )
+            .mend("Start more workers, stop other jobs, or give the job a smaller parallelism."));
         }
         let mut taken = Vec::new();
         for _ in 0..slots {
@@ -76,29 +89,16 @@ impl Workers {
 
     /// Gives slots back.
     pub fn give_back(&self, slots: &[Arc<Worker>]) {
-        let all = lock(&self.all);
         for worker in slots {
             let mut used = lock(&worker.used);
             *used = used.saturating_sub(1);
         }
-        drop(all);
-        self.changed.notify_all();
+        self.wake();
     }
 
-    /// Waits until there may be slots that were not there before, or for so long.
-    pub fn wait(&self, longest: Duration) {
-        let all = lock(&self.all);
-        drop(self.changed.wait_timeout(all, longest).unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Whether a worker is there.
-    pub fn has(&self, id: &str) -> bool {
-        lock(&self.all).contains_key(id)
-    }
-
-    /// Wakes who waits.
-    pub fn wake(&self) {
-        self.changed.notify_all();
+    /// Whether a worker is there, under this registration.
+    pub fn has(&self, worker: &Arc<Worker>) -> bool {
+        lock(&self.all).workers.get(&worker.id).is_some_and(|of| Arc::ptr_eq(of, worker))
     }
 
     pub fn views(&self) -> Vec<WorkerView> {
@@ -111,59 +111,38 @@ impl Workers {
             memory_bytes: worker.memory_bytes,
             resident_bytes: worker.resident_bytes.load(Ordering::Relaxed),
         };
-        all.values().map(view).collect()
+        all.workers.values().map(view).collect()
     }
 
-    fn slots(&self, all: &BTreeMap<String, Arc<Worker>>) -> u32 {
-        all.values().map(|worker| worker.slots).sum()
+    /// Adds one; the registration that it had before, if it had one.
+    fn insert(&self, worker: Arc<Worker>) -> Option<Arc<Worker>> {
+        let before = lock(&self.all).workers.insert(worker.id.clone(), worker);
+        self.wake();
+        before
     }
 
-    fn insert(&self, worker: Arc<Worker>) {
-        lock(&self.all).insert(worker.id.clone(), worker);
-        self.changed.notify_all();
+    /// Of one that registered again meanwhile, the newer registration stays.
+    fn remove(&self, worker: &Arc<Worker>) {
+        let mut all = lock(&self.all);
+        if all.workers.get(&worker.id).is_some_and(|of| Arc::ptr_eq(of, worker)) {
+            all.workers.remove(&worker.id);
+        }
     }
 
-    fn remove(&self, id: &str) {
-        lock(&self.all).remove(id);
+    fn wake(&self) {
+        let waiting = std::mem::take(&mut lock(&self.all).waiting);
+        waiting.values().for_each(Waker::wake);
     }
 }
 
-/// Listens to workers.
-pub fn serve(
-    coordinator: Arc<Coordinator>,
-    listener: TcpListener,
-    tls: Option<&Tls>,
-) -> Result<impl Future<Output = Result<()>> + use<>> {
-    let mut server = Server::builder().tcp_nodelay(true);
-    if let Some(tls) = tls {
-        server = server.tls_config(tls.server()).map_err(|e| Error::invalid(format!("the certificates: {e}")))?;
-    }
-    let service = CoordinatorServer::new(Listening(coordinator))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let serving = server.add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
-    Ok(async move { serving.await.map_err(|e| Error::internal(format!("listening to workers: {e}"))) })
-}
-
-struct Listening(Arc<Coordinator>);
-
-type Told = Pin<Box<dyn tokio_stream::Stream<Item = Result<ToWorker, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl Serves for Listening {
-    type AttendStream = Told;
-
-    async fn attend(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Told>, Status> {
-        let mut incoming = request.into_inner();
-        let Some(says::Says::Hello(hello)) = incoming.message().await?.and_then(|first| first.says) else {
-            return Err(Status::invalid_argument("a worker has to say hello first"));
-        };
+impl Coordinator {
+    /// A worker registers: it is told so through `say`. An error: it can't be used, whatever it tries.
+    pub fn hello(&self, hello: proto::Hello, say: impl Fn(ToldWorker) + Send + Sync + 'static) -> Result<Arc<Worker>> {
         if hello.version != VERSION {
             let (theirs, ours) = (hello.version, VERSION);
             let message = format!("the worker is of version {theirs}, the coordinator of {ours}: use one version");
-            return Err(Status::failed_precondition(message));
+            return Err(Error::invalid(message));
         }
-        let (say, told) = mpsc::unbounded_channel();
         let worker = Arc::new(Worker {
             id: hello.worker,
             address: hello.exchange_address,
@@ -171,32 +150,21 @@ impl Serves for Listening {
             memory_bytes: hello.memory_bytes,
             resident_bytes: AtomicU64::new(0),
             used: Mutex::new(0),
-            say,
+            say: Box::new(say),
         });
         let beat_every_ms = u64::try_from(BEAT.as_millis()).unwrap_or(u64::MAX);
-        let storage = self.0.storage.location().to_owned();
+        let storage = self.storage.location().to_owned();
         worker.say(tells::Says::Welcome(proto::Welcome { beat_every_ms, storage }));
         tracing::info!("{} registered with {} slots", worker.id, worker.slots);
-        self.0.workers.insert(worker.clone());
-        let coordinator = self.0.clone();
-        tokio::spawn(async move {
-            let why = loop {
-                match tokio::time::timeout(SILENCE, incoming.message()).await {
-                    Ok(Ok(Some(message))) => coordinator.said(&worker, message),
-                    Ok(Ok(None)) => break "it left".to_owned(),
-                    Ok(Err(status)) => break status.message().to_owned(),
-                    Err(_) => break format!("it has said nothing for {} s", SILENCE.as_secs()),
-                }
-            };
-            tracing::warn!("{} is gone: {why}", worker.id);
-            coordinator.gone(&worker, &why);
-        });
-        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(told))))
+        // It saw the end of its connection before it was seen here.
+        if let Some(before) = self.workers.insert(worker.clone()) {
+            self.gone(&before, "it registered again");
+        }
+        Ok(worker)
     }
-}
 
-impl Coordinator {
-    fn said(&self, worker: &Arc<Worker>, message: FromWorker) {
+    /// A worker says something.
+    pub fn said(&self, worker: &Arc<Worker>, message: FromWorker) {
         let Some(says) = message.says else { return };
         let execution = match &says {
             says::Says::Beat(beat) => {
@@ -219,11 +187,11 @@ impl Coordinator {
     }
 
     /// A worker is gone, and with it what ran there.
-    fn gone(&self, worker: &Arc<Worker>, why: &str) {
-        self.workers.remove(&worker.id);
-        // What it would be told ends the connection, if that stands.
-        _ = worker.say.send(Err(Status::unavailable("the coordinator has given this worker up")));
+    pub fn gone(&self, worker: &Arc<Worker>, why: &str) {
+        tracing::warn!("{} is gone: {why}", worker.id);
+        self.workers.remove(worker);
+        (worker.say)(ToldWorker::GivenUp);
         let executions: Vec<_> = lock(&self.executions).values().cloned().collect();
-        executions.iter().for_each(|execution| execution.gone(&worker.id, why));
+        executions.iter().for_each(|execution| execution.gone(worker, why));
     }
 }

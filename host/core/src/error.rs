@@ -12,6 +12,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum ErrorKind {
     /// Try again: something passing (a network, a busy server).
     Retry,
+    /// Try again at once, on what is left: a process or the way to it is gone, and nothing else is wrong.
+    Lost,
     /// Change the input: the job, its manifest, its data.
     Invalid,
     /// The user's code failed.

@@ -5,6 +5,8 @@
 //! [`Signals`] and the mailboxes of source readers, and hears [`SlotEvent`]s. In one process, these are shared memory
 //! ([`run`]); else whoever carries them over stands in for the other half on each side ([`Slots`], [`Master`]).
 //!
+//! Both halves are stepped: they have no threads of their own but those that this module gives them.
+//!
 //! A slot thread steps its slice and parks when there is nothing to do; queues and connectors wake it. The first error
 //! of any thread (a panic is one) stops all. When every slice has finished, the master commits what the sinks prepared;
 //! only then do the sources hear of it.
@@ -13,9 +15,8 @@ mod master;
 mod slots;
 
 use std::any::Any;
-use std::collections::HashMap;
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use tidemill_core::time::{Clock, Timestamp};
 use tidemill_core::{Error, ErrorKind, Result};
 
 pub use self::master::Master;
-pub use self::slots::{RunningSlots, Slots};
+pub use self::slots::{RunningSlots, Slot, SlotStep, SlotWriter, Slots};
 use crate::coordinate::{CheckpointFigures, Checkpoints, SavepointRequest, recover};
 use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
 use crate::physical::PhysicalPlan;
@@ -43,7 +44,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 const STACK_BYTES: usize = 8 << 20;
 
 /// Where the readers of a job's sources get their news, by source node and subtask.
-pub type Readers = HashMap<(NodeId, u32), Arc<Mailbox>>;
+pub type Readers = BTreeMap<(NodeId, u32), Arc<Mailbox>>;
 
 /// Starts a job without checkpoints. What can be known to be wrong before the first row is an error here.
 pub fn run(spec: JobSpec) -> Result<JobHandle> {
@@ -60,9 +61,13 @@ pub fn run_with(spec: JobSpec, mut checkpoints: Option<Checkpoints>, allow_non_r
     let nobody = |_| Waker::new(|| ());
     let slots = Slots::open(&spec, plan, tasks, start, &all, &nobody, writer)?;
     let (readers, signals) = (slots.readers().clone(), slots.signals().clone());
-    let master = Master::new(&spec, prologue, &readers, signals.clone(), checkpoints)?;
-    let running = slots.start(master.events())?;
-    master.start(move || running.join()).inspect_err(|_| signals.cancel())
+    let (say, inbox) = mpsc::channel();
+    let slots_say = say.clone();
+    // If nobody listens any more, the job has ended; who asked something sees that its question was dropped.
+    let hear = move |event| _ = say.send(event);
+    let master = Master::new(&spec, prologue, &readers, signals.clone(), checkpoints, hear)?;
+    let running = slots.start(move |event| _ = slots_say.send(MasterEvent::Slot(event)))?;
+    master.start(&spec, inbox, move || running.join()).inspect_err(|_| signals.cancel())
 }
 
 /// A job about to run. Nothing runs yet, but what earlier attempts left half done is done.
@@ -121,10 +126,9 @@ pub struct JobHandle {
     job: String,
     tasks: Vec<TaskStatus>,
     restored: Option<RestoredJob>,
-    figures: Option<Arc<Mutex<CheckpointFigures>>>,
+    figures: Option<Figures>,
     control: JobControl,
-    /// Whether the job was stopped by a checkpoint.
-    join: JoinHandle<Result<bool>>,
+    join: JoinHandle<Result<Ending>>,
 }
 
 impl JobHandle {
@@ -140,7 +144,7 @@ impl JobHandle {
 
     /// Figures of its checkpoints, if it takes any.
     pub fn checkpoints(&self) -> Option<CheckpointFigures> {
-        self.figures.as_ref().map(|figures| figures.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        self.figures.as_ref().map(|figures| lock(figures).clone())
     }
 
     /// Stops the job from anywhere.
@@ -165,13 +169,7 @@ impl JobHandle {
 
     /// Waits for the end. The first error of any subtask.
     pub fn wait(self) -> Result<JobReport> {
-        let stopped = self.join.join().map_err(|panic| panicked("the job's thread", &*panic))??;
-        let signals = &self.control.signals;
-        let ending = match (signals.is_cancelled(), stopped || signals.is_stopping()) {
-            (true, _) => Ending::Cancelled,
-            (false, true) => Ending::Stopped,
-            (false, false) => Ending::Finished,
-        };
+        let ending = self.join.join().map_err(|panic| panicked("the job's thread", &*panic))??;
         Ok(JobReport { job: self.job, ending, tasks: self.tasks })
     }
 }
@@ -180,7 +178,7 @@ impl JobHandle {
 #[derive(Clone)]
 pub struct JobControl {
     signals: Arc<Signals>,
-    events: Sender<Event>,
+    hear: Arc<dyn Fn(MasterEvent) + Send + Sync>,
     takes_checkpoints: bool,
 }
 
@@ -191,19 +189,19 @@ impl JobControl {
     /// read is done.
     pub fn stop(&self) {
         match self.takes_checkpoints {
-            true => self.say(Event::Stop(None)),
+            true => (self.hear)(MasterEvent::Stop(None)),
             false => self.signals.stop(),
         }
     }
 
     /// As `stop`, with a savepoint.
     pub fn stop_with_savepoint(&self, request: SavepointRequest) {
-        self.say(Event::Stop(Some(request)));
+        (self.hear)(MasterEvent::Stop(Some(request)));
     }
 
     /// Takes a savepoint while the job goes on.
     pub fn savepoint(&self, request: SavepointRequest) {
-        self.say(Event::Savepoint(request));
+        (self.hear)(MasterEvent::Savepoint(request));
     }
 
     /// Stops at once; nothing more is written, and nothing committed.
@@ -215,15 +213,11 @@ impl JobControl {
     pub fn is_cancelled(&self) -> bool {
         self.signals.is_cancelled()
     }
-
-    /// If nobody listens any more, the job has ended; who asked sees that its question was dropped.
-    fn say(&self, event: Event) {
-        _ = self.events.send(event);
-    }
 }
 
-/// What the master hears.
-enum Event {
+/// What the master of a job hears.
+pub enum MasterEvent {
+    /// A slot says something.
     Slot(SlotEvent),
     /// The user wants the job to stop.
     Stop(Option<SavepointRequest>),
@@ -231,9 +225,16 @@ enum Event {
     Savepoint(SavepointRequest),
 }
 
+/// Figures of checkpoints, as they are shown to others than the master.
+type Figures = Arc<Mutex<CheckpointFigures>>;
+
 fn sleep(clock: &dyn Clock, until: Timestamp) -> Duration {
     let ms = until.0.saturating_sub(clock.now().0).max(0);
     Duration::from_millis(ms.unsigned_abs()).min(LONGEST_SLEEP)
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn spawn<T: Send + 'static>(name: String, run: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {

@@ -8,11 +8,13 @@ pub mod definition;
 pub mod manifest;
 
 mod bind;
+mod environment;
 mod spec;
 
 pub use bind::{check_bindings, sources_total};
 pub use component::Loaded;
 pub use components::Components;
 pub use definition::JobDefinition;
+pub use environment::{Environment, Program};
 pub use manifest::Manifest;
 pub use spec::{checkpoint_settings, job_name, spec};

@@ -6,26 +6,38 @@ use std::time::Duration;
 use tidemill_checkpoint::protocol::Settings;
 use tidemill_connector_kit::Registry;
 use tidemill_core::state::StateBackend;
-use tidemill_core::time::SystemClock;
+use tidemill_core::time::{Clock, SystemClock};
 use tidemill_core::{Error, Result};
 use tidemill_dataflow::{JobSettings, JobSpec};
 use tidemill_state::MemoryBackend;
 use tidemill_wasm::WasmCode;
 
 use crate::component::{self, Loaded};
+use crate::environment::Program;
 use crate::manifest::{self, Manifest};
 
 /// Everything that the engine needs of a job.
 pub fn spec(manifest: &Manifest, registry: &Registry, job: Loaded) -> Result<JobSpec> {
+    let code = Arc::new(WasmCode::new(job.component, manifest.params.clone()));
+    assemble(manifest, registry, Program { graph: job.graph, code }, Arc::new(SystemClock))
+}
+
+/// The same of any program, and with any clock.
+pub(crate) fn assemble(
+    manifest: &Manifest,
+    registry: &Registry,
+    job: Program,
+    clock: Arc<dyn Clock>,
+) -> Result<JobSpec> {
     let settings = &manifest.job;
     Ok(JobSpec {
         name: settings.name.clone().unwrap_or_else(|| job.graph.name().to_owned()),
         sources: crate::bind::sources(manifest, registry, &job.graph)?,
         sinks: crate::bind::sinks(manifest, registry, &job.graph)?,
         dead_letters: crate::bind::dead_letters(manifest, registry)?,
-        user_code: Arc::new(WasmCode::new(job.component, manifest.params.clone())),
+        user_code: job.code,
         state: state(&manifest.state)?,
-        clock: Arc::new(SystemClock),
+        clock,
         settings: JobSettings {
             parallelism: settings.parallelism,
             max_parallelism: settings.max_parallelism,

@@ -99,7 +99,7 @@ impl From<Error> for Problem {
         let status = match error.kind() {
             ErrorKind::Invalid | ErrorKind::UserCode => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorKind::Limit => StatusCode::PAYLOAD_TOO_LARGE,
-            ErrorKind::Retry => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Retry | ErrorKind::Lost => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { status, detail: error.text() }

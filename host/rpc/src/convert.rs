@@ -30,6 +30,7 @@ pub fn to_worker(tells: tells::Says) -> proto::ToWorker {
 pub fn failure(error: &Error) -> proto::Failure {
     let kind = match error.kind() {
         ErrorKind::Retry => "retry",
+        ErrorKind::Lost => "lost",
         ErrorKind::Invalid => "invalid",
         ErrorKind::UserCode => "user-code",
         ErrorKind::Limit => "limit",
@@ -42,6 +43,7 @@ pub fn failure(error: &Error) -> proto::Failure {
 pub fn failure_of(failure: proto::Failure) -> Error {
     let kind = match failure.kind.as_str() {
         "retry" => ErrorKind::Retry,
+        "lost" => ErrorKind::Lost,
         "invalid" => ErrorKind::Invalid,
         "user-code" => ErrorKind::UserCode,
         "limit" => ErrorKind::Limit,

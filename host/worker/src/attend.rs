@@ -6,6 +6,8 @@ use std::time::Duration;
 use tidemill_blobs as blobs;
 use tidemill_connector_kit::Registry;
 use tidemill_core::{Error, ErrorKind, Result};
+use tidemill_dataflow::driver::SlotEvent;
+use tidemill_job::{Components, Environment};
 use tidemill_rpc::proto::coordinator_client::CoordinatorClient;
 use tidemill_rpc::proto::{self, from_worker as says, to_worker as tells};
 use tidemill_rpc::{MAX_MESSAGE_BYTES, VERSION, from_worker};
@@ -15,11 +17,13 @@ use tonic::Code;
 use tonic::transport::Endpoint;
 
 use crate::WorkerSettings;
-use crate::deployment::Deployments;
+use crate::deployment::{Deployments, Work};
 use crate::exchange::Plane;
 
 /// How long the coordinator may take to answer at first.
 const CONNECT: Duration = Duration::from_secs(5);
+/// A coordinator that does not answer for so long is gone, though nothing said so: its machine may be. It is asked as often.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Until the connection ends. Whatever ran is cancelled then.
 pub async fn attend(
@@ -41,7 +45,9 @@ pub async fn attend(
         Some(tls) => endpoint.tls_config(tls.client()).map_err(|e| Error::invalid(format!("the certificates: {e}")))?,
         None => endpoint,
     };
-    let channel = endpoint.connect_timeout(CONNECT).tcp_nodelay(true).connect().await.map_err(|e| gone(&chain(&e)))?;
+    let endpoint = endpoint.connect_timeout(CONNECT).tcp_nodelay(true);
+    let endpoint = endpoint.http2_keep_alive_interval(SILENCE).keep_alive_timeout(SILENCE);
+    let channel = endpoint.connect().await.map_err(|e| gone(&chain(&e)))?;
     let mut coordinator = CoordinatorClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -65,12 +71,15 @@ pub async fn attend(
         _ => return Err(gone(&"it gave no welcome")),
     };
     tracing::info!("registered at {} with {} slots", settings.coordinator, settings.slots);
-    let storage = blobs::at(&welcome.storage)?;
-    let deployments = Arc::new(Deployments::new(registry.clone(), storage, plane.clone(), say.clone()));
+    let components = Components::new(blobs::at(&welcome.storage)?);
+    let environment = Environment::new(registry.clone(), Arc::new(components));
+    let says = say.clone();
+    let deployments = Deployments::new(environment, plane.clone(), move |message| _ = says.send(message));
+    let deployments = Arc::new(deployments);
     let beats = tokio::spawn(beat(say.clone(), deployments.clone(), welcome.beat_every_ms));
     let ended = loop {
         match told.message().await {
-            Ok(Some(message)) => deployments.told(message),
+            Ok(Some(message)) => deployments.told(message).into_iter().for_each(|work| on_a_thread(&deployments, work)),
             Ok(None) => break Err(gone(&"it closed the connection")),
             Err(status) => break Err(gone(&status.message())),
         }
@@ -78,6 +87,24 @@ pub async fn attend(
     beats.abort();
     deployments.cancel_all();
     ended
+}
+
+fn on_a_thread(deployments: &Arc<Deployments>, work: Work) {
+    let deployments = deployments.clone();
+    tokio::task::spawn_blocking(move || match work {
+        Work::Open(open) => deployments.open(open),
+        Work::Run(execution, slots) => {
+            let events = deployments.events(execution);
+            let errors = match slots.start(events.clone()) {
+                Ok(running) => running.join(),
+                Err(error) => {
+                    events(SlotEvent::Trouble(error));
+                    Vec::new()
+                }
+            };
+            deployments.left(execution, &errors);
+        }
+    });
 }
 
 /// What is said every so often.

@@ -2,36 +2,50 @@
 //!
 //! It goes in two steps, so that nothing that is sent finds nobody there: all workers of an execution make their slots
 //! and say so; then all are started.
+//!
+//! It has neither threads nor connections: what takes long is handed back to be done elsewhere ([`Work`]).
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tidemill_blobs::Blobs;
-use tidemill_checkpoint::{Origin, Store};
-use tidemill_connector_kit::Registry;
+use tidemill_checkpoint::Origin;
 use tidemill_core::connector::Waker;
 use tidemill_core::ids::Epoch;
-use tidemill_core::{Error, ErrorKind, Result};
+use tidemill_core::{Error, Result};
 use tidemill_dataflow::TaskStatus;
 use tidemill_dataflow::driver::{Readers, SlotEvent, Slots};
 use tidemill_dataflow::physical::PhysicalPlan;
 use tidemill_dataflow::restore::{RestoredJob, Start};
 use tidemill_dataflow::signals::Signals;
 use tidemill_dataflow::slice::tasks;
-use tidemill_job::{Components, JobDefinition, spec};
+use tidemill_job::{Environment, JobDefinition};
 use tidemill_rpc::proto::{self, from_worker as says, signal, to_worker as tells};
 use tidemill_rpc::{failure, from_worker, news_of, slot_event, subtask_of};
-use tokio::sync::mpsc::UnboundedSender;
 
 use crate::exchange::Plane;
 
 /// See the module.
 pub struct Deployments {
-    registry: Arc<Registry>,
-    components: Components,
+    environment: Environment,
     plane: Arc<Plane>,
-    say: UnboundedSender<proto::FromWorker>,
-    running: Mutex<HashMap<u64, Arc<Deployment>>>,
+    /// To the coordinator. If nobody hears it, the connection is broken, and everything is about to be cancelled.
+    say: Arc<dyn Fn(proto::FromWorker) + Send + Sync>,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    deployments: BTreeMap<u64, Arc<Deployment>>,
+    /// The coordinator is gone: what comes to be ready now is not wanted any more.
+    cancelled: bool,
+}
+
+/// What takes long, and is therefore not done where the coordinator is heard.
+pub enum Work {
+    /// Making slots ready, by [`Deployments::open`].
+    Open(proto::Open),
+    /// Running the slots of an execution to their end; then, [`Deployments::left`].
+    Run(u64, Slots),
 }
 
 /// Slots of an attempt at a job.
@@ -47,48 +61,58 @@ struct Deployment {
 impl Deployments {
     /// Nothing runs yet.
     pub fn new(
-        registry: Arc<Registry>,
-        storage: Arc<dyn Blobs>,
+        environment: Environment,
         plane: Arc<Plane>,
-        say: UnboundedSender<proto::FromWorker>,
+        say: impl Fn(proto::FromWorker) + Send + Sync + 'static,
     ) -> Self {
-        Self { registry, components: Components::new(storage), plane, say, running: Mutex::default() }
+        Self { environment, plane, say: Arc::new(say), running: Mutex::default() }
     }
 
-    /// Does what the coordinator says. What is said of another execution than those here is stale.
-    pub fn told(self: &Arc<Self>, message: proto::ToWorker) {
-        match message.says {
-            Some(tells::Says::Open(open)) => {
-                let this = self.clone();
-                // Compiling takes seconds, restoring too.
-                tokio::task::spawn_blocking(move || {
-                    let execution = open.execution;
-                    let opened = this.open(open);
-                    if let Err(error) = &opened {
-                        this.plane.leave(execution);
-                        tracing::warn!("slots can't be made ready: {error}");
-                    }
-                    let failed = opened.err().map(|error| failure(&error));
-                    this.say(says::Says::Opened(proto::Opened { execution, failure: failed }));
-                });
+    /// Does what the coordinator says, or hands it back to be done. What is said of another execution than those here is
+    /// stale.
+    pub fn told(&self, message: proto::ToWorker) -> Option<Work> {
+        match message.says? {
+            // Compiling takes seconds, restoring too.
+            tells::Says::Open(open) => return Some(Work::Open(open)),
+            tells::Says::Start(start) => {
+                let slots = self.find(start.execution)?.take_slots()?;
+                return Some(Work::Run(start.execution, slots));
             }
-            Some(tells::Says::Start(start)) => self.start(start.execution),
-            Some(tells::Says::News(news)) => self.news(news),
-            Some(tells::Says::Signal(signal)) => self.signal(&signal),
-            Some(tells::Says::Welcome(_)) | None => {}
+            tells::Says::News(news) => self.news(news),
+            tells::Says::Signal(signal) => self.signal(&signal),
+            tells::Says::Welcome(_) => {}
+        }
+        None
+    }
+
+    /// Makes slots ready, and says so. May block.
+    pub fn open(&self, open: proto::Open) {
+        let execution = open.execution;
+        let opened = self.make(open);
+        if let Err(error) = &opened {
+            self.plane.leave(execution);
+            tracing::warn!("slots can't be made ready: {error}");
+        }
+        let failed = opened.err().map(|error| failure(&error));
+        self.say(says::Says::Opened(proto::Opened { execution, failure: failed }));
+        if self.running().cancelled {
+            self.cancel_all();
         }
     }
 
     /// The coordinator is gone.
-    pub fn cancel_all(self: &Arc<Self>) {
-        let all: Vec<u64> = self.running().keys().copied().collect();
+    pub fn cancel_all(&self) {
+        let mut running = self.running();
+        running.cancelled = true;
+        let all: Vec<u64> = running.deployments.keys().copied().collect();
+        drop(running);
         let cancel = |execution| proto::Signal { execution, what: Some(signal::What::Cancel(true)) };
         all.into_iter().for_each(|execution| self.signal(&cancel(execution)));
     }
 
     /// Says what is to be said every so often.
     pub fn report(&self) {
-        let all: Vec<Arc<Deployment>> = self.running().values().cloned().collect();
+        let all: Vec<Arc<Deployment>> = self.running().deployments.values().cloned().collect();
         for deployment in all {
             let execution = deployment.execution;
             for ((node, index), mailbox) in &deployment.readers {
@@ -102,17 +126,16 @@ impl Deployments {
         }
     }
 
-    fn open(&self, open: proto::Open) -> Result<()> {
+    fn make(&self, open: proto::Open) -> Result<()> {
         let broken = |what: &str, e: serde_json::Error| Error::internal(format!("{what} of a deployment: {e}"));
         let definition: JobDefinition =
             serde_json::from_slice(&open.definition).map_err(|e| broken("the definition", e))?;
         let manifest = definition.manifest(Some(open.parallelism))?;
-        let loaded = self.components.get(&definition.artifact, &manifest.limits)?;
-        let spec = spec(&manifest, &self.registry, loaded)?;
+        let spec = self.environment.spec(&manifest, self.environment.program(&definition.artifact, &manifest)?)?;
         let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
         let tasks = tasks(&spec.name, &plan);
         let begin = open.begin.clone().unwrap_or_default();
-        let store = manifest.checkpoints.as_ref().map(|checkpoints| Store::open(&checkpoints.location, &spec.name));
+        let store = manifest.checkpoints.as_ref().map(|checkpoints| self.environment.store(checkpoints, &spec.name));
         let store = store.transpose()?;
         let mut start = Start { attempt: begin.generation, epoch: begin.epoch, from: None };
         if let (Some(store), false) = (&store, begin.origin.is_empty()) {
@@ -137,29 +160,14 @@ impl Deployments {
             signals: slots.signals().clone(),
             slots: Mutex::new(Some(slots)),
         };
-        self.running().insert(open.execution, Arc::new(deployment));
+        self.running().deployments.insert(open.execution, Arc::new(deployment));
         Ok(())
     }
 
-    fn start(self: &Arc<Self>, execution: u64) {
-        let Some(deployment) = self.find(execution) else { return };
-        let Some(slots) = deployment.take_slots() else { return };
-        let say = self.events(execution);
-        match slots.start(say.clone()) {
-            Ok(running) => {
-                let this = self.clone();
-                tokio::task::spawn_blocking(move || this.left(execution, &running.join()));
-            }
-            Err(error) => {
-                say(SlotEvent::Trouble(error));
-                self.left(execution, &[]);
-            }
-        }
-    }
-
-    /// Nothing of it runs here any more.
-    fn left(&self, execution: u64, errors: &[Error]) {
-        if let Some(deployment) = self.running().remove(&execution) {
+    /// Nothing of an execution runs here any more. `errors`: what went wrong after its slots were told how it ended.
+    pub fn left(&self, execution: u64, errors: &[Error]) {
+        let deployment = self.running().deployments.remove(&execution);
+        if let Some(deployment) = deployment {
             // What was counted to the end.
             self.say(says::Says::Counters(deployment.counters()));
         }
@@ -180,7 +188,7 @@ impl Deployments {
         }
     }
 
-    fn signal(self: &Arc<Self>, signal: &proto::Signal) {
+    fn signal(&self, signal: &proto::Signal) {
         let Some(deployment) = self.find(signal.execution) else { return };
         match signal.what {
             Some(signal::What::Stop(_)) => deployment.signals.stop(),
@@ -196,28 +204,27 @@ impl Deployments {
         }
     }
 
-    /// Says what slots say.
-    fn events(&self, execution: u64) -> impl Fn(SlotEvent) + Clone + Send + Sync + 'static {
+    /// Where slots of an execution say what happens.
+    pub fn events(&self, execution: u64) -> impl Fn(SlotEvent) + Clone + Send + Sync + 'static {
         let say = self.say.clone();
         move |event| {
             let says = slot_event(execution, event).unwrap_or_else(|error| {
                 let failure = Some(failure(&error));
                 says::Says::Trouble(proto::Trouble { execution, failure })
             });
-            // If nobody hears it, the connection is broken, and everything is about to be cancelled.
-            _ = say.send(from_worker(says));
+            say(from_worker(says));
         }
     }
 
     fn say(&self, says: says::Says) {
-        _ = self.say.send(from_worker(says));
+        (self.say)(from_worker(says));
     }
 
     fn find(&self, execution: u64) -> Option<Arc<Deployment>> {
-        self.running().get(&execution).cloned()
+        self.running().deployments.get(&execution).cloned()
     }
 
-    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Deployment>>> {
+    fn running(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -235,9 +242,4 @@ impl Deployment {
         };
         proto::Counters { execution: self.execution, tasks: self.tasks.iter().map(of).collect() }
     }
-}
-
-/// What the way to another worker breaks may pass by itself.
-pub fn broken(worker: &str, why: &str) -> Error {
-    Error::new(ErrorKind::Retry, format!("the connection to {worker} broke: {why}"))
 }

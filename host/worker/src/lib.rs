@@ -4,8 +4,8 @@
 //! coordinator starts it elsewhere; then the worker registers again. In reading order:
 
 mod attend;
-mod deployment;
-mod exchange;
+pub mod deployment;
+pub mod exchange;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -45,7 +45,7 @@ pub async fn run(settings: WorkerSettings, registry: Arc<Registry>, stop: impl F
     let bound = listener.local_addr().map_err(|e| Error::internal(format!("where the worker listens: {e}")))?;
     let address = settings.advertise.clone().unwrap_or_else(|| bound.to_string());
     let id = name();
-    let plane = Arc::new(Plane::new(id.clone(), settings.tls.clone()));
+    let plane = Arc::new(Plane::new(id.clone(), exchange::dial(id.clone(), settings.tls.clone())));
     let served = exchange::serve(plane.clone(), listener, settings.tls.as_ref())?;
     let attending = async {
         let mut wait = FIRST_WAIT;

@@ -2,14 +2,13 @@
 //! and parks while there is nothing to do; and one that writes what tasks froze, in the order of freezing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::{self, JoinHandle, Thread};
 
 use tidemill_checkpoint::SnapshotWriter;
 use tidemill_core::connector::Waker;
 use tidemill_core::failpoint::Failpoint;
-use tidemill_core::time::Clock;
+use tidemill_core::time::{Clock, Timestamp};
 use tidemill_core::{Error, Result};
 
 use super::{LONGEST_SLEEP, Readers, SlotEvent, panicked, sleep, spawn};
@@ -69,27 +68,45 @@ impl Slots {
         std::mem::take(&mut self.wires)
     }
 
+    /// Hands them out, to be stepped by the caller, and what writes what they freeze. What they say goes to `events`,
+    /// what they freeze to `freeze`, to be written in this order.
+    pub fn by_hand<E, F>(self, events: E, freeze: F) -> (Vec<Slot<E, F>>, SlotWriter)
+    where
+        E: Fn(SlotEvent) + Clone,
+        F: Fn(Unwritten) + Clone,
+    {
+        let Self { slots, signals, writer, .. } = self;
+        let slot = |(number, slice, _)| Slot {
+            number,
+            slice,
+            signals: signals.clone(),
+            events: events.clone(),
+            freeze: freeze.clone(),
+            stage: Stage::Running,
+        };
+        (slots.into_iter().map(slot).collect(), SlotWriter(writer))
+    }
+
     /// Starts their threads.
     pub fn start(self, events: impl Fn(SlotEvent) + Clone + Send + 'static) -> Result<RunningSlots> {
-        let Self { job, slots, clock, readers: _, wires: _, signals, writer } = self;
+        let (job, clock, signals) = (self.job.clone(), self.clock.clone(), self.signals.clone());
+        let sleepers: Vec<Arc<Sleeper>> = self.slots.iter().map(|(_, _, sleeper)| sleeper.clone()).collect();
         let (to_write, unwritten) = mpsc::channel();
         let says = events.clone();
+        let freeze = move |unwritten| {
+            if let Err(mpsc::SendError(Unwritten { subtask, epoch, .. })) = to_write.send(unwritten) {
+                let outcome = Err(Error::internal("the thread that writes checkpoints has ended"));
+                says(SlotEvent::Written { subtask, epoch, outcome });
+            }
+        };
+        let (slots, writer) = self.by_hand(events.clone(), freeze);
         // It ends when the slots have, which drop the sender. Nobody has to wait for it: what it writes after the job's
         // end nobody refers to.
-        spawn(format!("{job}-write"), move || write(&unwritten, writer.as_ref(), says))?;
+        spawn(format!("{job}-write"), move || unwritten.iter().for_each(|unwritten| events(writer.write(unwritten))))?;
         let mut joins = Vec::new();
-        for (slot, slice, sleeper) in slots {
-            let (clock, signals, events) = (clock.clone(), signals.clone(), events.clone());
-            let thread = SlotThread {
-                slot,
-                slice,
-                sleeper,
-                clock,
-                signals: signals.clone(),
-                events,
-                to_write: to_write.clone(),
-            };
-            let spawned = spawn(format!("{job}-slot-{slot}"), move || thread.run());
+        for (slot, sleeper) in slots.into_iter().zip(sleepers) {
+            let clock = clock.clone();
+            let spawned = spawn(format!("{job}-slot-{}", slot.number), move || slot.run(&sleeper, &*clock));
             joins.push(spawned.inspect_err(|_| signals.cancel())?);
         }
         Ok(RunningSlots { joins })
@@ -125,94 +142,123 @@ fn waker(sleeper: Arc<Sleeper>) -> Waker {
     Waker::new(move || sleeper.wake())
 }
 
-/// Steps a slice.
-struct SlotThread<E> {
-    slot: u32,
+/// A slot that runs: steps its slice, says what that says, and waits at the end for what came of it.
+pub struct Slot<E, F> {
+    number: u32,
     slice: Slice,
-    sleeper: Arc<Sleeper>,
-    clock: Arc<dyn Clock>,
     signals: Arc<Signals>,
     events: E,
-    to_write: Sender<Unwritten>,
+    freeze: F,
+    stage: Stage,
 }
 
-impl<E: Fn(SlotEvent)> SlotThread<E> {
-    fn run(mut self) -> Result<()> {
-        _ = self.sleeper.0.set(thread::current());
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.step_to_the_end()))
-            .unwrap_or_else(|panic| Err(panicked(&format!("slot {}", self.slot), &*panic)));
-        let event = match outcome {
-            Ok(true) => SlotEvent::Finished(self.slot),
-            Ok(false) => SlotEvent::Gone(self.slot),
-            Err(error) => SlotEvent::Failed(self.slot, error),
-        };
-        let finished = matches!(event, SlotEvent::Finished(_));
-        (self.events)(event);
-        if finished && self.wait_for_verdict() {
-            return catch_unwind(AssertUnwindSafe(|| self.slice.committed()))
-                .unwrap_or_else(|panic| Err(panicked(&format!("slot {}", self.slot), &*panic)));
-        }
-        Ok(())
+/// Where a slot is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Running,
+    /// It came to its end. Whether everything is committed will be said.
+    Finished,
+    Over,
+}
+
+/// What is to be done with a slot after a step.
+#[derive(Debug)]
+#[must_use]
+pub enum SlotStep {
+    /// Step it again.
+    Again,
+    /// Step it again when it is woken, or at this time.
+    Wait(Option<Timestamp>),
+    /// Nothing any more. An error came after it was told that everything is committed.
+    Over(Result<()>),
+}
+
+impl<E: Fn(SlotEvent), F: Fn(Unwritten)> Slot<E, F> {
+    /// Which slot of the job.
+    pub fn number(&self) -> u32 {
+        self.number
     }
 
-    /// Whether everything is committed.
-    fn wait_for_verdict(&self) -> bool {
+    /// Does a bounded piece of work.
+    pub fn step(&mut self) -> SlotStep {
+        match self.stage {
+            Stage::Running if self.signals.is_cancelled() => self.end(SlotEvent::Gone(self.number)),
+            Stage::Running => match self.guarded(Self::step_slice) {
+                Ok(Step::Progress) => SlotStep::Again,
+                Ok(Step::Blocked) => SlotStep::Wait(None),
+                Ok(Step::IdleUntil(until)) => SlotStep::Wait(until),
+                Ok(Step::Finished) => {
+                    self.stage = Stage::Finished;
+                    (self.events)(SlotEvent::Finished(self.number));
+                    SlotStep::Again
+                }
+                Err(error) => self.end(SlotEvent::Failed(self.number, error)),
+            },
+            Stage::Finished => match self.signals.verdict() {
+                Some(true) => {
+                    self.stage = Stage::Over;
+                    SlotStep::Over(self.guarded(|slot| slot.slice.committed()))
+                }
+                None if !self.signals.is_cancelled() => SlotStep::Wait(None),
+                Some(false) | None => {
+                    self.stage = Stage::Over;
+                    SlotStep::Over(Ok(()))
+                }
+            },
+            Stage::Over => SlotStep::Over(Ok(())),
+        }
+    }
+
+    /// Steps it to its end.
+    fn run(mut self, sleeper: &Sleeper, clock: &dyn Clock) -> Result<()> {
+        _ = sleeper.0.set(thread::current());
         loop {
-            if let Some(verdict) = self.signals.verdict() {
-                return verdict;
-            }
-            if self.signals.is_cancelled() {
-                return false;
-            }
-            thread::park_timeout(LONGEST_SLEEP);
-        }
-    }
-
-    /// Whether it came to its end (and was not cancelled).
-    fn step_to_the_end(&mut self) -> Result<bool> {
-        loop {
-            if self.signals.is_cancelled() {
-                return Ok(false);
-            }
-            let step = self.slice.step()?;
-            let news = self.slice.take_events();
-            self.tell(news);
-            match step {
-                Step::Progress => {}
-                Step::Finished => return Ok(true),
-                Step::Blocked | Step::IdleUntil(None) => thread::park_timeout(LONGEST_SLEEP),
-                Step::IdleUntil(Some(at)) => thread::park_timeout(sleep(&*self.clock, at)),
+            match self.step() {
+                SlotStep::Again => {}
+                SlotStep::Wait(until) => thread::park_timeout(until.map_or(LONGEST_SLEEP, |at| sleep(clock, at))),
+                SlotStep::Over(outcome) => return outcome,
             }
         }
     }
 
-    fn tell(&self, mut news: Vec<TaskEvent>) {
-        if news.is_empty() {
-            return;
+    fn end(&mut self, how: SlotEvent) -> SlotStep {
+        self.stage = Stage::Over;
+        (self.events)(how);
+        SlotStep::Over(Ok(()))
+    }
+
+    fn step_slice(&mut self) -> Result<Step> {
+        let step = self.slice.step()?;
+        let mut news = self.slice.take_events();
+        if !news.is_empty() {
+            let unwritten: Vec<Unwritten> = news.iter_mut().filter_map(TaskEvent::take_unwritten).collect();
+            // In this order: that something is written is said after what it belongs to.
+            (self.events)(SlotEvent::Tasks(news));
+            unwritten.into_iter().for_each(&self.freeze);
         }
-        let unwritten: Vec<Unwritten> = news.iter_mut().filter_map(TaskEvent::take_unwritten).collect();
-        // In this order: that something is written is said after what it belongs to.
-        (self.events)(SlotEvent::Tasks(news));
-        for unwritten in unwritten {
-            if let Err(mpsc::SendError(Unwritten { subtask, epoch, .. })) = self.to_write.send(unwritten) {
-                let outcome = Err(Error::internal("the thread that writes checkpoints has ended"));
-                (self.events)(SlotEvent::Written { subtask, epoch, outcome });
-            }
-        }
+        Ok(step)
+    }
+
+    fn guarded<T>(&mut self, call: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| call(self)));
+        outcome.unwrap_or_else(|panic| Err(panicked(&format!("slot {}", self.number), &*panic)))
     }
 }
 
-/// The writing thread.
-fn write(unwritten: &Receiver<Unwritten>, writer: Option<&SnapshotWriter>, events: impl Fn(SlotEvent)) {
-    while let Ok(unwritten) = unwritten.recv() {
+/// Writes what slots froze.
+pub struct SlotWriter(Option<SnapshotWriter>);
+
+impl SlotWriter {
+    /// Writes it, and gives what is to be said of that. May block.
+    pub fn write(&self, unwritten: Unwritten) -> SlotEvent {
         let (subtask, epoch) = (unwritten.subtask.clone(), unwritten.epoch);
         Failpoint::SnapshotDue.reach();
-        let outcome = catch_unwind(AssertUnwindSafe(|| match writer {
+        let outcome = catch_unwind(AssertUnwindSafe(|| match &self.0 {
             Some(writer) => unwritten.write(&*writer.files(epoch)),
             None => Err(Error::internal("a job without checkpoints takes one")),
         }));
         Failpoint::SnapshotWritten.reach();
         let outcome = outcome.unwrap_or_else(|panic| Err(panicked("writing a checkpoint", &*panic)));
-        events(SlotEvent::Written { subtask, epoch, outcome });
+        SlotEvent::Written { subtask, epoch, outcome }
     }
 }

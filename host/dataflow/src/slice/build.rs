@@ -51,7 +51,7 @@ pub struct Assembly {
     /// One per slot, in their order.
     pub slices: Vec<Slice>,
     /// Where the readers of sources get their news.
-    pub readers: HashMap<(NodeId, u32), Arc<Mailbox>>,
+    pub readers: BTreeMap<(NodeId, u32), Arc<Mailbox>>,
     /// The ends of queues that belong to slots of other processes.
     pub wires: Vec<Wire>,
 }
@@ -112,7 +112,7 @@ impl Assembly {
             signals,
             replay: Replay::new(start, plan, spec.settings.max_parallelism)?,
             wiring: Wiring::new(spec, plan, placement)?,
-            readers: HashMap::new(),
+            readers: BTreeMap::new(),
             tasks: tasks.iter().map(|task| ((task.subtask.node, task.subtask.index.0), task)).collect(),
         };
         let slices = placement.here.iter().map(|(slot, waker)| assembler.slice(*slot, waker));
@@ -246,7 +246,7 @@ struct Assembler<'a> {
     signals: &'a Arc<Signals>,
     replay: Replay,
     wiring: Wiring,
-    readers: HashMap<(NodeId, u32), Arc<Mailbox>>,
+    readers: BTreeMap<(NodeId, u32), Arc<Mailbox>>,
     tasks: HashMap<(NodeId, u32), &'a TaskStatus>,
 }
 
@@ -424,7 +424,7 @@ pub fn enumerations(
     spec: &JobSpec,
     plan: &PhysicalPlan,
     start: &Start,
-    readers: &HashMap<(NodeId, u32), Arc<Mailbox>>,
+    readers: &BTreeMap<(NodeId, u32), Arc<Mailbox>>,
 ) -> Result<Vec<Enumeration>> {
     let mut enumerations = Vec::new();
     for (id, node) in plan.graph().iter() {

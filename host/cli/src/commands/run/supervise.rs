@@ -130,7 +130,7 @@ impl Supervisor<'_> {
 /// How long to wait before the next attempt; `None`: there is none. Only what may pass by itself is worth one: the same
 /// code fails on the same record again.
 fn restart_after(restarts: &mut Restarts, error: &Error) -> Option<Duration> {
-    if !matches!(error.kind(), ErrorKind::Retry | ErrorKind::Internal) {
+    if !matches!(error.kind(), ErrorKind::Retry | ErrorKind::Lost | ErrorKind::Internal) {
         return None;
     }
     match restarts.failed(now_ms().unsigned_abs(), &error.to_string()) {

@@ -1,0 +1,205 @@
+//! An attempt at a job, from its deployment until nothing of it runs any more.
+//!
+//! Invariant: it is not over while a worker that is there may still run some of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tidemill_core::time::Timestamp;
+use tidemill_core::{Error, ErrorKind, Result};
+use tidemill_dataflow::driver::{Master, MasterEvent, Prologue, SlotEvent};
+use tidemill_dataflow::{Checkpoints, Ending, JobSpec};
+
+use super::{Job, JobEvent, Wish, checkpoints_view};
+use crate::execution::{Execution, ExecutionEvent};
+use crate::lock;
+use crate::view::JobState;
+
+/// See the module.
+pub struct Attempt {
+    execution: Arc<Execution>,
+    spec: JobSpec,
+    stage: Stage,
+    /// Workers that have not said whether their slots are ready.
+    opening: BTreeSet<String>,
+    /// Workers on which some of it may run.
+    here: BTreeSet<String>,
+    /// Slots that came to their end, one way or another.
+    ended: BTreeSet<u32>,
+    /// What went wrong before its master was there, or at the very end.
+    errors: Vec<Error>,
+}
+
+/// How far it is.
+enum Stage {
+    /// Its slots are being made ready.
+    Opening(Option<(Prologue, Option<Checkpoints>)>),
+    /// They run, under its master.
+    Running(Box<Master>),
+    /// They have ended. `None`: there never was a master.
+    Leaving(Option<Box<Master>>),
+}
+
+/// What a tick came to.
+pub enum Progress {
+    /// It goes on; something is due at this time.
+    Goes(Option<Timestamp>),
+    /// Nothing of it runs any more.
+    Over,
+}
+
+impl Attempt {
+    /// Of which all workers were told to make their slots.
+    pub fn new(execution: Arc<Execution>, spec: JobSpec, prologue: Prologue, checkpoints: Option<Checkpoints>) -> Self {
+        let workers: BTreeSet<String> = execution.workers.iter().map(|worker| worker.id.clone()).collect();
+        let (ended, errors) = Default::default();
+        let stage = Stage::Opening(Some((prologue, checkpoints)));
+        Self { execution, spec, stage, opening: workers.clone(), here: workers, ended, errors }
+    }
+
+    /// Where it is deployed.
+    pub fn execution(&self) -> &Arc<Execution> {
+        &self.execution
+    }
+
+    /// A worker says something of it.
+    pub fn hear(&mut self, event: ExecutionEvent) {
+        match event {
+            ExecutionEvent::Opened(worker, outcome) => {
+                self.opening.remove(&worker);
+                if let Err(error) = outcome {
+                    self.here.remove(&worker);
+                    self.errors.push(error);
+                }
+            }
+            ExecutionEvent::Left(worker, failures) => {
+                self.here.remove(&worker);
+                self.errors.extend(failures);
+                self.end_slots(&worker, SlotEvent::Gone);
+            }
+            ExecutionEvent::Gone(worker, why) => {
+                let gone = || Error::new(ErrorKind::Lost, format!("{worker} is gone: {why}"));
+                self.opening.remove(&worker);
+                self.here.remove(&worker);
+                if matches!(self.stage, Stage::Opening(_)) {
+                    self.errors.push(gone());
+                }
+                self.end_slots(&worker, |slot| SlotEvent::Failed(slot, gone()));
+            }
+            ExecutionEvent::Slot(worker, event) => {
+                if let SlotEvent::Finished(slot) | SlotEvent::Gone(slot) | SlotEvent::Failed(slot, _) = &event
+                    && !self.ends(&worker, *slot)
+                {
+                    return;
+                }
+                self.hear_master(MasterEvent::Slot(event));
+            }
+        }
+    }
+
+    /// Something is said to its master.
+    pub fn hear_master(&mut self, event: MasterEvent) {
+        match (&mut self.stage, event) {
+            (Stage::Running(master), event) => master.note(event),
+            (Stage::Opening(_), MasterEvent::Slot(SlotEvent::Trouble(error))) => self.errors.push(error),
+            (Stage::Opening(_) | Stage::Leaving(_), _) => {}
+        }
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, job: &Job) -> Progress {
+        if let Stage::Opening(made) = &mut self.stage {
+            if !self.opening.is_empty() {
+                return Progress::Goes(None);
+            }
+            let made = made.take().filter(|_| self.errors.is_empty());
+            self.stage = match made.map(|(prologue, checkpoints)| self.master(job, prologue, checkpoints)) {
+                Some(Ok(master)) => {
+                    self.execution.start();
+                    running(job, &master, self.spec.settings.parallelism);
+                    Stage::Running(Box::new(master))
+                }
+                failed => {
+                    self.errors.extend(failed.and_then(Result::err));
+                    self.execution.signals.cancel();
+                    Stage::Leaving(None)
+                }
+            };
+        }
+        let mut due = None;
+        if let Stage::Running(master) = &mut self.stage {
+            due = master.tick();
+            let is_over = master.is_over();
+            if is_over {
+                master.conclude();
+            }
+            show(job, master);
+            if is_over && let Stage::Running(master) = std::mem::replace(&mut self.stage, Stage::Leaving(None)) {
+                self.stage = Stage::Leaving(Some(master));
+            }
+        }
+        match self.stage {
+            Stage::Leaving(_) if self.here.is_empty() => Progress::Over,
+            _ => Progress::Goes(due),
+        }
+    }
+
+    /// It is over: how.
+    pub fn end(self) -> Result<Ending> {
+        match self.stage {
+            Stage::Leaving(Some(master)) => master.end(self.errors),
+            _ => {
+                let error = self.errors.into_iter().next();
+                Err(error.unwrap_or_else(|| Error::internal("an attempt ended before it began")))
+            }
+        }
+    }
+
+    fn master(&self, job: &Job, prologue: Prologue, checkpoints: Option<Checkpoints>) -> Result<Master> {
+        let (id, tell) = (self.execution.id, job.tell.clone());
+        let hear = move |event| _ = tell.send(JobEvent::Master(id, event));
+        let (readers, signals) = (&self.execution.readers, self.execution.signals.clone());
+        Master::new(&self.spec, prologue, readers, signals, checkpoints, hear)
+    }
+
+    /// A slot ends once, whatever else is said of it, and only its own worker says so.
+    fn ends(&mut self, worker: &str, slot: u32) -> bool {
+        let is_its = self.execution.slots.get(slot as usize).is_some_and(|of| of.id == worker);
+        is_its && self.ended.insert(slot)
+    }
+
+    /// The slots of a worker end so that have not ended yet.
+    fn end_slots(&mut self, worker: &str, how: impl Fn(u32) -> SlotEvent) {
+        for slot in (0..).take(self.execution.slots.len()) {
+            if self.ends(worker, slot) {
+                self.hear_master(MasterEvent::Slot(how(slot)));
+            }
+        }
+    }
+}
+
+/// It runs with so many slots, and what was wished for meanwhile is done.
+fn running(job: &Job, master: &Master, parallelism: u32) {
+    let control = master.control();
+    let mut shared = lock(&job.shared);
+    match shared.wish {
+        Wish::Cancel => control.cancel(),
+        Wish::Stop => control.stop(),
+        Wish::Run => {
+            shared.view.state = JobState::Running;
+            shared.view.reason = None;
+            if shared.parallelism != parallelism {
+                control.stop();
+            }
+        }
+    }
+    shared.control = Some(control);
+}
+
+fn show(job: &Job, master: &Master) {
+    let mut shared = lock(&job.shared);
+    shared.view.checkpoints = master.figures().map(checkpoints_view);
+    if master.control().is_cancelled() && shared.view.state == JobState::Running {
+        shared.view.state = JobState::Failing;
+    }
+}

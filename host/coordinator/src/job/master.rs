@@ -1,0 +1,346 @@
+//! The master of a job: attempt after attempt, from its submission to its end.
+//!
+//! A state machine: it hears events and looks at the clock, and has neither a thread nor a wait of its own. Its steps may
+//! block on the store, so in production each master has a thread ([`JobMaster::run`]).
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use tidemill_checkpoint::restart::{Restart, Restarts};
+use tidemill_checkpoint::{Begun, Start};
+use tidemill_core::connector::Waker;
+use tidemill_core::time::Timestamp;
+use tidemill_core::{Error, ErrorKind, Result};
+use tidemill_dataflow::driver::Prologue;
+use tidemill_dataflow::{Checkpoints, Ending, JobSpec};
+use tidemill_job::{Manifest, checkpoint_settings};
+
+use super::attempt::{Attempt, Progress};
+use super::{Job, JobEvent, Submission, Wish};
+use crate::execution::Execution;
+use crate::storage::Accepted;
+use crate::view::{ExceptionView, JobState};
+use crate::workers::Worker;
+use crate::{Coordinator, lock};
+
+/// How many failures are shown.
+const EXCEPTIONS: usize = 20;
+/// No wait of the thread is longer: a clock that was set costs this, not the job.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub struct JobMaster {
+    coordinator: Arc<Coordinator>,
+    job: Arc<Job>,
+    inbox: Receiver<JobEvent>,
+    restarts: Restarts,
+    /// Whether an attempt has begun. What follows goes on from the newest checkpoint, however the attempt before ended:
+    /// also one that came to its very end, of which nobody was told.
+    begun: bool,
+    phase: Phase,
+}
+
+/// Where it is.
+enum Phase {
+    /// An attempt is due.
+    Due,
+    /// There are not enough slots for it yet.
+    Waiting(Box<Wanted>),
+    /// It is made, or under way.
+    Attempt(Box<Attempt>),
+    /// It failed at one time; the next is due at another.
+    Pausing(Timestamp, Timestamp),
+    Over,
+}
+
+/// A job for which slots are wanted.
+struct Wanted {
+    manifest: Manifest,
+    spec: JobSpec,
+}
+
+/// When a master has something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Due {
+    /// At this time, or when it hears something.
+    At(Timestamp),
+    /// When it hears something.
+    Told,
+    /// Never again: the job is over.
+    Never,
+}
+
+/// How the making of an attempt came out.
+enum Made {
+    Attempt(Box<Attempt>),
+    /// There is nothing to run.
+    Ended(Ending),
+}
+
+impl JobMaster {
+    /// Of a new job, which is accepted.
+    pub(crate) fn submit(coordinator: Arc<Coordinator>, submission: Submission) -> Result<(Arc<Job>, Self)> {
+        let Submission { definition, parallelism, from, allow_non_restored } = submission;
+        let submitted_ms = coordinator.environment.now_ms();
+        let accepted = Accepted { id: String::new(), definition, parallelism, from, allow_non_restored, submitted_ms };
+        let accepted = coordinator.storage.keep_job(accepted, &coordinator.environment.nonces)?;
+        Self::of(coordinator, accepted, false)
+    }
+
+    /// Of a job that was accepted.
+    pub(crate) fn of(coordinator: Arc<Coordinator>, accepted: Accepted, begun: bool) -> Result<(Arc<Job>, Self)> {
+        let manifest = accepted.definition.manifest(accepted.parallelism)?;
+        let restarts = Restarts::new(manifest.restart, coordinator.environment.now_ms().unsigned_abs());
+        let (job, inbox) = Job::new(accepted, None)?;
+        let master = Self { coordinator, job: job.clone(), inbox, restarts, begun, phase: Phase::Due };
+        Ok((job, master))
+    }
+
+    /// Whose.
+    pub fn job(&self) -> &Arc<Job> {
+        &self.job
+    }
+
+    /// To the end of the job, on this thread.
+    pub fn run(mut self) {
+        loop {
+            let wait = match self.tick() {
+                Due::Never => return,
+                Due::Told => LONGEST_WAIT,
+                Due::At(at) => {
+                    let ms = at.0.saturating_sub(self.coordinator.environment.now_ms()).max(0);
+                    Duration::from_millis(ms.unsigned_abs()).min(LONGEST_WAIT)
+                }
+            };
+            match self.inbox.recv_timeout(wait) {
+                Ok(event) => self.note(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                // The job, which this has too, keeps a sender.
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Hears what was said first of what it has not heard, if anything was: whether there was something.
+    pub fn hear(&mut self) -> bool {
+        let heard = self.inbox.try_recv();
+        heard.map(|event| self.note(event)).is_ok()
+    }
+
+    /// Does what is due; when something is due next.
+    pub fn tick(&mut self) -> Due {
+        loop {
+            let now = Timestamp(self.coordinator.environment.now_ms());
+            let shared = lock(&self.job.shared);
+            let (cancelled, parallelism) = (shared.wish == Wish::Cancel, shared.parallelism);
+            drop(shared);
+            match std::mem::replace(&mut self.phase, Phase::Due) {
+                Phase::Over => {
+                    self.phase = Phase::Over;
+                    return Due::Never;
+                }
+                Phase::Due | Phase::Waiting(_) | Phase::Pausing(..) if cancelled => self.end(Ok(Ending::Cancelled)),
+                Phase::Due => match self.want() {
+                    Ok(wanted) => self.phase = Phase::Waiting(wanted),
+                    Err(error) => self.attempt_ended(Err(error), now),
+                },
+                // It was rescaled meanwhile.
+                Phase::Waiting(wanted) if wanted.spec.settings.parallelism != parallelism => {}
+                Phase::Waiting(wanted) => {
+                    let Some(slots) = self.slots(wanted.spec.settings.parallelism) else {
+                        self.phase = Phase::Waiting(wanted);
+                        return Due::Told;
+                    };
+                    match self.make(*wanted, &slots) {
+                        Ok(Made::Attempt(attempt)) => self.phase = Phase::Attempt(attempt),
+                        Ok(Made::Ended(ending)) => {
+                            self.coordinator.workers.give_back(&slots);
+                            self.end(Ok(ending));
+                        }
+                        Err(error) => {
+                            self.coordinator.workers.give_back(&slots);
+                            self.attempt_ended(Err(error), now);
+                        }
+                    }
+                }
+                Phase::Attempt(mut attempt) => match attempt.tick(&self.job) {
+                    Progress::Goes(due) => {
+                        self.phase = Phase::Attempt(attempt);
+                        return due.map_or(Due::Told, Due::At);
+                    }
+                    Progress::Over => {
+                        let execution = attempt.execution().clone();
+                        let outcome = attempt.end();
+                        lock(&self.coordinator.executions).remove(&execution.id);
+                        let mut shared = lock(&self.job.shared);
+                        (shared.control, shared.execution) = (None, None);
+                        drop(shared);
+                        self.coordinator.workers.give_back(&execution.slots);
+                        self.attempt_ended(outcome, now);
+                    }
+                },
+                // A clock that was set back must not make it longer.
+                Phase::Pausing(since, until) if now >= since && now < until => {
+                    self.phase = Phase::Pausing(since, until);
+                    return Due::At(until);
+                }
+                Phase::Pausing(..) => {}
+            }
+        }
+    }
+
+    fn note(&mut self, event: JobEvent) {
+        // Of an attempt that is over: stale. Who asked something sees that the question was dropped.
+        let Phase::Attempt(attempt) = &mut self.phase else { return };
+        match event {
+            JobEvent::Execution(id, event) if id == attempt.execution().id => attempt.hear(event),
+            JobEvent::Master(id, event) if id == attempt.execution().id => attempt.hear_master(event),
+            JobEvent::Look | JobEvent::Execution(..) | JobEvent::Master(..) => {}
+        }
+    }
+
+    /// What the next attempt is to be.
+    fn want(&self) -> Result<Box<Wanted>> {
+        let definition = &self.job.accepted.definition;
+        let parallelism = lock(&self.job.shared).parallelism;
+        let manifest = definition.manifest(Some(parallelism))?;
+        let environment = &self.coordinator.environment;
+        let spec = environment.spec(&manifest, environment.program(&definition.artifact, &manifest)?)?;
+        let mut shared = lock(&self.job.shared);
+        shared.view.name.clone_from(&spec.name);
+        shared.view.parallelism = parallelism;
+        drop(shared);
+        Ok(Box::new(Wanted { manifest, spec }))
+    }
+
+    /// Slots for it, if they are there; else it will hear when there may be.
+    fn slots(&self, parallelism: u32) -> Option<Vec<Arc<Worker>>> {
+        let tell = self.job.tell.clone();
+        let look = Waker::new(move || _ = tell.send(JobEvent::Look));
+        match self.coordinator.workers.take(parallelism, self.job.id(), look) {
+            Ok(slots) => Some(slots),
+            Err(missing) => {
+                let mut shared = lock(&self.job.shared);
+                if shared.view.state != JobState::Cancelling {
+                    shared.view.reason = Some(missing.to_string());
+                }
+                None
+            }
+        }
+    }
+
+    /// Begins an attempt in these slots, and has them made ready.
+    fn make(&mut self, wanted: Wanted, slots: &[Arc<Worker>]) -> Result<Made> {
+        let Wanted { manifest, spec } = wanted;
+        let (coordinator, accepted) = (&self.coordinator, &self.job.accepted);
+        let mut checkpoints = None;
+        if let Some(settings) = &manifest.checkpoints {
+            let store = coordinator.environment.store(settings, &spec.name)?;
+            let start = if self.begun { &Start::GoOn } else { &accepted.from };
+            let begun = store.begin(start, coordinator.environment.now_ms())?;
+            coordinator.storage.keep_begun(self.job.id())?;
+            self.begun = true;
+            let owner = match begun {
+                Begun::Run(owner) => *owner,
+                Begun::Commit(checkpoint) => {
+                    tidemill_dataflow::commit_ended(&spec, &store, &checkpoint)?;
+                    return Ok(Made::Ended(Ending::Finished));
+                }
+            };
+            let (settings, retained) = (checkpoint_settings(settings), settings.retained);
+            checkpoints = Some(Checkpoints { store, owner, settings, retained });
+        }
+        let allow = accepted.allow_non_restored;
+        let prologue = Prologue::of(&spec, checkpoints.as_mut(), allow)?;
+        let (id, tell) = (coordinator.new_execution(), self.job.tell.clone());
+        let says = move |event| _ = tell.send(JobEvent::Execution(id, event));
+        let execution = Arc::new(Execution::new(id, &spec.name, &prologue, slots.to_vec(), says));
+        lock(&coordinator.executions).insert(id, execution.clone());
+        let owner = checkpoints.as_ref().map(|checkpoints| &checkpoints.owner);
+        execution
+            .open(&accepted.definition, owner, allow)
+            .inspect_err(|_| _ = lock(&coordinator.executions).remove(&id))?;
+        // Who left before that was not heard of by the execution.
+        for worker in execution.workers.iter().filter(|worker| !coordinator.workers.has(worker)) {
+            execution.gone(worker, "it left");
+        }
+        let mut shared = lock(&self.job.shared);
+        shared.execution = Some(execution.clone());
+        shared.tasks.clone_from(&prologue.tasks);
+        drop(shared);
+        Ok(Made::Attempt(Box::new(Attempt::new(execution, spec, prologue, checkpoints))))
+    }
+
+    /// An attempt is over, one way or another: what follows.
+    fn attempt_ended(&mut self, outcome: Result<Ending>, now: Timestamp) {
+        let wish = lock(&self.job.shared).wish;
+        match outcome {
+            // It was stopped to be rescaled.
+            Ok(Ending::Stopped) if wish == Wish::Run => {
+                self.set(JobState::Restarting, Some("it is being rescaled".to_owned()));
+                self.phase = Phase::Due;
+            }
+            Ok(ending) => self.end(Ok(ending)),
+            Err(_) if wish == Wish::Cancel => self.end(Ok(Ending::Cancelled)),
+            Err(error) => match self.failed(error, now) {
+                Ok(until) => self.phase = Phase::Pausing(now, until),
+                Err(error) => self.end(Err(error)),
+            },
+        }
+    }
+
+    /// Until when to wait after a failure. The error, if it was the last one.
+    fn failed(&mut self, error: Error, now: Timestamp) -> Result<Timestamp> {
+        let text = error.to_string();
+        let mut shared = lock(&self.job.shared);
+        shared.view.exceptions.push(ExceptionView { at_ms: now.0, text: text.clone() });
+        let over = shared.view.exceptions.len().saturating_sub(EXCEPTIONS);
+        shared.view.exceptions.drain(..over);
+        drop(shared);
+        let manifest = self.job.accepted.definition.manifest(self.job.accepted.parallelism)?;
+        // What was done is known from checkpoints alone.
+        if manifest.checkpoints.is_none() {
+            return Err(error);
+        }
+        let now_ms = now.0.unsigned_abs();
+        let decided = match error.kind() {
+            ErrorKind::Lost => self.restarts.lost(now_ms, &text),
+            ErrorKind::Retry | ErrorKind::Internal => self.restarts.failed(now_ms, &text),
+            // It does not pass by itself.
+            ErrorKind::Invalid | ErrorKind::UserCode | ErrorKind::Limit => return Err(error),
+        };
+        match decided {
+            Restart::After(ms) => {
+                self.set(JobState::Restarting, Some(text));
+                lock(&self.job.shared).view.restarts += 1;
+                Ok(Timestamp(now.0.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX))))
+            }
+            Restart::GiveUp(_) => Err(error),
+        }
+    }
+
+    fn end(&mut self, ended: Result<Ending>) {
+        self.phase = Phase::Over;
+        let (state, reason) = match ended {
+            Ok(Ending::Finished | Ending::Stopped) => (JobState::Finished, None),
+            Ok(Ending::Cancelled) => (JobState::Canceled, None),
+            Err(error) => (JobState::Failed, Some(error.text())),
+        };
+        let mut end = self.job.view();
+        (end.state, end.reason, end.ended_ms) = (state, reason, Some(self.coordinator.environment.now_ms()));
+        if let Err(error) = self.coordinator.storage.keep_end(&end) {
+            tracing::warn!("how the job {} ended could not be kept: {error}", self.job.id());
+        }
+        lock(&self.job.shared).view = end;
+        self.job.changed.notify_all();
+    }
+
+    fn set(&self, state: JobState, reason: Option<String>) {
+        let mut shared = lock(&self.job.shared);
+        if shared.view.state != JobState::Cancelling {
+            (shared.view.state, shared.view.reason) = (state, reason);
+        }
+    }
+}
