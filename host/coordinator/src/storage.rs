@@ -92,13 +92,18 @@ impl Storage {
         }
     }
 
+    /// How a job ended, if it did.
+    pub fn end(&self, id: &str) -> Result<Option<JobView>> {
+        self.read(&format!("{JOBS}/{id}.end"))
+    }
+
     pub fn jobs(&self) -> Result<Vec<Kept>> {
         let names: Vec<String> = self.blobs.list(JOBS)?.into_iter().map(|blob| blob.name).collect();
         let mut kept = Vec::new();
         for id in names.iter().filter_map(|name| name.strip_suffix(".job")) {
             let Some(accepted) = self.read(&format!("{JOBS}/{id}.job"))? else { continue };
             let begun = names.iter().any(|name| name.strip_suffix(".begun") == Some(id));
-            kept.push(Kept { accepted, begun, end: self.read(&format!("{JOBS}/{id}.end"))? });
+            kept.push(Kept { accepted, begun, end: self.end(id)? });
         }
         Ok(kept)
     }

@@ -14,6 +14,8 @@ pub enum ErrorKind {
     Retry,
     /// Try again at once, on what is left: a process or the way to it is gone, and nothing else is wrong.
     Lost,
+    /// Stop: another one owns now what this one worked on.
+    Fenced,
     /// Change the input: the job, its manifest, its data.
     Invalid,
     /// The user's code failed.

@@ -414,7 +414,8 @@ pub fn commit_ended(spec: &JobSpec, store: &Store, checkpoint: &Checkpoint) -> R
 
 fn fenced(by: Option<u64>) -> Error {
     let other = by.map_or_else(String::new, |generation| format!(" (attempt {generation})"));
-    Error::invalid(format!("another process runs this job{other}; this one has stopped and committed nothing more"))
+    let message = format!("another process runs this job{other}; this one has stopped and committed nothing more");
+    Error::new(ErrorKind::Fenced, message)
         .mend("Run a job in one process at a time, or give the second one another name or location of checkpoints.")
 }
 

@@ -31,6 +31,7 @@ pub fn failure(error: &Error) -> proto::Failure {
     let kind = match error.kind() {
         ErrorKind::Retry => "retry",
         ErrorKind::Lost => "lost",
+        ErrorKind::Fenced => "fenced",
         ErrorKind::Invalid => "invalid",
         ErrorKind::UserCode => "user-code",
         ErrorKind::Limit => "limit",
@@ -44,6 +45,7 @@ pub fn failure_of(failure: proto::Failure) -> Error {
     let kind = match failure.kind.as_str() {
         "retry" => ErrorKind::Retry,
         "lost" => ErrorKind::Lost,
+        "fenced" => ErrorKind::Fenced,
         "invalid" => ErrorKind::Invalid,
         "user-code" => ErrorKind::UserCode,
         "limit" => ErrorKind::Limit,

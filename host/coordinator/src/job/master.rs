@@ -20,7 +20,7 @@ use super::attempt::{Attempt, Progress};
 use super::{Job, JobEvent, Submission, Wish};
 use crate::execution::Execution;
 use crate::storage::Accepted;
-use crate::view::{ExceptionView, JobState};
+use crate::view::{ExceptionView, JobState, JobView};
 use crate::workers::Worker;
 use crate::{Coordinator, lock};
 
@@ -38,6 +38,8 @@ pub struct JobMaster {
     /// Whether an attempt has begun. What follows goes on from the newest checkpoint, however the attempt before ended:
     /// also one that came to its very end, of which nobody was told.
     begun: bool,
+    /// Whether another coordinator had the job since this one looked: it may have brought it to its end.
+    fenced: bool,
     phase: Phase,
 }
 
@@ -94,7 +96,7 @@ impl JobMaster {
         let manifest = accepted.definition.manifest(accepted.parallelism)?;
         let restarts = Restarts::new(manifest.restart, coordinator.environment.now_ms().unsigned_abs());
         let (job, inbox) = Job::new(accepted, None)?;
-        let master = Self { coordinator, job: job.clone(), inbox, restarts, begun, phase: Phase::Due };
+        let master = Self { coordinator, job: job.clone(), inbox, restarts, begun, fenced: false, phase: Phase::Due };
         Ok((job, master))
     }
 
@@ -142,6 +144,11 @@ impl JobMaster {
                     return Due::Never;
                 }
                 Phase::Due | Phase::Waiting(_) | Phase::Pausing(..) if cancelled => self.end(Ok(Ending::Cancelled)),
+                Phase::Due if self.fenced => match self.coordinator.storage.end(self.job.id()) {
+                    Ok(Some(end)) => self.ended(end),
+                    Ok(None) => self.fenced = false,
+                    Err(error) => self.attempt_ended(Err(error), now),
+                },
                 Phase::Due => match self.want() {
                     Ok(wanted) => self.phase = Phase::Waiting(wanted),
                     Err(error) => self.attempt_ended(Err(error), now),
@@ -305,8 +312,12 @@ impl JobMaster {
             return Err(error);
         }
         let now_ms = now.0.unsigned_abs();
+        self.fenced |= error.kind() == ErrorKind::Fenced;
         let decided = match error.kind() {
             ErrorKind::Lost => self.restarts.lost(now_ms, &text),
+            // Another coordinator has the job. If it lives, that is well, and this one will hear how the job ended; if it
+            // was on its way to its end itself, somebody has to go on.
+            ErrorKind::Fenced => self.restarts.failed(now_ms, &text),
             ErrorKind::Retry | ErrorKind::Internal => self.restarts.failed(now_ms, &text),
             // It does not pass by itself.
             ErrorKind::Invalid | ErrorKind::UserCode | ErrorKind::Limit => return Err(error),
@@ -322,7 +333,8 @@ impl JobMaster {
     }
 
     fn end(&mut self, ended: Result<Ending>) {
-        self.phase = Phase::Over;
+        // Another coordinator has the job now, and keeps how it ends.
+        let is_ours = !matches!(&ended, Err(error) if error.kind() == ErrorKind::Fenced);
         let (state, reason) = match ended {
             Ok(Ending::Finished | Ending::Stopped) => (JobState::Finished, None),
             Ok(Ending::Cancelled) => (JobState::Canceled, None),
@@ -330,9 +342,14 @@ impl JobMaster {
         };
         let mut end = self.job.view();
         (end.state, end.reason, end.ended_ms) = (state, reason, Some(self.coordinator.environment.now_ms()));
-        if let Err(error) = self.coordinator.storage.keep_end(&end) {
+        if is_ours && let Err(error) = self.coordinator.storage.keep_end(&end) {
             tracing::warn!("how the job {} ended could not be kept: {error}", self.job.id());
         }
+        self.ended(end);
+    }
+
+    fn ended(&mut self, end: JobView) {
+        self.phase = Phase::Over;
         lock(&self.job.shared).view = end;
         self.job.changed.notify_all();
     }
