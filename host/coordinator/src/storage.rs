@@ -85,6 +85,11 @@ impl Storage {
         }
     }
 
+    /// Whether an attempt has begun, as far as is kept.
+    pub fn has_begun(&self, id: &str) -> Result<bool> {
+        Ok(self.blobs.open(&format!("{JOBS}/{id}.begun"))?.is_some())
+    }
+
     /// Keeps how a job ended. Who comes second does not count.
     pub fn keep_end(&self, end: &JobView) -> Result<()> {
         match self.blobs.put_new(&format!("{JOBS}/{}.end", end.id), &json(end)?)? {

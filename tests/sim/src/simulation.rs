@@ -12,7 +12,7 @@ use tidemill_checkpoint::Start;
 use tidemill_coordinator::{SILENCE, Submission, ToldWorker};
 use tidemill_rpc::proto::{self, Frame, FromWorker, ToWorker, from_worker as says, to_worker as tells};
 use tidemill_worker::deployment::Deployments;
-use tidemill_worker::exchange::Peer;
+use tidemill_worker::exchange::{Connection, Peer};
 
 use crate::connectors::Simulated;
 use crate::coordinator::CoordinatorProcess;
@@ -21,7 +21,7 @@ use crate::network::{ConnectionId, Kind, Network, Packet, ProcessId, Side};
 use crate::outside::{Input, Target, Verdict};
 use crate::sabotage::Sabotage;
 use crate::store::Stores;
-use crate::worker::{After, WorkerProcess};
+use crate::worker::{After, Dial, WorkerProcess};
 use crate::world::{Machine, World};
 
 /// After the faults have ended, a job that takes longer than this is stuck, in milliseconds.
@@ -129,8 +129,8 @@ enum Event {
     StepSlot(ProcessId, u64, i64),
     /// A worker writes what slots froze.
     Write(ProcessId, u64),
-    /// A worker connects to another one, at this address.
-    Dial(ProcessId, Arc<Peer>, String),
+    /// A worker connects to another one.
+    Dial(ProcessId, Dial),
     Fault,
     /// Nothing goes wrong any more.
     Calm,
@@ -285,7 +285,7 @@ impl Simulation {
             Event::Open(_, deployments, open) => deployments.open(*open),
             Event::StepSlot(id, key, at) => self.step_slot(id, key, at),
             Event::Write(id, key) => self.workers.get_mut(&id).into_iter().for_each(|worker| worker.write(key)),
-            Event::Dial(id, peer, address) => self.dial(id, peer, &address),
+            Event::Dial(id, dial) => self.dial(id, dial),
             Event::Fault => self.fault(),
             Event::Calm => self.calm(),
             Event::End(id) => self.bury(id),
@@ -434,8 +434,8 @@ impl Simulation {
         for (connection, message) in said {
             self.send(connection, Side::Called, Packet::Message(message.encode_to_vec()), waited);
         }
-        for (peer, address) in dials {
-            self.soon(30, Event::Dial(process, peer, address));
+        for dial in dials {
+            self.soon(30, Event::Dial(process, dial));
         }
         for run in unwritten {
             self.soon(100, Event::Write(process, run));
@@ -444,20 +444,22 @@ impl Simulation {
         if self.draw(0, 2) == 0 {
             peers.reverse();
         }
-        for (connection, peer) in peers {
-            self.pump(process, connection, &peer, waited);
+        for (connection, (peer, number)) in peers {
+            self.pump(process, connection, &peer, number, waited);
         }
     }
 
     /// Sends what a worker has for another one, while the connection takes it.
-    fn pump(&mut self, process: ProcessId, connection: ConnectionId, peer: &Peer, waited: i64) {
+    fn pump(&mut self, process: ProcessId, connection: ConnectionId, peer: &Peer, number: Connection, waited: i64) {
         loop {
             let Some(of) = self.network.get(connection) else { return };
             let Some(side) = of.side(process).filter(|side| of.is_open(*side)) else { return };
             if of.arriving(side.other()) >= UNDER_WAY {
                 return;
             }
-            let frames = peer.due();
+            let Some(frames) = peer.due(number) else {
+                return self.ended(connection, side, "a newer one came");
+            };
             if frames.is_empty() {
                 return;
             }
@@ -521,16 +523,17 @@ impl Simulation {
         }
         // There may be room for more now.
         if kind == Kind::Exchange
-            && let Some(peer) = self.workers.get(&there).and_then(|worker| worker.peers.get(&connection)).cloned()
+            && let Some((peer, number)) =
+                self.workers.get(&there).and_then(|worker| worker.peers.get(&connection)).cloned()
         {
-            self.pump(there, connection, &peer, 0);
+            self.pump(there, connection, &peer, number, 0);
         }
     }
 
     fn frame(&mut self, id: ProcessId, connection: ConnectionId, bytes: &[u8]) {
         let peer = self.workers.get(&id).and_then(|worker| worker.peers.get(&connection)).cloned();
         match Frame::decode(bytes) {
-            Ok(frame) => peer.into_iter().for_each(|peer| peer.received(frame.clone())),
+            Ok(frame) => peer.into_iter().for_each(|(peer, number)| peer.received(number, frame.clone())),
             Err(error) => self.failed = Some(format!("a frame can't be read: {error}")),
         }
         self.wake_slots(id);
@@ -578,7 +581,7 @@ impl Simulation {
         match (kind, side) {
             (Kind::Exchange, _) => {
                 let peer = self.workers.get_mut(&here).and_then(|worker| worker.peers.remove(&connection));
-                peer.into_iter().for_each(|peer| peer.broke(why));
+                peer.into_iter().for_each(|(peer, number)| peer.broke(number, why));
             }
             (Kind::Attend, Side::Called) => {
                 self.coordinators.get_mut(&here).into_iter().for_each(|c| c.gone(connection, why));
@@ -662,7 +665,8 @@ impl Simulation {
         self.after(BEAT_MS, Event::Beat(id, connection));
     }
 
-    fn dial(&mut self, id: ProcessId, peer: Arc<Peer>, address: &str) {
+    fn dial(&mut self, id: ProcessId, dial: Dial) {
+        let Dial { peer, connection: number, address } = dial;
         let now = self.world.now_ms();
         let Some(worker) = self.workers.get(&id) else { return };
         let (host, name) = (worker.host, worker.machine.name.clone());
@@ -672,12 +676,12 @@ impl Simulation {
             .filter(|(called, at)| self.network.parted(host, *at, now).is_none() && !self.stopped.contains_key(called));
         let Some((called, _)) = reached else {
             self.world.note(&format!("{name} can't connect to {address}"));
-            return peer.broke("it does not answer");
+            return peer.broke(number, "it does not answer");
         };
         let connection = self.network.connect(Kind::Exchange, id, called, now);
         self.world.note(&format!("{name} connects to {address}: connection {}", connection.0));
         if let Some(worker) = self.workers.get_mut(&id) {
-            worker.peers.insert(connection, peer);
+            worker.peers.insert(connection, (peer, number));
         }
         if let Some(worker) = self.workers.get_mut(&called) {
             worker.connected(connection, &name);

@@ -11,7 +11,7 @@ use tidemill_job::Environment;
 use tidemill_rpc::from_worker;
 use tidemill_rpc::proto::{self, FromWorker, from_worker as says};
 use tidemill_worker::deployment::{Deployments, Work};
-use tidemill_worker::exchange::{Peer, Plane};
+use tidemill_worker::exchange::{Connection, Peer, Plane};
 
 use crate::network::ConnectionId;
 use crate::world::{Machine, lock};
@@ -27,10 +27,10 @@ pub struct WorkerProcess {
     /// Its connection to a coordinator, if there is one or it is being made.
     pub attending: Option<ConnectionId>,
     /// The peers to which it is connected.
-    pub peers: BTreeMap<ConnectionId, Arc<Peer>>,
+    pub peers: BTreeMap<ConnectionId, (Arc<Peer>, Connection)>,
     environment: Environment,
     plane: Arc<Plane>,
-    asked: Arc<Mutex<Vec<(Arc<Peer>, String)>>>,
+    asked: Arc<Mutex<Vec<Dial>>>,
     outbox: Arc<Mutex<Vec<(ConnectionId, FromWorker)>>>,
     deployments: Option<Arc<Deployments>>,
     runs: BTreeMap<u64, Run>,
@@ -58,6 +58,16 @@ struct Stepped {
     next_ms: i64,
 }
 
+/// A connection to another worker that is to be made.
+pub struct Dial {
+    /// To whom.
+    pub peer: Arc<Peer>,
+    /// Which it is to be.
+    pub connection: Connection,
+    /// Where.
+    pub address: String,
+}
+
 /// What came of the step of a slot.
 pub enum After {
     /// It goes on.
@@ -71,9 +81,11 @@ pub enum After {
 impl WorkerProcess {
     /// A new one.
     pub fn new(machine: Arc<Machine>, host: u32, slots: u32, environment: Environment) -> Self {
-        let asked: Arc<Mutex<Vec<(Arc<Peer>, String)>>> = Arc::default();
+        let asked: Arc<Mutex<Vec<Dial>>> = Arc::default();
         let asks = asked.clone();
-        let plane = Plane::new(machine.name.clone(), move |peer, address| lock(&asks).push((peer, address)));
+        let plane = Plane::new(machine.name.clone(), move |peer, connection, address| {
+            lock(&asks).push(Dial { peer, connection, address });
+        });
         let (attending, peers, outbox, deployments, runs, stepped, next) = Default::default();
         let plane = Arc::new(plane);
         Self {
@@ -145,8 +157,8 @@ impl WorkerProcess {
     /// Another worker connected.
     pub fn connected(&mut self, connection: ConnectionId, from: &str) {
         let peer = self.plane.peer(from);
-        peer.connected();
-        self.peers.insert(connection, peer);
+        let number = peer.connected();
+        self.peers.insert(connection, (peer, number));
     }
 
     /// What it wants to say to coordinators.
@@ -155,7 +167,7 @@ impl WorkerProcess {
     }
 
     /// To whom it wants to be connected.
-    pub fn take_dials(&mut self) -> Vec<(Arc<Peer>, String)> {
+    pub fn take_dials(&mut self) -> Vec<Dial> {
         std::mem::take(&mut *lock(&self.asked))
     }
 
