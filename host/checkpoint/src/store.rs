@@ -71,13 +71,20 @@ impl Store {
     /// In this order: the store is tried; the newest entry is read; what to go on from is read; the next number is
     /// claimed. If it is another's, everything again: an attempt that was about to die may have completed a checkpoint.
     pub fn begin(&self, start: &Start, now_ms: i64) -> Result<Begun> {
+        self.begin_as(|| Ok(start.clone()), now_ms)
+    }
+
+    /// The same, where others may begin the job too, and what to start from follows from whether they did. It is asked
+    /// again when the newest entry was read: who answers by something that others write after they began and before they
+    /// run can't be late, since what they do after that takes the number.
+    pub fn begin_as(&self, start: impl Fn() -> Result<Start>, now_ms: i64) -> Result<Begun> {
         self.probe()?;
         Failpoint::BeginProbed.reach();
         for _ in 0..BEGIN_ATTEMPTS {
-            let newest = self.newest(start)?;
+            let newest = self.newest(&start()?)?;
             let entry = newest.as_ref().and_then(|newest| newest.stored.as_ref());
             let committed = self.ended_and_committed(entry)?;
-            let from = match log::resume(start, entry.map(|stored| &stored.entry), committed) {
+            let from = match log::resume(&start()?, entry.map(|stored| &stored.entry), committed) {
                 Resume::Commit(number) => return self.load(number).map(Begun::Commit),
                 Resume::Run(from) => from,
             };

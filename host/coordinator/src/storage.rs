@@ -99,6 +99,11 @@ impl Storage {
         }
     }
 
+    /// Whether an attempt has begun, as far as is kept.
+    pub fn has_begun(&self, id: &str) -> Result<bool> {
+        Ok(self.blobs.open(&format!("{JOBS}/{id}.begun"))?.is_some())
+    }
+
     /// Keeps what a user wants of a job.
     pub fn keep_wish(&self, id: &str, wish: KeptWish) -> Result<()> {
         let content = json(&wish)?;

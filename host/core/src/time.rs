@@ -1,6 +1,8 @@
 //! Event time, processing time, and the watermark that can only rise.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970-01-01 UTC, in event or processing time.
@@ -147,9 +149,61 @@ impl Clock for SystemClock {
     }
 }
 
+/// Time for deadlines, made of a clock that may be set: it never goes back. Where that clock was set back by an hour, what
+/// was due in a second is due in a second, and not in an hour.
+pub struct SteadyClock {
+    clock: Arc<dyn Clock>,
+    /// What it shows at least.
+    least_ms: AtomicI64,
+    /// What it shows more than the clock below.
+    ahead_ms: AtomicI64,
+}
+
+impl SteadyClock {
+    /// Made of this one.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, least_ms: AtomicI64::new(i64::MIN), ahead_ms: AtomicI64::new(0) }
+    }
+
+    /// What the clock below shows at a time of this one.
+    pub fn below(&self, time: Timestamp) -> Timestamp {
+        Timestamp(time.0.saturating_sub(self.ahead_ms.load(Ordering::Relaxed)))
+    }
+}
+
+impl Clock for SteadyClock {
+    fn now(&self) -> Timestamp {
+        let below = self.clock.now().0;
+        let shown = below.saturating_add(self.ahead_ms.load(Ordering::Relaxed));
+        let least = self.least_ms.fetch_max(shown, Ordering::Relaxed);
+        if shown < least {
+            self.ahead_ms.store(least.saturating_sub(below), Ordering::Relaxed);
+        }
+        Timestamp(shown.max(least))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_steady_clock_goes_on_where_the_clock_below_was_set_back() {
+        struct Set(Arc<AtomicI64>);
+        impl Clock for Set {
+            fn now(&self) -> Timestamp {
+                Timestamp(self.0.load(Ordering::Relaxed))
+            }
+        }
+        let shown = Arc::new(AtomicI64::new(1_000));
+        let clock = SteadyClock::new(Arc::new(Set(shown.clone())));
+        let mut at = |ms| {
+            shown.store(ms, Ordering::Relaxed);
+            clock.now().0
+        };
+        assert_eq!([1_000, 1_500, 200, 300, 100, 900].map(&mut at), [1_000, 1_500, 1_500, 1_600, 1_600, 2_400]);
+        assert_eq!(clock.below(Timestamp(2_500)), Timestamp(1_000), "100 ms from now, where it is 900");
+    }
 
     #[test]
     fn the_minimum_ignores_idle_inputs_and_never_falls() {

@@ -16,7 +16,7 @@ use tidemill_core::connector::Committable;
 use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::{Epoch, NodeId, SubtaskId};
 use tidemill_core::snapshot::SnapshotKind;
-use tidemill_core::time::{Clock, Timestamp};
+use tidemill_core::time::{Clock, SteadyClock, Timestamp};
 use tidemill_core::{Error, ErrorKind, Result};
 
 use crate::collect::{Collector, Noted, TaskId};
@@ -80,7 +80,7 @@ pub struct CheckpointFigures {
 
 /// See the module.
 pub struct Coordinator {
-    clock: Arc<dyn Clock>,
+    clock: SteadyClock,
     enumerations: Vec<Enumeration>,
     committers: Committers,
     collector: Collector,
@@ -111,7 +111,8 @@ struct Checkpointing {
 }
 
 impl Coordinator {
-    /// Of a job whose slots are about to run, or run already and have passed barriers up to this one.
+    /// Of a job whose slots are about to run, or run already and have passed barriers up to this one. The clock may be set:
+    /// deadlines stay what they are.
     pub fn new(
         clock: Arc<dyn Clock>,
         enumerations: Vec<Enumeration>,
@@ -121,6 +122,7 @@ impl Coordinator {
         checkpoints: Option<Checkpoints>,
         passed: Epoch,
     ) -> Self {
+        let clock = SteadyClock::new(clock);
         let checkpoints = checkpoints.map(|Checkpoints { store, owner, settings, retained }| {
             let restored = owner.restored().map_or(0, |restored| restored.manifest.epoch);
             let first_epoch = restored.max(passed.0) + 1;
@@ -154,7 +156,7 @@ impl Coordinator {
         self.decide(Fact::Tick)?;
         let splits = self.enumerations.iter().filter_map(Enumeration::due).min();
         let checkpoint = self.checkpoints.as_ref().and_then(|c| c.protocol.wake_at_ms()).map(signed);
-        Ok(splits.into_iter().chain(checkpoint).min())
+        Ok(splits.into_iter().chain(checkpoint).min().map(|due| self.clock.below(due)))
     }
 
     /// Takes note of what a task says. What was taken out of it to be written is handed to [`Coordinator::written`] later.
@@ -316,7 +318,7 @@ impl Coordinator {
             self.collector.begin(Epoch(epoch), found);
             (checkpoints.triggered, checkpoints.passed, checkpoints.unaligned) = (now, now, false);
         }
-        let manifest = self.collector.manifest(kind, checkpoints.owner.generation(), now.0);
+        let manifest = self.collector.manifest(kind, checkpoints.owner.generation(), self.clock.below(now).0);
         Ok(match checkpoints.owner.claim(manifest.clone()) {
             Ok(Claim::Won(number)) => {
                 checkpoints.claimed = Some((number, manifest));

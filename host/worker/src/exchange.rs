@@ -6,6 +6,10 @@
 //!
 //! Of two workers, the one with the smaller name connects. When the connection breaks, every execution that has slots at
 //! both ends fails: what was under way is lost, and only going back to a checkpoint brings it again.
+//!
+//! The ends of a connection see its end at different times, so a worker may be connected to anew by one of which the
+//! connection before seems to stand. Invariant: only the newest connection to a peer is used, and no execution uses two.
+//! Else rows could be lost in the old one while a barrier passes through the new one.
 
 mod connection;
 mod links;
@@ -28,7 +32,7 @@ use links::{Ends, Links};
 /// The connections of this worker to others.
 pub struct Plane {
     me: String,
-    dial: Box<dyn Fn(Arc<Peer>, String) + Send + Sync>,
+    dial: Box<dyn Fn(Arc<Peer>, Connection, String) + Send + Sync>,
     peers: Mutex<BTreeMap<String, Arc<Peer>>>,
 }
 
@@ -37,13 +41,35 @@ pub struct Peer {
     worker: String,
     wake: Arc<Notify>,
     links: Mutex<BTreeMap<u64, Arc<Links>>>,
-    /// Whether a connection is there or being made.
-    connected: Mutex<bool>,
+    newest: Mutex<Newest>,
+}
+
+/// The newest connection to a peer.
+#[derive(Default)]
+struct Newest {
+    number: u64,
+    /// Whether it is there or being made.
+    stands: bool,
+}
+
+/// Which connection to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection(u64);
+
+impl Newest {
+    fn next(&mut self) -> Connection {
+        (self.number, self.stands) = (self.number + 1, true);
+        Connection(self.number)
+    }
+
+    fn is(&self, connection: Connection) -> bool {
+        self.stands && self.number == connection.0
+    }
 }
 
 impl Plane {
     /// Of this worker. `dial` connects to another one at an address; it does not wait for that.
-    pub fn new(me: String, dial: impl Fn(Arc<Peer>, String) + Send + Sync + 'static) -> Self {
+    pub fn new(me: String, dial: impl Fn(Arc<Peer>, Connection, String) + Send + Sync + 'static) -> Self {
         Self { me, dial: Box::new(dial), peers: Mutex::default() }
     }
 
@@ -88,8 +114,11 @@ impl Plane {
             lock(&peer.links).insert(open.execution, Arc::new(Links::new(open.execution, ends, trouble.clone())));
             let address = open.places.iter().find(|place| place.worker == worker);
             let address = address.map(|place| place.exchange_address.clone()).unwrap_or_default();
-            if self.me.as_str() < worker && !std::mem::replace(&mut *lock(&peer.connected), true) {
-                (self.dial)(peer, address);
+            let mut newest = lock(&peer.newest);
+            let dials = (self.me.as_str() < worker && !newest.stands).then(|| newest.next());
+            drop(newest);
+            if let Some(connection) = dials {
+                (self.dial)(peer, connection, address);
             }
         }
         Ok(())
@@ -102,14 +131,16 @@ impl Plane {
             lock(&peer.links).remove(&execution);
         }
         // Workers come and go; those that are gone leave nothing behind.
-        peers.retain(|_, peer| *lock(&peer.connected) || !lock(&peer.links).is_empty() || Arc::strong_count(peer) > 1);
+        peers.retain(|_, peer| {
+            lock(&peer.newest).stands || !lock(&peer.links).is_empty() || Arc::strong_count(peer) > 1
+        });
     }
 }
 
 impl Peer {
     fn new(worker: &str) -> Self {
-        let (wake, links, connected) = Default::default();
-        Self { worker: worker.to_owned(), wake, links, connected }
+        let (wake, links, newest) = Default::default();
+        Self { worker: worker.to_owned(), wake, links, newest }
     }
 
     /// What wakes whoever sends there.
@@ -118,35 +149,65 @@ impl Peer {
         Waker::new(move || wake.notify_one())
     }
 
-    /// What can be sent now. Woken by [`Peer::waker`], there may be more.
-    pub fn due(&self) -> Vec<Frame> {
+    /// It connected to this worker. Executions that used the connection before fail.
+    pub fn connected(&self) -> Connection {
+        let (mut newest, mut links) = (lock(&self.newest), lock(&self.links));
+        let lost: Vec<Arc<Links>> =
+            links.extract_if(.., |_, links| links.were_used()).map(|(_, links)| links).collect();
+        let connection = newest.next();
+        drop((newest, links));
+        self.lose(&lost, "it connected again");
+        // Whoever sends through the one before is to see that it is not the newest any more.
+        self.wake.notify_waiters();
+        self.wake.notify_one();
+        connection
+    }
+
+    /// What can be sent now through a connection. Woken by [`Peer::waker`], there may be more. `None`: it is not to be used
+    /// any more.
+    pub fn due(&self, connection: Connection) -> Option<Vec<Frame>> {
+        // Whoever connects anew waits: what is taken here is taken for this connection.
+        let newest = lock(&self.newest);
+        if !newest.is(connection) {
+            return None;
+        }
         let links: Vec<Arc<Links>> = lock(&self.links).values().cloned().collect();
         let mut frames = Vec::new();
         links.iter().for_each(|links| links.due(&mut frames));
-        frames
+        Some(frames)
     }
 
-    /// It sent something.
-    pub fn received(&self, frame: Frame) {
+    /// It sent something through a connection.
+    pub fn received(&self, connection: Connection, frame: Frame) {
+        let newest = lock(&self.newest);
+        if !newest.is(connection) {
+            return;
+        }
         // Of an execution that is no more: stale.
         let Some(links) = lock(&self.links).get(&frame.execution).cloned() else { return };
-        match links.received(frame) {
+        let received = links.received(frame);
+        drop(newest);
+        match received {
             Ok(true) => self.wake.notify_one(),
             Ok(false) => {}
             Err(error) => links.trouble(error),
         }
     }
 
-    /// It connected to this worker.
-    pub fn connected(&self) {
-        *lock(&self.connected) = true;
+    /// A connection is no more, or could not be made, and what was under way is lost.
+    pub fn broke(&self, connection: Connection, why: &str) {
+        let mut newest = lock(&self.newest);
+        if !newest.is(connection) {
+            return;
+        }
+        newest.stands = false;
+        let lost = std::mem::take(&mut *lock(&self.links));
+        drop(newest);
+        self.lose(&lost.into_values().collect::<Vec<_>>(), why);
     }
 
-    /// The connection is no more, or could not be made, and what was under way is lost.
-    pub fn broke(&self, why: &str) {
-        *lock(&self.connected) = false;
-        let lost = std::mem::take(&mut *lock(&self.links));
-        for links in lost.values() {
+    fn lose(&self, lost: &[Arc<Links>], why: &str) {
+        for links in lost {
             let message = format!("the connection to {} broke: {why}", self.worker);
             links.trouble(Error::new(ErrorKind::Lost, message));
         }

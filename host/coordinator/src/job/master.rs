@@ -342,8 +342,12 @@ impl JobMaster {
         let mut checkpoints = None;
         if let Some(settings) = &manifest.checkpoints {
             let store = coordinator.environment.store(settings, &spec.name)?;
-            let start = if self.begun { &Start::GoOn } else { &accepted.from };
-            let begun = store.begin(start, coordinator.environment.now_ms())?;
+            let start = || {
+                // Another coordinator may have begun it while this one stood still.
+                let begun = self.begun || coordinator.storage.has_begun(self.job.id())?;
+                Ok(if begun { Start::GoOn } else { accepted.from.clone() })
+            };
+            let begun = store.begin_as(start, coordinator.environment.now_ms())?;
             coordinator.storage.keep_begun(self.job.id())?;
             self.begun = true;
             let owner = match begun {

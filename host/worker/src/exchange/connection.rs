@@ -17,7 +17,7 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Peer, Plane};
+use super::{Connection, Peer, Plane};
 use crate::attend::chain;
 
 /// Frames that were taken from queues and are not on their way. Few: they are beyond all credit.
@@ -28,13 +28,13 @@ const WINDOW_BYTES: u32 = 16 << 20;
 const CONNECT: Duration = Duration::from_secs(3);
 
 /// Connects to other workers, for a plane of the worker that is called so. On the runtime in which it is called.
-pub fn dial(me: String, tls: Option<Tls>) -> impl Fn(Arc<Peer>, String) + Send + Sync + 'static {
+pub fn dial(me: String, tls: Option<Tls>) -> impl Fn(Arc<Peer>, Connection, String) + Send + Sync + 'static {
     let (me, tls) = (Arc::<str>::from(me), tls.map(Arc::new));
-    move |peer, address| {
+    move |peer, connection, address| {
         let (me, tls) = (me.clone(), tls.clone());
         tokio::runtime::Handle::current().spawn(async move {
-            let ended = connect(&me, tls.as_deref(), &peer, &address).await;
-            peer.broke(&reason(ended));
+            let ended = connect(&me, tls.as_deref(), &peer, connection, &address).await;
+            peer.broke(connection, &reason(ended));
         });
     }
 }
@@ -76,18 +76,24 @@ impl Exchange for Listening {
             return Err(Status::invalid_argument("the first frame has to say who sends"));
         };
         let peer = self.0.peer(&worker);
-        peer.connected();
+        let connection = peer.connected();
         let (send, frames) = mpsc::channel(FRAMES);
         tokio::spawn(async move {
-            let ended = talk(&peer, send, incoming, |frame| Ok(Ok(frame))).await;
-            peer.broke(&reason(ended));
+            let ended = talk(&peer, connection, send, incoming, |frame| Ok(Ok(frame))).await;
+            peer.broke(connection, &reason(ended));
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(frames))))
     }
 }
 
 /// Connects to another worker and stays until the connection breaks.
-async fn connect(me: &str, tls: Option<&Tls>, peer: &Peer, address: &str) -> Result<(), String> {
+async fn connect(
+    me: &str,
+    tls: Option<&Tls>,
+    peer: &Peer,
+    connection: Connection,
+    address: &str,
+) -> Result<(), String> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|e| chain(&e))?;
     let endpoint = endpoint
@@ -109,19 +115,20 @@ async fn connect(me: &str, tls: Option<&Tls>, peer: &Peer, address: &str) -> Res
     let introduction = Frame { content: Some(frame::Content::Worker(me.to_owned())), ..Frame::default() };
     send.send(introduction).await.map_err(|e| e.to_string())?;
     let incoming = client.exchange(ReceiverStream::new(frames)).await.map_err(|e| e.message().to_owned())?;
-    talk(peer, send, incoming.into_inner(), Ok).await
+    talk(peer, connection, send, incoming.into_inner(), Ok).await
 }
 
 /// Sends and receives until the connection breaks.
 async fn talk<T: Send + 'static>(
     peer: &Peer,
+    connection: Connection,
     send: mpsc::Sender<T>,
     mut incoming: Streaming<Frame>,
     wrap: impl Fn(Frame) -> Result<T, String> + Send,
 ) -> Result<(), String> {
     let sending = async {
         loop {
-            let frames = peer.due();
+            let Some(frames) = peer.due(connection) else { return Ok(()) };
             if frames.is_empty() {
                 peer.wake.notified().await;
             }
@@ -134,7 +141,7 @@ async fn talk<T: Send + 'static>(
     };
     let receiving = async {
         while let Some(frame) = incoming.message().await.map_err(|e| e.message().to_owned())? {
-            peer.received(frame);
+            peer.received(connection, frame);
         }
         Ok(())
     };

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::datatypes::SchemaRef;
 use tidemill_core::time::Watermark;
@@ -25,6 +26,8 @@ pub struct Links {
     outs: Mutex<Vec<Out>>,
     ins: Mutex<BTreeMap<Channel, In>>,
     trouble: Box<dyn Fn(Error) + Send + Sync>,
+    /// Whether anything went through a connection.
+    used: AtomicBool,
 }
 
 /// The ends of an execution's channels with one other worker.
@@ -69,7 +72,13 @@ impl Links {
     /// Of these ends. `trouble` is told what is wrong with what is sent.
     pub fn new(execution: u64, ends: Ends, trouble: impl Fn(Error) + Send + Sync + 'static) -> Self {
         let Ends { outs, ins } = ends;
-        Self { execution, outs: Mutex::new(outs), ins: Mutex::new(ins), trouble: Box::new(trouble) }
+        let (outs, ins, used) = (Mutex::new(outs), Mutex::new(ins), AtomicBool::new(false));
+        Self { execution, outs, ins, trouble: Box::new(trouble), used }
+    }
+
+    /// Whether anything went through a connection.
+    pub fn were_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// Something is wrong with them.
@@ -79,6 +88,7 @@ impl Links {
 
     /// Adds what can be sent now.
     pub fn due(&self, frames: &mut Vec<Frame>) {
+        let before = frames.len();
         let frame = |channel: Channel, content| Frame {
             execution: self.execution,
             edge: channel.edge,
@@ -103,10 +113,14 @@ impl Links {
                 }
             }
         }
+        if frames.len() > before {
+            self.used.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Takes what was sent; whether there may be something to send now.
     pub fn received(&self, frame: Frame) -> Result<bool> {
+        self.used.store(true, Ordering::Relaxed);
         let channel = Channel { edge: frame.edge, sender: frame.sender, receiver: frame.receiver };
         let unknown = || Error::internal(format!("another worker names {channel:?}, which is not here"));
         if let Some(frame::Content::Credit(bytes)) = frame.content {

@@ -1,0 +1,54 @@
+//! The simulation itself: it repeats what it did, everything comes out right, and bugs that are put back are found.
+
+use tidemill_sim::{Outcome, Sabotage, simulate};
+
+/// Some dozens: the rest is done by `tests/sim/run`.
+const SEEDS: u64 = 40;
+/// How many of the last events are shown of one that fails.
+const EVENTS: usize = 100;
+
+fn failing(outcome: &Outcome) -> String {
+    let Outcome { seed, verdict, stuck, .. } = outcome;
+    let events = outcome.last_events.join("\n");
+    format!("{events}\nseed {seed}: {verdict:?}, {stuck:?}; again with: tests/sim/run --seeds 1 --from {seed}")
+}
+
+#[test]
+fn whatever_goes_wrong_each_record_is_written_once_and_counted_once() {
+    for seed in 0..SEEDS {
+        let outcome = simulate(seed, None, EVENTS);
+        assert!(outcome.is_good(), "{}", failing(&outcome));
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    for seed in 1_000..1_010 {
+        let (first, second) = (simulate(seed, None, EVENTS), simulate(seed, None, EVENTS));
+        assert_eq!(first.digest, second.digest, "{}\n---\n{}", failing(&first), failing(&second));
+    }
+    assert_ne!(simulate(1_000, None, EVENTS).digest, simulate(1_001, None, EVENTS).digest);
+}
+
+/// The first seed that finds a bug, of some hundreds.
+fn found(bug: Sabotage) -> Option<Outcome> {
+    (0..400).map(|seed| simulate(seed, Some(bug), EVENTS)).find(|outcome| !outcome.is_good())
+}
+
+#[test]
+fn a_log_that_fences_nobody_is_found() {
+    let outcome = found(Sabotage::NoFence).expect("the bug was not found");
+    assert!(!outcome.is_good(), "{}", failing(&outcome));
+}
+
+#[test]
+fn a_commit_before_the_claim_is_found() {
+    let outcome = found(Sabotage::CommitBeforeClaim).expect("the bug was not found");
+    assert!(outcome.verdict.duplicated > 0, "{}", failing(&outcome));
+}
+
+#[test]
+fn a_split_that_is_forgotten_is_found() {
+    let outcome = found(Sabotage::ForgetSplit).expect("the bug was not found");
+    assert!(outcome.verdict.lost > 0, "{}", failing(&outcome));
+}
