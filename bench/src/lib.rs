@@ -26,5 +26,8 @@ pub mod engine;
 // What snapshots of a large state cost.
 pub mod state;
 
+// What only a cluster has: submitting, recovering, the way between processes.
+pub mod cluster;
+
 // The page that people read.
 pub mod report;

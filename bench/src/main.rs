@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+use tidemill_bench::cluster::{many, recovery, shuffle, submit};
 use tidemill_bench::engine::{self, Code, Keeping};
 use tidemill_bench::measure::{Measured, Stopwatch, peak_rss_mb};
 use tidemill_bench::query::{Answer, Parameters, Query};
@@ -30,6 +32,14 @@ enum Cmd {
     All(AllArgs),
     /// Measure snapshots of a large state; the last line is a JSON object.
     State(StateArgs),
+    /// Measure the time from a job's upload to its first output; the last line is a JSON object.
+    Submit(SubmitArgs),
+    /// Measure how long output pauses when a worker or the coordinator is killed; the last line is a JSON object.
+    Recovery(RecoveryArgs),
+    /// Measure a query on two slots of two processes against two slots of one; the last line is a JSON object.
+    Shuffle(ShuffleArgs),
+    /// Measure many small jobs on one worker; the last line is a JSON object.
+    Many(ManyArgs),
 }
 
 #[derive(Args)]
@@ -93,6 +103,45 @@ struct StateArgs {
 }
 
 #[derive(Args)]
+struct SubmitArgs {
+    /// How often each is measured.
+    #[arg(long, default_value_t = 20)]
+    rounds: usize,
+}
+
+#[derive(Args)]
+struct RecoveryArgs {
+    /// Workers to kill, one after another.
+    #[arg(long, default_value_t = 20)]
+    kills: usize,
+    /// Coordinators to kill after them.
+    #[arg(long, default_value_t = 5)]
+    coordinators: usize,
+    /// Records per second and slot.
+    #[arg(long, default_value_t = 100_000)]
+    rate: u64,
+}
+
+#[derive(Args)]
+struct ShuffleArgs {
+    /// A query without files.
+    query: String,
+    /// Events to generate.
+    #[arg(long, default_value_t = 20_000_000)]
+    records: u64,
+    /// How often each way is measured.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+#[derive(Args)]
+struct ManyArgs {
+    /// Jobs to run at once.
+    #[arg(long, default_value_t = 200)]
+    jobs: usize,
+}
+
+#[derive(Args)]
 struct AllArgs {
     /// Rounds over all twins; the report shows medians.
     #[arg(long, default_value_t = 3)]
@@ -135,6 +184,24 @@ fn main() -> Result<()> {
         Cmd::Run(args) => println!("{}", serde_json::to_string(&run(&args)?)?),
         Cmd::All(args) => all(&args)?,
         Cmd::State(args) => println!("{}", serde_json::to_string(&measure_state(&args)?)?),
+        Cmd::Submit(args) => in_cluster(|folder| submit::measure(folder, args.rounds))?,
+        Cmd::Recovery(RecoveryArgs { kills, coordinators, rate }) => {
+            in_cluster(|folder| recovery::measure(folder, kills, coordinators, rate))?;
+        }
+        Cmd::Shuffle(ShuffleArgs { query, records, rounds }) => {
+            in_cluster(|folder| shuffle::measure(folder, &query, records, rounds))?;
+        }
+        Cmd::Many(args) => in_cluster(|folder| many::measure(folder, args.jobs))?,
+    }
+    Ok(())
+}
+
+/// Measures something in a cluster that keeps everything in a temporary folder, which stays if that fails.
+fn in_cluster<T: Serialize>(measure: impl FnOnce(&Path) -> Result<T>) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    match measure(folder.path()) {
+        Ok(figures) => println!("{}", serde_json::to_string(&figures)?),
+        Err(error) => return Err(error.context(format!("what the processes said is in {}", folder.keep().display()))),
     }
     Ok(())
 }

@@ -92,6 +92,16 @@ pub fn wc(flow: &mut Flow) {
     flow.source::<Auction>("bids").key_by(|b| b.auction).process(RunningCount::new).sink("out");
 }
 
+/// As wc, with a thousandth of its rows: few enough to be printed.
+#[cfg_attr(feature = "sample", tidemill::job)]
+pub fn sample(flow: &mut Flow) {
+    flow.source::<Auction>("bids")
+        .key_by(|b| b.auction)
+        .process(RunningCount::new)
+        .filter(|c| c.auction % 1_000 == 0)
+        .sink("out");
+}
+
 /// An auction's bid at a time.
 #[derive(Row)]
 pub struct TimedBid {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidemill_core::error::{Error, ErrorKind, Result};
 use tidemill_core::failpoint::Failpoint;
@@ -50,17 +51,27 @@ pub struct Owner {
     standing: Standing,
 }
 
-/// Where the snapshots of one attempt at a job are written, by any process that takes part in it.
+/// Where the snapshots of one attempt at a job are written, by any process that takes part in it. Clones are the same
+/// writer.
 #[derive(Clone)]
 pub struct SnapshotWriter {
-    pub(crate) journal: Arc<Journal>,
-    pub(crate) generation: u64,
+    journal: Arc<Journal>,
+    generation: Arc<AtomicU64>,
 }
 
 impl SnapshotWriter {
+    pub(crate) fn new(journal: Arc<Journal>, generation: u64) -> Self {
+        Self { journal, generation: Arc::new(AtomicU64::new(generation)) }
+    }
+
+    /// What runs is taken over by the attempt of this generation: what is frozen from now on is written in its name.
+    pub fn taken_over(&self, generation: u64) {
+        self.generation.store(generation, Ordering::Release);
+    }
+
     /// Those of an epoch.
     pub fn files(&self, epoch: Epoch) -> Arc<dyn SnapshotFiles> {
-        let written = Written { generation: self.generation, epoch: epoch.0 };
+        let written = Written { generation: self.generation.load(Ordering::Acquire), epoch: epoch.0 };
         let nonces = Arc::clone(&self.journal.nonces);
         let names = move |hint: &str| Ok(format!("{FILES}/{}", written.file_name(hint, &nonces())));
         Arc::new(Files { blobs: Arc::clone(&self.journal.blobs), names: Box::new(names) })
@@ -132,6 +143,15 @@ impl Owner {
         self.restored.as_ref()
     }
 
+    /// Whether what an attempt of this generation runs may go on in the name of this one: no other was in between, and
+    /// the newest entry is not a savepoint, whose files are no base for what comes after it.
+    pub fn may_take_over(&self, generation: u64) -> bool {
+        let savepoint = self.restored.as_ref().is_some_and(|restored| {
+            matches!(restored.origin, Origin::Checkpoint(_)) && restored.manifest.kind == ManifestKind::Savepoint
+        });
+        self.generation == generation + 1 && !savepoint
+    }
+
     /// The checkpoint that has to be committed (and marked) before the next one is claimed.
     pub fn uncommitted(&self) -> Option<u64> {
         self.uncommitted
@@ -139,7 +159,7 @@ impl Owner {
 
     /// Where the snapshots of this attempt are written.
     pub fn writer(&self) -> SnapshotWriter {
-        SnapshotWriter { journal: Arc::clone(&self.journal), generation: self.generation }
+        SnapshotWriter::new(Arc::clone(&self.journal), self.generation)
     }
 
     /// Where the snapshots of an epoch are written.

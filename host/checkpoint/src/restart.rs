@@ -60,18 +60,6 @@ impl Strategy {
     pub const FAILURE_RATE: Self = Self::FailureRate { max_failures: 1, interval_ms: 60_000, delay_ms: 1_000 };
 }
 
-impl Strategy {
-    /// After so long, in milliseconds, a failure has nothing to do with the one before.
-    fn reset_after_ms(&self) -> u64 {
-        match self {
-            Self::ExponentialDelay { reset_after_ms, .. } => *reset_after_ms,
-            Self::FailureRate { interval_ms, .. } => *interval_ms,
-            // They forget nothing.
-            Self::None | Self::FixedDelay { .. } => u64::MAX,
-        }
-    }
-}
-
 /// A failure of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -105,34 +93,38 @@ pub struct Restarts {
     in_a_row: u32,
     /// When the last restart was (to be).
     restarted_ms: u64,
-    /// When a process was lost the last time.
-    lost_ms: Option<u64>,
+    /// Whether the job got on since the last failure.
+    progressed: bool,
 }
 
 impl Restarts {
     /// Without any failure yet. The seed makes the jitter.
     pub fn new(strategy: Strategy, seed: u64) -> Self {
         let (history, counted) = (VecDeque::new(), VecDeque::new());
-        Self { strategy, random: seed, history, counted, in_a_row: 0, restarted_ms: 0, lost_ms: None }
+        Self { strategy, random: seed, history, counted, in_a_row: 0, restarted_ms: 0, progressed: true }
     }
 
     /// The job failed.
     pub fn failed(&mut self, now_ms: u64, reason: &str) -> Restart {
+        self.progressed = false;
         let then = self.decide(now_ms);
         self.note(now_ms, reason, then)
     }
 
-    /// The job failed since a process, or the way to one, was lost, and for no other reason. It counts as any failure,
-    /// but nothing has to pass before the job can be started again on what is left, so there is no wait; unless another
-    /// was lost shortly before, when something may be wrong after all.
+    /// The job failed since a process, or the way to one, was lost, and for no other reason. That says nothing about the
+    /// job, and nothing has to pass before it can be started again on what is left: there is no wait, and it does not
+    /// count; unless the job has not got on since the failure before, when something may be wrong with it after all.
     pub fn lost(&mut self, now_ms: u64, reason: &str) -> Restart {
-        let before = self.lost_ms.replace(now_ms);
-        let first = before.is_none_or(|before| now_ms.saturating_sub(before) >= self.strategy.reset_after_ms());
-        let then = match self.decide(now_ms) {
-            Restart::After(_) if first => Restart::After(0),
-            then => then,
+        let then = match (&self.strategy, std::mem::take(&mut self.progressed)) {
+            (Strategy::None, _) | (_, false) => self.decide(now_ms),
+            (_, true) => Restart::After(0),
         };
         self.note(now_ms, reason, then)
+    }
+
+    /// The job got on: a checkpoint is complete since it was started.
+    pub fn progressed(&mut self) {
+        self.progressed = true;
     }
 
     fn note(&mut self, now_ms: u64, reason: &str, then: Restart) -> Restart {

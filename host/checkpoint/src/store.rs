@@ -133,7 +133,7 @@ impl Store {
 
     /// Where the snapshots of an attempt are written.
     pub fn writer(&self, generation: u64) -> SnapshotWriter {
-        SnapshotWriter { journal: Arc::clone(&self.journal), generation }
+        SnapshotWriter::new(Arc::clone(&self.journal), generation)
     }
 
     /// Notes that everything that the sinks prepared for a checkpoint is committed.

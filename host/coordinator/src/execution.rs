@@ -25,6 +25,8 @@ use crate::workers::Worker;
 pub enum ExecutionEvent {
     /// Its slots there are ready, or can't be made.
     Opened(String, Result<()>),
+    /// Its slots there were taken over and go on; what their readers were given.
+    Resumed(String, Vec<proto::ReaderState>),
     /// A slot says something.
     Slot(String, SlotEvent),
     /// Nothing of it runs there any more; what went wrong at the very end.
@@ -55,6 +57,7 @@ struct Said {
     stop: bool,
     cancel: bool,
     overtake: u64,
+    completed: u64,
     verdict: bool,
 }
 
@@ -87,8 +90,14 @@ impl Execution {
         Self { id, slots, workers, readers, signals, tasks: tasks.collect(), subtasks, says: Box::new(says) }
     }
 
-    /// Has all workers make their slots; each says when it has.
-    pub fn open(&self, definition: &JobDefinition, owner: Option<&Owner>, allow_non_restored: bool) -> Result<()> {
+    /// Has all workers make their slots; each says when it has. `job`: its id in the cluster.
+    pub fn open(
+        &self,
+        job: &str,
+        definition: &JobDefinition,
+        owner: Option<&Owner>,
+        allow_non_restored: bool,
+    ) -> Result<()> {
         let json = |what: serde_json::Result<Vec<u8>>| {
             what.map(Into::into).map_err(|e| Error::internal(format!("a deployment: {e}")))
         };
@@ -112,12 +121,20 @@ impl Execution {
             places: places.collect(),
             begin: Some(begin),
             parallelism: u32::try_from(self.slots.len()).unwrap_or(u32::MAX),
+            job: job.to_owned(),
         };
         for worker in &self.workers {
             let slots = (0..).zip(&self.slots).filter(|(_, of)| of.id == worker.id).map(|(slot, _)| slot).collect();
             worker.say(tells::Says::Open(proto::Open { slots, ..open.clone() }));
         }
         Ok(())
+    }
+
+    /// Takes over what runs, in the name of an attempt of this generation; each worker says when it has heard.
+    pub fn resume(&self, generation: u64) {
+        for worker in &self.workers {
+            worker.say(tells::Says::Resume(proto::Resume { execution: self.id, generation }));
+        }
     }
 
     /// Starts what was made ready.
@@ -133,6 +150,9 @@ impl Execution {
             says::Says::Opened(opened) => {
                 let outcome = opened.failure.map_or(Ok(()), |failure| Err(failure_of(failure)));
                 (self.says)(ExecutionEvent::Opened(worker.to_owned(), outcome));
+            }
+            says::Says::Resumed(resumed) => {
+                (self.says)(ExecutionEvent::Resumed(worker.to_owned(), resumed.readers));
             }
             says::Says::Left(left) => {
                 let failures = left.failures.into_iter().map(failure_of).collect();
@@ -207,6 +227,11 @@ fn signals(execution: u64, workers: Vec<Arc<Worker>>) -> Arc<Signals> {
             if overtaking > said.overtake {
                 said.overtake = overtaking;
                 news.push(signal::What::Overtake(overtaking));
+            }
+            let completed = signals.completed().0;
+            if completed > said.completed {
+                said.completed = completed;
+                news.push(signal::What::Completed(completed));
             }
             if signals.is_cancelled() && !std::mem::replace(&mut said.cancel, true) {
                 news.push(signal::What::Cancel(true));

@@ -3,6 +3,7 @@
 
 mod attempt;
 mod master;
+mod offer;
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -15,11 +16,13 @@ use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_dataflow::driver::MasterEvent;
 use tidemill_dataflow::{CheckpointFigures, JobControl, SavepointRequest, TaskStatus};
 use tidemill_job::JobDefinition;
+use tidemill_rpc::proto::Running;
 
 use crate::execution::{Execution, ExecutionEvent};
 use crate::lock;
-use crate::storage::Accepted;
+use crate::storage::{Accepted, KeptWish, Storage};
 use crate::view::{CheckpointsView, JobState, JobView, SubtaskView, VertexView};
+use crate::workers::Worker;
 
 pub use master::{Due, JobMaster};
 
@@ -58,10 +61,13 @@ pub(crate) enum JobEvent {
     Execution(u64, ExecutionEvent),
     /// Something is said to the master of an execution.
     Master(u64, MasterEvent),
+    /// A worker runs slots of it since before this coordinator.
+    Offered(Arc<Worker>, Running),
 }
 
 /// See the module.
 pub struct Job {
+    storage: Arc<Storage>,
     accepted: Accepted,
     shared: Mutex<Shared>,
     /// It came to its end.
@@ -84,18 +90,31 @@ struct Shared {
 
 impl Job {
     /// One that was accepted, and what its master is to hear. `end`: how it ended, if it did.
-    fn new(accepted: Accepted, end: Option<JobView>) -> Result<(Arc<Self>, Receiver<JobEvent>)> {
+    fn new(storage: Arc<Storage>, accepted: Accepted, end: Option<JobView>) -> Result<(Arc<Self>, Receiver<JobEvent>)> {
         let view = end.map_or_else(|| accepted_view(&accepted), Ok)?;
         let parallelism = view.parallelism;
         let (wish, control, execution, tasks) = Default::default();
         let shared = Mutex::new(Shared { view, wish, parallelism, control, execution, tasks });
         let (tell, inbox) = mpsc::channel();
-        Ok((Arc::new(Self { accepted, shared, changed: Condvar::new(), tell }), inbox))
+        Ok((Arc::new(Self { storage, accepted, shared, changed: Condvar::new(), tell }), inbox))
     }
 
     /// One that came to its end.
-    pub(crate) fn ended(accepted: Accepted, end: JobView) -> Result<Arc<Self>> {
-        Self::new(accepted, Some(end)).map(|(job, _)| job)
+    pub(crate) fn ended(storage: Arc<Storage>, accepted: Accepted, end: JobView) -> Result<Arc<Self>> {
+        Self::new(storage, accepted, Some(end)).map(|(job, _)| job)
+    }
+
+    /// What was wanted of it before, by a coordinator that is gone.
+    fn wished(&self, wishes: &[KeptWish]) {
+        let mut now = lock(&self.shared);
+        for wish in wishes {
+            match wish {
+                KeptWish::Cancel => now.wish = Wish::Cancel,
+                KeptWish::Stop if now.wish == Wish::Run => now.wish = Wish::Stop,
+                KeptWish::Stop => {}
+                KeptWish::Parallelism(parallelism) => now.parallelism = *parallelism,
+            }
+        }
     }
 
     /// Names it in the cluster.
@@ -125,6 +144,10 @@ impl Job {
 
     /// Ends it at once; nothing more is written or committed.
     pub fn cancel(&self) -> Result<()> {
+        drop(self.unless_over("cancelled")?);
+        if let Err(error) = self.storage.keep_wish(self.id(), KeptWish::Cancel) {
+            tracing::warn!("that the job {} is cancelled could not be kept: {error}", self.id());
+        }
         let mut now = self.unless_over("cancelled")?;
         now.wish = Wish::Cancel;
         now.view.state = JobState::Cancelling;
@@ -139,6 +162,10 @@ impl Job {
     /// Ends it with everything that it read processed and committed; with a savepoint, if a location is given. Blocks
     /// until the savepoint is there, and gives its location.
     pub fn stop(&self, savepoint: Option<String>) -> Result<Option<String>> {
+        drop(running(&*self.unless_over("stopped")?, "stopped")?);
+        if savepoint.is_none() {
+            self.storage.keep_wish(self.id(), KeptWish::Stop)?;
+        }
         let mut now = self.unless_over("stopped")?;
         let control = running(&now, "stopped")?;
         now.wish = Wish::Stop;
@@ -172,7 +199,7 @@ impl Job {
     /// Gives it another number of slots: it is stopped with a checkpoint, and goes on from there.
     pub fn rescale(&self, parallelism: u32) -> Result<()> {
         let manifest = self.accepted.definition.manifest(Some(parallelism))?;
-        let mut now = self.unless_over("rescaled")?;
+        let now = self.unless_over("rescaled")?;
         if manifest.checkpoints.is_none() {
             return Err(Error::invalid(format!("the job {} takes no checkpoints, so it can't be rescaled", self.id()))
                 .mend("Give its manifest a [checkpoints] section with a location."));
@@ -180,6 +207,9 @@ impl Job {
         if now.wish != Wish::Run {
             return Err(Error::invalid(format!("the job {} is being stopped", self.id())));
         }
+        drop(now);
+        self.storage.keep_wish(self.id(), KeptWish::Parallelism(parallelism))?;
+        let mut now = self.unless_over("rescaled")?;
         let changes = std::mem::replace(&mut now.parallelism, parallelism) != parallelism;
         if let (Some(control), true) = (&now.control, changes) {
             control.stop();
@@ -187,6 +217,11 @@ impl Job {
         drop(now);
         self.tell(JobEvent::Look);
         Ok(())
+    }
+
+    /// A worker runs slots of it since before this coordinator.
+    pub(crate) fn offer(&self, worker: Arc<Worker>, running: Running) {
+        self.tell(JobEvent::Offered(worker, running));
     }
 
     /// Waits until it is over, or for so long.
@@ -225,6 +260,7 @@ fn accepted_view(accepted: &Accepted) -> Result<JobView> {
         submitted_ms: accepted.submitted_ms,
         ended_ms: None,
         restarts: 0,
+        attempt: None,
         exceptions: Vec::new(),
         vertices: Vec::new(),
         checkpoints: None,

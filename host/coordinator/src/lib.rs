@@ -26,7 +26,7 @@ use tidemill_wasm::Limits;
 use crate::execution::Execution;
 pub use crate::job::{Due, Job, JobMaster, Submission};
 pub use crate::serve::serve;
-use crate::storage::{Kept, Storage};
+use crate::storage::Storage;
 use crate::view::{ArtifactView, JobView, Overview, WorkerView};
 use crate::workers::Workers;
 pub use crate::workers::{SILENCE, ToldWorker, Worker};
@@ -34,7 +34,7 @@ pub use crate::workers::{SILENCE, ToldWorker, Worker};
 /// See the crate.
 pub struct Coordinator {
     environment: Environment,
-    storage: Storage,
+    storage: Arc<Storage>,
     workers: Workers,
     executions: Mutex<HashMap<u64, Arc<Execution>>>,
     jobs: Mutex<BTreeMap<String, Arc<Job>>>,
@@ -59,16 +59,16 @@ impl Coordinator {
         components: Arc<Components>,
         run: impl Fn(JobMaster) -> Result<()> + Send + Sync + 'static,
     ) -> Result<Arc<Self>> {
-        let storage = Storage::new(storage, (environment.place)(storage)?);
+        let storage = Arc::new(Storage::new(storage, (environment.place)(storage)?));
         // Unique also over coordinators that come after each other.
         let next_execution = AtomicU64::new(environment.now_ms().unsigned_abs() << 16);
         let (workers, executions, jobs) = Default::default();
         let run = Box::new(run);
         let this = Arc::new(Self { environment, storage, components, run, workers, executions, jobs, next_execution });
-        for Kept { accepted, begun, end } in this.storage.jobs()? {
-            let job = match end {
-                Some(end) => Job::ended(accepted, end)?,
-                None => this.run(JobMaster::of(this.clone(), accepted, begun)?)?,
+        for kept in this.storage.jobs()? {
+            let job = match kept.end {
+                Some(end) => Job::ended(this.storage.clone(), kept.accepted, end)?,
+                None => this.run(JobMaster::again(this.clone(), kept)?)?,
             };
             lock(&this.jobs).insert(job.id().to_owned(), job);
         }

@@ -1,4 +1,5 @@
-//! What survives the coordinator: artifacts, the definitions of jobs, and how jobs ended. Everything is written once.
+//! What survives the coordinator: artifacts, the definitions of jobs, what users wanted of them since, and how they ended.
+//! Everything is written once.
 
 use std::sync::Arc;
 
@@ -6,13 +7,14 @@ use serde::{Deserialize, Serialize};
 use tidemill_blobs::{self as blobs, Blobs, PutNew};
 use tidemill_checkpoint::Start;
 use tidemill_core::nonce::Nonces;
-use tidemill_core::{Error, Result};
+use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_job::JobDefinition;
 use tidemill_job::definition::{ARTIFACTS, artifact_path, digest};
 
 use crate::view::{ArtifactView, JobView};
 
 const JOBS: &str = "jobs";
+const WISH: &str = ".wish-";
 
 /// A job as it was accepted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,8 +32,20 @@ pub struct Kept {
     pub accepted: Accepted,
     /// Whether an attempt has begun.
     pub begun: bool,
+    /// What was wanted of it since, the oldest first.
+    pub wishes: Vec<KeptWish>,
     /// How it ended, if it did.
     pub end: Option<JobView>,
+}
+
+/// What a user wants of a job that was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeptWish {
+    Cancel,
+    Stop,
+    /// So many slots.
+    Parallelism(u32),
 }
 
 pub struct Storage {
@@ -90,6 +104,19 @@ impl Storage {
         Ok(self.blobs.open(&format!("{JOBS}/{id}.begun"))?.is_some())
     }
 
+    /// Keeps what a user wants of a job.
+    pub fn keep_wish(&self, id: &str, wish: KeptWish) -> Result<()> {
+        let content = json(&wish)?;
+        let first = wishes_of(id, &self.names()?).len();
+        for number in first..first + 16 {
+            match self.blobs.put_new(&format!("{JOBS}/{id}{WISH}{number:06}"), &content)? {
+                PutNew::Done => return Ok(()),
+                PutNew::Exists => {}
+            }
+        }
+        Err(Error::new(ErrorKind::Retry, format!("what is wanted of the job {id} changes all the time")))
+    }
+
     /// Keeps how a job ended. Who comes second does not count.
     pub fn keep_end(&self, end: &JobView) -> Result<()> {
         match self.blobs.put_new(&format!("{JOBS}/{}.end", end.id), &json(end)?)? {
@@ -103,14 +130,22 @@ impl Storage {
     }
 
     pub fn jobs(&self) -> Result<Vec<Kept>> {
-        let names: Vec<String> = self.blobs.list(JOBS)?.into_iter().map(|blob| blob.name).collect();
+        let names = self.names()?;
         let mut kept = Vec::new();
         for id in names.iter().filter_map(|name| name.strip_suffix(".job")) {
             let Some(accepted) = self.read(&format!("{JOBS}/{id}.job"))? else { continue };
             let begun = names.iter().any(|name| name.strip_suffix(".begun") == Some(id));
-            kept.push(Kept { accepted, begun, end: self.end(id)? });
+            let mut wishes = Vec::new();
+            for wish in wishes_of(id, &names) {
+                wishes.extend(self.read::<KeptWish>(&format!("{JOBS}/{wish}"))?);
+            }
+            kept.push(Kept { accepted, begun, wishes, end: self.end(id)? });
         }
         Ok(kept)
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        Ok(self.blobs.list(JOBS)?.into_iter().map(|blob| blob.name).collect())
     }
 
     fn read<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<Option<T>> {
@@ -122,6 +157,14 @@ impl Storage {
         });
         read.map(Some)
     }
+}
+
+/// The names of what was wanted of a job, the oldest first.
+fn wishes_of<'a>(id: &str, names: &'a [String]) -> Vec<&'a str> {
+    let is_one = |name: &&str| name.strip_prefix(id).is_some_and(|rest| rest.starts_with(WISH));
+    let mut wishes: Vec<&str> = names.iter().map(String::as_str).filter(is_one).collect();
+    wishes.sort_unstable();
+    wishes
 }
 
 /// In the order of submission.

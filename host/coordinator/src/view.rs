@@ -60,6 +60,9 @@ pub struct JobView {
     pub ended_ms: Option<i64>,
     /// How often it was started again after a failure.
     pub restarts: u64,
+    /// The attempt that runs, or that ran last.
+    #[serde(default)]
+    pub attempt: Option<AttemptView>,
     /// Its latest failures, the newest last.
     pub exceptions: Vec<ExceptionView>,
     /// Its operators, while it runs and of its last attempt.
@@ -68,6 +71,17 @@ pub struct JobView {
     pub checkpoints: Option<CheckpointsView>,
     /// The savepoint with which it was stopped.
     pub savepoint: Option<String>,
+}
+
+/// When an attempt at a job came how far, in milliseconds since 1970. 0: not yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptView {
+    /// It began: it looks for slots.
+    pub began_ms: i64,
+    /// It owns the job's checkpoints, and its workers are told what to run.
+    pub deploying_ms: i64,
+    /// All of them have made their slots and read their state.
+    pub ready_ms: i64,
 }
 
 /// A failure of a job.

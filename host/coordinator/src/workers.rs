@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tidemill_core::connector::Waker;
 use tidemill_core::{Error, ErrorKind, Result};
-use tidemill_rpc::proto::{self, FromWorker, ToWorker, from_worker as says, to_worker as tells};
+use tidemill_rpc::proto::{self, FromWorker, Running, ToWorker, from_worker as says, signal, to_worker as tells};
 use tidemill_rpc::{VERSION, to_worker};
 
 use crate::view::WorkerView;
@@ -53,6 +53,11 @@ pub enum ToldWorker {
 }
 
 impl Worker {
+    /// How many of its slots nothing runs in.
+    fn free(&self) -> u32 {
+        self.slots.saturating_sub(*lock(&self.used))
+    }
+
     /// Says something to it. If it is gone, that is noticed elsewhere.
     pub fn say(&self, says: tells::Says) {
         (self.say)(ToldWorker::Says(to_worker(says)));
@@ -64,8 +69,7 @@ impl Workers {
     /// when there may be slots that were not there before.
     pub fn take(&self, slots: u32, job: &str, wake: Waker) -> Result<Vec<Arc<Worker>>> {
         let mut all = lock(&self.all);
-        let mut free: Vec<(u32, &Arc<Worker>)> =
-            all.workers.values().map(|worker| (worker.slots - *lock(&worker.used), worker)).collect();
+        let mut free: Vec<(u32, &Arc<Worker>)> = all.workers.values().map(|worker| (worker.free(), worker)).collect();
         let there: u32 = free.iter().map(|(free, _)| free).sum();
         if there < slots {
             let of: u32 = all.workers.values().map(|worker| worker.slots).sum();
@@ -85,6 +89,11 @@ impl Workers {
             taken.push(worker.clone());
         }
         Ok(taken)
+    }
+
+    /// Takes so many slots of a worker: something runs there since before.
+    pub fn claim(&self, worker: &Worker, slots: usize) {
+        *lock(&worker.used) += u32::try_from(slots).unwrap_or(u32::MAX);
     }
 
     /// Gives slots back.
@@ -107,7 +116,7 @@ impl Workers {
             id: worker.id.clone(),
             address: worker.address.clone(),
             slots: worker.slots,
-            free_slots: worker.slots - *lock(&worker.used),
+            free_slots: worker.free(),
             memory_bytes: worker.memory_bytes,
             resident_bytes: worker.resident_bytes.load(Ordering::Relaxed),
         };
@@ -156,11 +165,27 @@ impl Coordinator {
         let storage = self.storage.location().to_owned();
         worker.say(tells::Says::Welcome(proto::Welcome { beat_every_ms, storage }));
         tracing::info!("{} registered with {} slots", worker.id, worker.slots);
+        for running in &hello.running {
+            self.workers.claim(&worker, running.slots.len());
+        }
         // It saw the end of its connection before it was seen here.
         if let Some(before) = self.workers.insert(worker.clone()) {
             self.gone(&before, "it registered again");
         }
+        for running in hello.running {
+            match self.job(&running.job).filter(|job| !job.is_over()) {
+                Some(job) => job.offer(worker.clone(), running),
+                None => self.decline(&worker, &running),
+            }
+        }
         Ok(worker)
+    }
+
+    /// Ends what a worker runs since before this coordinator and nobody wants.
+    pub(crate) fn decline(&self, worker: &Arc<Worker>, running: &Running) {
+        let what = Some(signal::What::Cancel(true));
+        worker.say(tells::Says::Signal(proto::Signal { execution: running.execution, what }));
+        self.workers.give_back(&vec![worker.clone(); running.slots.len()]);
     }
 
     /// A worker says something.
@@ -179,6 +204,7 @@ impl Coordinator {
             says::Says::Left(left) => left.execution,
             says::Says::Counters(counters) => counters.execution,
             says::Says::Trouble(trouble) => trouble.execution,
+            says::Says::Resumed(resumed) => resumed.execution,
         };
         // Of one that is over: stale.
         if let Some(execution) = self.execution(execution) {

@@ -111,7 +111,8 @@ struct Checkpointing {
 }
 
 impl Coordinator {
-    /// Of a job whose slots are about to run. The clock may be set: deadlines stay what they are.
+    /// Of a job whose slots are about to run, or run already and have passed barriers up to this one. The clock may be set:
+    /// deadlines stay what they are.
     pub fn new(
         clock: Arc<dyn Clock>,
         enumerations: Vec<Enumeration>,
@@ -119,10 +120,12 @@ impl Coordinator {
         collector: Collector,
         signals: Arc<Signals>,
         checkpoints: Option<Checkpoints>,
+        passed: Epoch,
     ) -> Self {
         let clock = SteadyClock::new(clock);
         let checkpoints = checkpoints.map(|Checkpoints { store, owner, settings, retained }| {
-            let first_epoch = owner.restored().map_or(0, |restored| restored.manifest.epoch) + 1;
+            let restored = owner.restored().map_or(0, |restored| restored.manifest.epoch);
+            let first_epoch = restored.max(passed.0) + 1;
             let now = clock.now();
             Checkpointing {
                 protocol: protocol::Coordinator::new(settings, collector.tasks() as u32, first_epoch, unsigned(now)),
@@ -342,6 +345,7 @@ impl Coordinator {
 
     fn completed(&mut self, epoch: u64, purpose: Option<Purpose>, now: Timestamp) -> Result<()> {
         self.enumerations.iter().for_each(|enumeration| enumeration.completed(Epoch(epoch)));
+        self.signals.complete(Epoch(epoch));
         let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
         let Some((number, manifest)) = checkpoints.claimed.take() else { return Ok(()) };
         let figures = &mut checkpoints.figures;

@@ -37,6 +37,7 @@ use crate::signals::Signals;
 use crate::slice::{Committers, begin_sinks, committers, tasks};
 use crate::snapshot::{TaskEvent, Written};
 use crate::splits::Mailbox;
+use crate::takeover::Takeover;
 
 /// No sleep is longer: a wake-up that a connector forgot costs this, not the job.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -79,6 +80,8 @@ pub struct Prologue {
     /// Every subtask, by node and index.
     pub tasks: Vec<TaskStatus>,
     pub(crate) committers: Committers,
+    /// What slots know that run already. `None`: they are about to.
+    pub takeover: Option<Takeover>,
 }
 
 impl Prologue {
@@ -93,7 +96,18 @@ impl Prologue {
         begin_sinks(spec, &start)?;
         Failpoint::SinksBegun.reach();
         let tasks = tasks(&spec.name, &plan);
-        Ok(Self { plan, start, tasks, committers })
+        Ok(Self { plan, start, tasks, committers, takeover: None })
+    }
+
+    /// Of a job whose slots run without a master: commits what the newest checkpoint left. What those slots know is to
+    /// be found out before a master is made of it.
+    pub fn of_running(spec: &JobSpec, checkpoints: Option<&mut Checkpoints>) -> Result<Self> {
+        let start = Start::of(checkpoints.as_ref().map(|c| &c.owner), true);
+        let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
+        let mut committers = committers(spec)?;
+        recover(&mut committers, checkpoints)?;
+        let tasks = tasks(&spec.name, &plan);
+        Ok(Self { plan, start, tasks, committers, takeover: Some(Takeover::default()) })
     }
 }
 

@@ -35,6 +35,7 @@ pub mod coordinate;
 pub mod driver;
 pub mod signals;
 pub mod stepper;
+pub mod takeover;
 
 pub use coordinate::{CheckpointFigures, Checkpoints, SavepointRequest, commit_ended};
 pub use driver::{JobControl, JobHandle, run, run_with};

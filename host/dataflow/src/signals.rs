@@ -14,6 +14,8 @@ pub struct Signals {
     cancel: AtomicBool,
     /// The latest checkpoint whose barriers overtake; 0: there was none.
     overtake: AtomicU64,
+    /// The latest checkpoint that is complete; 0: there was none.
+    completed: AtomicU64,
     verdict: AtomicU8,
     /// Of the slots.
     wakers: Vec<Waker>,
@@ -22,8 +24,8 @@ pub struct Signals {
 impl Signals {
     /// For slots that are woken so.
     pub fn new(wakers: Vec<Waker>) -> Self {
-        let (stop, cancel, overtake, verdict) = Default::default();
-        Self { stop, cancel, overtake, verdict, wakers }
+        let (stop, cancel, overtake, completed, verdict) = Default::default();
+        Self { stop, cancel, overtake, completed, verdict, wakers }
     }
 
     /// Sources end where they are.
@@ -57,6 +59,17 @@ impl Signals {
     /// The latest checkpoint of which that was said.
     pub fn overtaking(&self) -> Epoch {
         Epoch(self.overtake.load(Ordering::Acquire))
+    }
+
+    /// A checkpoint is complete, and what was prepared for it committed.
+    pub fn complete(&self, epoch: Epoch) {
+        self.completed.store(epoch.0, Ordering::Release);
+        self.wake();
+    }
+
+    /// The latest checkpoint of which that was said.
+    pub fn completed(&self) -> Epoch {
+        Epoch(self.completed.load(Ordering::Acquire))
     }
 
     /// To slots that came to their end: whether everything that was prepared is committed.

@@ -49,6 +49,16 @@ impl Mailbox {
         Self { news, filled, unfinished, finished, waker }
     }
 
+    /// The reader has so many splits already, at the other end of what this mailbox stands in for.
+    pub fn has_splits(&self, count: usize) {
+        self.unfinished.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many splits were sent and did not end.
+    pub fn unfinished(&self) -> usize {
+        self.unfinished.load(Ordering::Relaxed)
+    }
+
     /// The next news.
     pub fn take(&self) -> Option<News> {
         if self.is_empty() {
@@ -110,9 +120,14 @@ pub struct Enumeration {
 }
 
 impl Enumeration {
-    /// For these readers.
-    pub fn new(node: NodeId, enumerator: Box<dyn SplitEnumerator>, readers: Vec<Arc<Mailbox>>) -> Self {
-        Self { node, enumerator, readers, known: HashSet::new(), first: true, due: Some(Timestamp::MIN) }
+    /// For these readers. `known`: splits that they have and of which the enumerator may not know.
+    pub fn new(
+        node: NodeId,
+        enumerator: Box<dyn SplitEnumerator>,
+        readers: Vec<Arc<Mailbox>>,
+        known: HashSet<SplitId>,
+    ) -> Self {
+        Self { node, enumerator, readers, known, first: true, due: Some(Timestamp::MIN) }
     }
 
     /// Whose splits.
@@ -151,7 +166,7 @@ impl Enumeration {
                 continue;
             }
             let load = |(at, share): &(usize, &mut Vec<Split>)| {
-                let unfinished = self.readers.get(*at).map_or(0, |r| r.unfinished.load(Ordering::Relaxed));
+                let unfinished = self.readers.get(*at).map_or(0, |reader| reader.unfinished());
                 unfinished + share.len()
             };
             if let Some((_, share)) = shares.iter_mut().enumerate().min_by_key(load) {

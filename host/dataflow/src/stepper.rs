@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tidemill_checkpoint::SnapshotWriter;
 use tidemill_core::connector::Waker;
+use tidemill_core::ids::Epoch;
 use tidemill_core::keys::hash_fixed;
 use tidemill_core::time::{Timestamp, Watermark};
 use tidemill_core::{Error, Result};
@@ -56,16 +57,17 @@ impl Stepper {
     /// As `new`, with checkpoints; goes on from what their owner restored.
     pub fn with_checkpoints(spec: JobSpec, seed: u64, mut checkpoints: Option<Checkpoints>) -> Result<Self> {
         let prologue = Prologue::of(&spec, checkpoints.as_mut(), false)?;
-        let Prologue { plan, start, tasks, committers } = prologue;
+        let Prologue { plan, start, tasks, committers, .. } = prologue;
         let here: Vec<_> = (0..plan.slots()).map(|slot| (slot, Waker::new(|| ()))).collect();
         let signals = Arc::new(Signals::new(here.iter().map(|(_, waker)| waker.clone()).collect()));
         let placement = Placement { here, elsewhere: &|_| Waker::new(|| ()) };
         let Assembly { slices, readers, .. } = Assembly::new(&spec, &plan, &placement, &signals, &tasks, &start)?;
-        let enumerations = enumerations(&spec, &plan, &start, &readers)?;
+        let enumerations = enumerations(&spec, &plan, &start, &readers, None)?;
         let letters = letters_tasks(&spec.name, &plan);
         let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
         let (clock, writer) = (spec.clock.clone(), checkpoints.as_ref().map(|c| c.owner.writer()));
-        let coordinator = Coordinator::new(clock, enumerations, committers, collector, signals.clone(), checkpoints);
+        let (signalled, passed) = (signals.clone(), Epoch(0));
+        let coordinator = Coordinator::new(clock, enumerations, committers, collector, signalled, checkpoints, passed);
         Ok(Self {
             spec,
             slices,

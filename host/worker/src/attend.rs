@@ -9,12 +9,12 @@ use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_dataflow::driver::SlotEvent;
 use tidemill_job::{Components, Environment};
 use tidemill_rpc::proto::coordinator_client::CoordinatorClient;
-use tidemill_rpc::proto::{self, from_worker as says, to_worker as tells};
+use tidemill_rpc::proto::{self, Welcome, from_worker as says, to_worker as tells};
 use tidemill_rpc::{MAX_MESSAGE_BYTES, VERSION, from_worker};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::Code;
 use tonic::transport::Endpoint;
+use tonic::{Code, Status, Streaming};
 
 use crate::WorkerSettings;
 use crate::deployment::{Deployments, Work};
@@ -25,68 +25,134 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// A coordinator that does not answer for so long is gone, though nothing said so: its machine may be. It is asked as often.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// Until the connection ends. Whatever ran is cancelled then.
-pub async fn attend(
-    settings: &WorkerSettings,
-    id: &str,
-    address: &str,
-    plane: &Arc<Plane>,
-    registry: &Arc<Registry>,
-) -> Result<()> {
-    let gone = |e: &dyn std::fmt::Display| {
-        Error::new(ErrorKind::Retry, format!("no connection to the coordinator at {}: {e}", settings.coordinator))
-    };
-    let scheme = if settings.tls.is_some() { "https" } else { "http" };
-    let endpoint = Endpoint::from_shared(format!("{scheme}://{}", settings.coordinator)).map_err(|e| {
-        Error::invalid(format!("'{}' is no address of a coordinator: {e}", settings.coordinator))
-            .mend("Give it as HOST:PORT.")
-    })?;
-    let endpoint = match &settings.tls {
-        Some(tls) => endpoint.tls_config(tls.client()).map_err(|e| Error::invalid(format!("the certificates: {e}")))?,
-        None => endpoint,
-    };
-    let endpoint = endpoint.connect_timeout(CONNECT).tcp_nodelay(true);
-    let endpoint = endpoint.http2_keep_alive_interval(SILENCE).keep_alive_timeout(SILENCE);
-    let channel = endpoint.connect().await.map_err(|e| gone(&chain(&e)))?;
-    let mut coordinator = CoordinatorClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let (say, said) = mpsc::unbounded_channel();
-    let hello = proto::Hello {
-        worker: id.to_owned(),
-        slots: settings.slots,
-        memory_bytes: settings.memory_bytes,
-        exchange_address: address.to_owned(),
-        version: VERSION.to_owned(),
-    };
-    _ = say.send(from_worker(says::Says::Hello(hello)));
-    let told = coordinator.attend(UnboundedReceiverStream::new(said)).await;
-    let refused = |status: tonic::Status| match status.code() {
-        Code::FailedPrecondition | Code::InvalidArgument => Error::invalid(status.message()),
-        _ => gone(&status.message()),
-    };
-    let mut told = told.map_err(refused)?.into_inner();
-    let welcome = match told.message().await.map_err(refused)?.and_then(|first| first.says) {
-        Some(tells::Says::Welcome(welcome)) => welcome,
-        _ => return Err(gone(&"it gave no welcome")),
-    };
-    tracing::info!("registered at {} with {} slots", settings.coordinator, settings.slots);
-    let components = Components::new(blobs::at(&welcome.storage)?);
-    let environment = Environment::new(registry.clone(), Arc::new(components));
-    let says = say.clone();
-    let deployments = Deployments::new(environment, plane.clone(), move |message| _ = says.send(message));
-    let deployments = Arc::new(deployments);
-    let beats = tokio::spawn(beat(say.clone(), deployments.clone(), welcome.beat_every_ms));
-    let ended = loop {
-        match told.message().await {
-            Ok(Some(message)) => deployments.told(message).into_iter().for_each(|work| on_a_thread(&deployments, work)),
-            Ok(None) => break Err(gone(&"it closed the connection")),
-            Err(status) => break Err(gone(&status.message())),
+/// A worker as coordinators see it, one after another.
+pub struct Attendant {
+    settings: WorkerSettings,
+    id: String,
+    address: String,
+    plane: Arc<Plane>,
+    registry: Arc<Registry>,
+    /// What runs here, and the storage of the cluster to which it belongs.
+    deployments: Option<(String, Arc<Deployments>)>,
+}
+
+/// How the connection to a coordinator ended.
+pub struct Parted {
+    /// Whether it had come so far that the worker was registered.
+    pub registered: bool,
+    /// Why it ended.
+    pub why: Error,
+}
+
+impl Attendant {
+    /// Nothing runs yet.
+    pub fn new(
+        settings: WorkerSettings,
+        id: String,
+        address: String,
+        plane: Arc<Plane>,
+        registry: Arc<Registry>,
+    ) -> Self {
+        Self { settings, id, address, plane, registry, deployments: None }
+    }
+
+    /// Until the connection ends. What runs, runs on.
+    pub async fn attend(&mut self) -> Parted {
+        let (told, say, welcome) = match self.register().await {
+            Ok(registered) => registered,
+            Err(why) => return Parted { registered: false, why },
+        };
+        let deployments = match self.deployments(&welcome.storage) {
+            Ok(deployments) => deployments,
+            Err(why) => return Parted { registered: false, why },
+        };
+        let says = say.clone();
+        // If nobody hears it, the connection is broken, which is noticed below.
+        deployments.connected(move |message| _ = says.send(message));
+        let beats = tokio::spawn(beat(say, deployments.clone(), welcome.beat_every_ms));
+        let why = listen(told, &deployments).await;
+        beats.abort();
+        deployments.disconnected();
+        Parted { registered: true, why: self.gone(&why) }
+    }
+
+    /// Nobody came to take over what runs.
+    pub fn cancel_all(&self) {
+        self.deployments.iter().for_each(|(_, deployments)| deployments.cancel_all());
+    }
+
+    async fn register(&self) -> Result<(Streaming<proto::ToWorker>, UnboundedSender<proto::FromWorker>, Welcome)> {
+        let settings = &self.settings;
+        let scheme = if settings.tls.is_some() { "https" } else { "http" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{}", settings.coordinator)).map_err(|e| {
+            Error::invalid(format!("'{}' is no address of a coordinator: {e}", settings.coordinator))
+                .mend("Give it as HOST:PORT.")
+        })?;
+        let endpoint = match &settings.tls {
+            Some(tls) => {
+                endpoint.tls_config(tls.client()).map_err(|e| Error::invalid(format!("the certificates: {e}")))?
+            }
+            None => endpoint,
+        };
+        let endpoint = endpoint.connect_timeout(CONNECT).tcp_nodelay(true);
+        let endpoint = endpoint.http2_keep_alive_interval(SILENCE).keep_alive_timeout(SILENCE);
+        let channel = endpoint.connect().await.map_err(|e| self.gone(&chain(&e)))?;
+        let mut coordinator = CoordinatorClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let (say, said) = mpsc::unbounded_channel();
+        let running = self.deployments.as_ref().map(|(_, deployments)| deployments.all_running());
+        let hello = proto::Hello {
+            worker: self.id.clone(),
+            slots: settings.slots,
+            memory_bytes: settings.memory_bytes,
+            exchange_address: self.address.clone(),
+            version: VERSION.to_owned(),
+            running: running.unwrap_or_default(),
+        };
+        _ = say.send(from_worker(says::Says::Hello(hello)));
+        let told = coordinator.attend(UnboundedReceiverStream::new(said)).await;
+        let refused = |status: Status| match status.code() {
+            Code::FailedPrecondition | Code::InvalidArgument => Error::invalid(status.message()),
+            _ => self.gone(status.message()),
+        };
+        let mut told = told.map_err(refused)?.into_inner();
+        let welcome = match told.message().await.map_err(refused)?.and_then(|first| first.says) {
+            Some(tells::Says::Welcome(welcome)) => welcome,
+            _ => return Err(self.gone("it gave no welcome")),
+        };
+        tracing::info!("registered at {} with {} slots", settings.coordinator, settings.slots);
+        Ok((told, say, welcome))
+    }
+
+    /// Those of the cluster with this storage. What ran for another one is ended.
+    fn deployments(&mut self, storage: &str) -> Result<Arc<Deployments>> {
+        if let Some((_, deployments)) = self.deployments.as_ref().filter(|(of, _)| of == storage) {
+            return Ok(deployments.clone());
         }
-    };
-    beats.abort();
-    deployments.cancel_all();
-    ended
+        self.cancel_all();
+        let components = Components::new(blobs::at(storage)?);
+        let environment = Environment::new(self.registry.clone(), Arc::new(components));
+        let deployments = Arc::new(Deployments::new(environment, self.plane.clone()));
+        self.deployments = Some((storage.to_owned(), deployments.clone()));
+        Ok(deployments)
+    }
+
+    fn gone(&self, why: &str) -> Error {
+        let coordinator = &self.settings.coordinator;
+        Error::new(ErrorKind::Retry, format!("no connection to the coordinator at {coordinator}: {why}"))
+    }
+}
+
+/// Does what the coordinator says, until it says nothing any more: why.
+async fn listen(mut told: Streaming<proto::ToWorker>, deployments: &Arc<Deployments>) -> String {
+    loop {
+        match told.message().await {
+            Ok(Some(message)) => deployments.told(message).into_iter().for_each(|work| on_a_thread(deployments, work)),
+            Ok(None) => return "it closed the connection".to_owned(),
+            Err(status) => return status.message().to_owned(),
+        }
+    }
 }
 
 fn on_a_thread(deployments: &Arc<Deployments>, work: Work) {
@@ -94,7 +160,7 @@ fn on_a_thread(deployments: &Arc<Deployments>, work: Work) {
     tokio::task::spawn_blocking(move || match work {
         Work::Open(open) => deployments.open(open),
         Work::Run(execution, slots) => {
-            let events = deployments.events(execution);
+            let Some(events) = deployments.events(execution) else { return };
             let errors = match slots.start(events.clone()) {
                 Ok(running) => running.join(),
                 Err(error) => {

@@ -3,14 +3,16 @@
 //! It goes in two steps, so that nothing that is sent finds nobody there: all workers of an execution make their slots
 //! and say so; then all are started.
 //!
+//! What runs, runs on when the coordinator is gone. The next one takes it over or ends it.
+//!
 //! It has neither threads nor connections: what takes long is handed back to be done elsewhere ([`Work`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tidemill_checkpoint::Origin;
+use tidemill_checkpoint::{Origin, SnapshotWriter};
 use tidemill_core::connector::Waker;
-use tidemill_core::ids::Epoch;
+use tidemill_core::ids::{Epoch, NodeId};
 use tidemill_core::{Error, Result};
 use tidemill_dataflow::TaskStatus;
 use tidemill_dataflow::driver::{Readers, SlotEvent, Slots};
@@ -20,24 +22,24 @@ use tidemill_dataflow::signals::Signals;
 use tidemill_dataflow::slice::tasks;
 use tidemill_job::{Environment, JobDefinition};
 use tidemill_rpc::proto::{self, from_worker as says, signal, to_worker as tells};
-use tidemill_rpc::{failure, from_worker, news_of, slot_event, subtask_of};
+use tidemill_rpc::{failure, news_of, slot_event, subtask_of};
 
 use crate::exchange::Plane;
+use crate::voice::{Line, Voice};
 
 /// See the module.
 pub struct Deployments {
     environment: Environment,
     plane: Arc<Plane>,
-    /// To the coordinator. If nobody hears it, the connection is broken, and everything is about to be cancelled.
-    say: Arc<dyn Fn(proto::FromWorker) + Send + Sync>,
+    line: Arc<Line>,
     running: Mutex<Running>,
 }
 
 #[derive(Default)]
 struct Running {
     deployments: BTreeMap<u64, Arc<Deployment>>,
-    /// The coordinator is gone: what comes to be ready now is not wanted any more.
-    cancelled: bool,
+    /// How many coordinators there were: what comes to be ready for one that is gone is not wanted any more.
+    coordinators: u64,
 }
 
 /// What takes long, and is therefore not done where the coordinator is heard.
@@ -50,22 +52,47 @@ pub enum Work {
 
 /// Slots of an attempt at a job.
 struct Deployment {
-    execution: u64,
+    running: proto::Running,
     tasks: Vec<TaskStatus>,
     readers: Readers,
     signals: Arc<Signals>,
+    writer: Option<SnapshotWriter>,
+    voice: Arc<Voice>,
     /// Until they are started.
     slots: Mutex<Option<Slots>>,
 }
 
 impl Deployments {
     /// Nothing runs yet.
-    pub fn new(
-        environment: Environment,
-        plane: Arc<Plane>,
-        say: impl Fn(proto::FromWorker) + Send + Sync + 'static,
-    ) -> Self {
-        Self { environment, plane, say: Arc::new(say), running: Mutex::default() }
+    pub fn new(environment: Environment, plane: Arc<Plane>) -> Self {
+        let (line, running) = Default::default();
+        Self { environment, plane, line, running }
+    }
+
+    /// There is a coordinator, which is spoken to so.
+    pub fn connected(&self, say: impl Fn(proto::FromWorker) + Send + Sync + 'static) {
+        self.line.connected(say);
+    }
+
+    /// The coordinator is gone. What runs, runs on; what was not started never will be.
+    pub fn disconnected(&self) {
+        self.line.broke();
+        let mut running = self.running();
+        running.coordinators += 1;
+        let all: Vec<Arc<Deployment>> = running.deployments.values().cloned().collect();
+        drop(running);
+        for deployment in all {
+            deployment.voice.unheard();
+            if deployment.take_slots().is_some() {
+                deployment.signals.cancel();
+                self.left(deployment.running.execution, &[]);
+            }
+        }
+    }
+
+    /// What runs, for the next coordinator.
+    pub fn all_running(&self) -> Vec<proto::Running> {
+        self.running().deployments.values().map(|deployment| deployment.running.clone()).collect()
     }
 
     /// Does what the coordinator says, or hands it back to be done. What is said of another execution than those here is
@@ -80,6 +107,7 @@ impl Deployments {
             }
             tells::Says::News(news) => self.news(news),
             tells::Says::Signal(signal) => self.signal(&signal),
+            tells::Says::Resume(resume) => self.resume(resume),
             tells::Says::Welcome(_) => {}
         }
         None
@@ -87,42 +115,39 @@ impl Deployments {
 
     /// Makes slots ready, and says so. May block.
     pub fn open(&self, open: proto::Open) {
-        let execution = open.execution;
+        let (execution, coordinator) = (open.execution, self.running().coordinators);
         let opened = self.make(open);
         if let Err(error) = &opened {
             self.plane.leave(execution);
             tracing::warn!("slots can't be made ready: {error}");
         }
-        let failed = opened.err().map(|error| failure(&error));
-        self.say(says::Says::Opened(proto::Opened { execution, failure: failed }));
-        if self.running().cancelled {
-            self.cancel_all();
+        if self.running().coordinators != coordinator {
+            return self.cancel(execution);
         }
+        let failed = opened.err().map(|error| failure(&error));
+        self.line.say(says::Says::Opened(proto::Opened { execution, failure: failed }));
     }
 
-    /// The coordinator is gone.
+    /// Ends everything that runs: nobody has come to take it over.
     pub fn cancel_all(&self) {
-        let mut running = self.running();
-        running.cancelled = true;
-        let all: Vec<u64> = running.deployments.keys().copied().collect();
-        drop(running);
-        let cancel = |execution| proto::Signal { execution, what: Some(signal::What::Cancel(true)) };
-        all.into_iter().for_each(|execution| self.signal(&cancel(execution)));
+        let all: Vec<u64> = self.running().deployments.keys().copied().collect();
+        all.into_iter().for_each(|execution| self.cancel(execution));
     }
 
     /// Says what is to be said every so often.
     pub fn report(&self) {
         let all: Vec<Arc<Deployment>> = self.running().deployments.values().cloned().collect();
         for deployment in all {
-            let execution = deployment.execution;
+            let execution = deployment.running.execution;
             for ((node, index), mailbox) in &deployment.readers {
                 let count = u32::try_from(mailbox.take_finished()).unwrap_or(u32::MAX);
                 if count > 0 {
                     let reader = Some(proto::SubtaskRef { node: node.0, index: *index });
-                    self.say(says::Says::SplitFinished(proto::SplitFinished { execution, reader, count }));
+                    let finished = proto::SplitFinished { execution, reader, count };
+                    deployment.voice.mention(says::Says::SplitFinished(finished));
                 }
             }
-            self.say(says::Says::Counters(deployment.counters()));
+            deployment.voice.mention(says::Says::Counters(deployment.counters()));
         }
     }
 
@@ -148,16 +173,20 @@ impl Deployments {
         let peers = open.places.iter().map(|place| (place.slot, self.plane.peer(&place.worker)));
         let peers: HashMap<u32, _> = peers.collect();
         let elsewhere = |slot| peers.get(&slot).map_or_else(|| Waker::new(|| ()), |peer| peer.waker());
-        let mut slots = Slots::open(&spec, &plan, &tasks, &start, &open.slots, &elsewhere, writer)?;
-        let say = self.events(open.execution);
+        let mut slots = Slots::open(&spec, &plan, &tasks, &start, &open.slots, &elsewhere, writer.clone())?;
+        let voice = Arc::new(Voice::new(self.line.clone()));
+        let say = events(open.execution, voice.clone());
         let wires = slots.take_wires();
         self.plane.join(&open, &spec.settings, &plan, wires, move |error| say(SlotEvent::Trouble(error)))?;
+        let proto::Open { execution, job, parallelism, slots: here, .. } = open.clone();
         let deployment = Deployment {
-            execution: open.execution,
+            running: proto::Running { execution, job, generation: begin.generation, parallelism, slots: here },
             // Only those that are here count anything.
             tasks: tasks.into_iter().filter(|task| open.slots.contains(&task.subtask.index.0)).collect(),
             readers: slots.readers().clone(),
             signals: slots.signals().clone(),
+            writer,
+            voice,
             slots: Mutex::new(Some(slots)),
         };
         self.running().deployments.insert(open.execution, Arc::new(deployment));
@@ -169,22 +198,28 @@ impl Deployments {
         let deployment = self.running().deployments.remove(&execution);
         if let Some(deployment) = deployment {
             // What was counted to the end.
-            self.say(says::Says::Counters(deployment.counters()));
+            deployment.voice.mention(says::Says::Counters(deployment.counters()));
         }
         self.plane.leave(execution);
         let failures = errors.iter().map(failure).collect();
-        self.say(says::Says::Left(proto::Left { execution, failures }));
+        self.line.say(says::Says::Left(proto::Left { execution, failures }));
     }
 
     fn news(&self, news: proto::News) {
         let Some(deployment) = self.find(news.execution) else { return };
+        let place = news.reader.map(|reader| (reader.node, reader.index));
+        if let Some((place, item)) = place.zip(news.item.as_ref())
+            && !deployment.voice.told(place, item)
+        {
+            return;
+        }
         let found = subtask_of(news.reader).and_then(|(node, index)| {
             let reader = deployment.readers.get(&(node, index.0));
             reader.ok_or_else(|| Error::internal(format!("news for subtask {index} of {node}, which is not here")))
         });
         match found.and_then(|reader| Ok((reader, news_of(news.item)?))) {
             Ok((reader, item)) => reader.send(item),
-            Err(error) => self.events(news.execution)(SlotEvent::Trouble(error)),
+            Err(error) => events(news.execution, deployment.voice.clone())(SlotEvent::Trouble(error)),
         }
     }
 
@@ -194,30 +229,40 @@ impl Deployments {
             Some(signal::What::Stop(_)) => deployment.signals.stop(),
             Some(signal::What::Overtake(epoch)) => deployment.signals.overtake(Epoch(epoch)),
             Some(signal::What::Verdict(committed)) => deployment.signals.judge(committed),
-            Some(signal::What::Cancel(_)) => {
-                deployment.signals.cancel();
-                if deployment.take_slots().is_some() {
-                    self.left(signal.execution, &[]);
-                }
-            }
+            Some(signal::What::Completed(epoch)) => deployment.voice.completed(epoch),
+            Some(signal::What::Cancel(_)) => self.cancel(signal.execution),
             None => {}
         }
     }
 
-    /// Where slots of an execution say what happens.
-    pub fn events(&self, execution: u64) -> impl Fn(SlotEvent) + Clone + Send + Sync + 'static {
-        let say = self.say.clone();
-        move |event| {
-            let says = slot_event(execution, event).unwrap_or_else(|error| {
-                let failure = Some(failure(&error));
-                says::Says::Trouble(proto::Trouble { execution, failure })
-            });
-            say(from_worker(says));
+    fn cancel(&self, execution: u64) {
+        let Some(deployment) = self.find(execution) else { return };
+        deployment.signals.cancel();
+        if deployment.take_slots().is_some() {
+            self.left(execution, &[]);
         }
     }
 
-    fn say(&self, says: says::Says) {
-        (self.say)(from_worker(says));
+    /// The coordinator takes over what runs.
+    fn resume(&self, resume: proto::Resume) {
+        let Some(deployment) = self.find(resume.execution) else {
+            // It came to its end since it was offered.
+            return self.line.say(says::Says::Left(proto::Left { execution: resume.execution, failures: Vec::new() }));
+        };
+        deployment.writer.iter().for_each(|writer| writer.taken_over(resume.generation));
+        deployment.voice.resumed(resume.execution, |(node, index)| {
+            let reader = deployment.readers.get(&(NodeId(node), index));
+            reader.map_or(0, |reader| {
+                // What ended until now is not said again.
+                reader.take_finished();
+                u32::try_from(reader.unfinished()).unwrap_or(u32::MAX)
+            })
+        });
+    }
+
+    /// Where slots of an execution say what happens. `None`: nothing of it runs here.
+    pub fn events(&self, execution: u64) -> Option<impl Fn(SlotEvent) + Clone + Send + Sync + 'static> {
+        Some(events(execution, self.find(execution)?.voice.clone()))
     }
 
     fn find(&self, execution: u64) -> Option<Arc<Deployment>> {
@@ -226,6 +271,16 @@ impl Deployments {
 
     fn running(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn events(execution: u64, voice: Arc<Voice>) -> impl Fn(SlotEvent) + Clone + Send + Sync + 'static {
+    move |event| {
+        let says = slot_event(execution, event).unwrap_or_else(|error| {
+            let failure = Some(failure(&error));
+            says::Says::Trouble(proto::Trouble { execution, failure })
+        });
+        voice.say(says);
     }
 }
 
@@ -240,6 +295,6 @@ impl Deployment {
             values: task.metrics.values(),
             watermark: task.metrics.watermark.load(std::sync::atomic::Ordering::Relaxed),
         };
-        proto::Counters { execution: self.execution, tasks: self.tasks.iter().map(of).collect() }
+        proto::Counters { execution: self.running.execution, tasks: self.tasks.iter().map(of).collect() }
     }
 }

@@ -1,22 +1,26 @@
 //! A worker: offers slots to a coordinator, and runs there what it is told to.
 //!
-//! It keeps nothing that matters. When the connection to the coordinator breaks, whatever runs is cancelled, since the
-//! coordinator starts it elsewhere; then the worker registers again. In reading order:
+//! It keeps nothing that matters. When the connection to the coordinator breaks, whatever runs goes on, and the worker
+//! registers again: a new coordinator takes over what runs, one that was there all the time has given it up and ends it.
+//! In reading order:
 
 mod attend;
 pub mod deployment;
 pub mod exchange;
+mod held;
+mod voice;
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidemill_connector_kit::Registry;
-use tidemill_core::{Error, Result};
+use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_rpc::tls::Tls;
 use tokio::net::TcpListener;
 
+use crate::attend::{Attendant, Parted};
 use crate::exchange::Plane;
 
 /// What a worker is told when it is started.
@@ -48,17 +52,21 @@ pub async fn run(settings: WorkerSettings, registry: Arc<Registry>, stop: impl F
     let plane = Arc::new(Plane::new(id.clone(), exchange::dial(id.clone(), settings.tls.clone())));
     let served = exchange::serve(plane.clone(), listener, settings.tls.as_ref())?;
     let attending = async {
-        let mut wait = FIRST_WAIT;
+        let mut attendant = Attendant::new(settings, id, address, plane, registry);
+        let (mut wait, mut heard) = (FIRST_WAIT, Instant::now());
         loop {
-            match attend::attend(&settings, &id, &address, &plane, &registry).await {
-                Ok(()) => wait = FIRST_WAIT,
-                Err(error) if error.kind() == tidemill_core::ErrorKind::Invalid => return Err(error),
-                Err(error) => {
-                    tracing::warn!("{error}; trying again in {} ms", wait.as_millis());
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(LONGEST_WAIT);
-                }
+            let Parted { registered, why } = attendant.attend().await;
+            if why.kind() == ErrorKind::Invalid {
+                return Err(why);
             }
+            if registered {
+                (wait, heard) = (FIRST_WAIT, Instant::now());
+            } else if heard.elapsed() > ALONE {
+                attendant.cancel_all();
+            }
+            tracing::warn!("{why}; trying again in {} ms", wait.as_millis());
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(LONGEST_WAIT);
         }
     };
     tokio::select! {
@@ -68,8 +76,10 @@ pub async fn run(settings: WorkerSettings, registry: Arc<Registry>, stop: impl F
     }
 }
 
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// What runs is ended when there was no coordinator for so long: what its sinks prepare piles up meanwhile.
+const ALONE: Duration = Duration::from_secs(300);
 
 /// Of this process; another one never has it.
 fn name() -> String {

@@ -52,22 +52,27 @@ fn exponential_delay_grows_to_its_maximum_and_starts_again_after_a_good_run() {
 }
 
 #[test]
-fn what_was_lost_is_replaced_at_once_but_not_time_and_again() {
-    let lost = |strategy: Strategy, at_ms: &[u64]| {
+fn what_was_lost_is_replaced_at_once_while_the_job_gets_on() {
+    let lost = |strategy: Strategy, progresses: bool| {
         let mut restarts = Restarts::new(strategy, 7);
-        at_ms.iter().map(|at| after(restarts.lost(*at, "worker"))).collect::<Vec<_>>()
+        let decided = [0, 10_000, 20_000].map(|at| {
+            let decided = after(restarts.lost(at, "worker"));
+            if progresses {
+                restarts.progressed();
+            }
+            decided
+        });
+        decided
     };
-    // The second one within the time of reset waits as the second failure; one after it is a first one again.
-    assert_eq!(lost(exponential(0.0, None), &[0, 10_000, 80_000]), [Some(0), Some(2_000), Some(0)]);
-    assert_eq!(lost(exponential(0.0, Some(1)), &[0, 1]), [Some(0), None]);
-    assert_eq!(lost(Strategy::FIXED_DELAY, &[0, 900_000]), [Some(0), None]);
-    let rate = Strategy::FailureRate { max_failures: 2, interval_ms: 1_000, delay_ms: 10 };
-    assert_eq!(lost(rate, &[0, 500, 1_600]), [Some(0), Some(10), Some(0)]);
-    assert_eq!(lost(Strategy::None, &[0]), [None]);
-    // Other failures before it do not make it wait.
+    assert_eq!(lost(exponential(0.0, None), true), [Some(0), Some(0), Some(0)]);
+    assert_eq!(lost(Strategy::FIXED_DELAY, true), [Some(0), Some(0), Some(0)]);
+    // Without progress it is a failure as any other.
+    assert_eq!(lost(exponential(0.0, None), false), [Some(0), Some(1_000), Some(2_000)]);
+    assert_eq!(lost(Strategy::FIXED_DELAY, false), [Some(0), Some(1_000), None]);
+    assert_eq!(lost(Strategy::None, true), [None; 3]);
+    // Nor is it after another failure.
     let mut restarts = Restarts::new(exponential(0.0, None), 7);
-    let decided = [restarts.failed(0, "trap"), restarts.lost(2_000, "worker"), restarts.failed(4_000, "trap")];
-    assert_eq!(decided.map(after), [Some(1_000), Some(0), Some(4_000)]);
+    assert_eq!([restarts.failed(0, "trap"), restarts.lost(1_500, "worker")].map(after), [Some(1_000), Some(2_000)]);
 }
 
 #[test]

@@ -5,10 +5,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tidemill_core::connector::SplitId;
 use tidemill_core::time::Timestamp;
 use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_dataflow::driver::{Master, MasterEvent, Prologue, SlotEvent};
+use tidemill_dataflow::element::Barrier;
 use tidemill_dataflow::{Checkpoints, Ending, JobSpec};
+use tidemill_rpc::proto::ReaderState;
+use tidemill_rpc::subtask_of;
 
 use super::{Job, JobEvent, Wish, checkpoints_view};
 use crate::execution::{Execution, ExecutionEvent};
@@ -20,7 +24,7 @@ pub struct Attempt {
     execution: Arc<Execution>,
     spec: JobSpec,
     stage: Stage,
-    /// Workers that have not said whether their slots are ready.
+    /// Workers that have not said whether their slots are ready, or what they know.
     opening: BTreeSet<String>,
     /// Workers on which some of it may run.
     here: BTreeSet<String>,
@@ -28,16 +32,26 @@ pub struct Attempt {
     ended: BTreeSet<u32>,
     /// What went wrong before its master was there, or at the very end.
     errors: Vec<Error>,
+    /// Whether a checkpoint of it is complete.
+    progressed: bool,
 }
 
 /// How far it is.
 enum Stage {
-    /// Its slots are being made ready.
-    Opening(Option<(Prologue, Option<Checkpoints>)>),
+    /// Its slots are being made ready, or taken over.
+    Opening(Option<Opening>),
     /// They run, under its master.
     Running(Box<Master>),
     /// They have ended. `None`: there never was a master.
     Leaving(Option<Box<Master>>),
+}
+
+/// What its master is made of.
+struct Opening {
+    prologue: Prologue,
+    checkpoints: Option<Checkpoints>,
+    /// What slots said that were taken over, of before or since.
+    said: Vec<MasterEvent>,
 }
 
 /// What a tick came to.
@@ -49,12 +63,12 @@ pub enum Progress {
 }
 
 impl Attempt {
-    /// Of which all workers were told to make their slots.
+    /// Of which all workers were told to make their slots, or that they are taken over.
     pub fn new(execution: Arc<Execution>, spec: JobSpec, prologue: Prologue, checkpoints: Option<Checkpoints>) -> Self {
         let workers: BTreeSet<String> = execution.workers.iter().map(|worker| worker.id.clone()).collect();
         let (ended, errors) = Default::default();
-        let stage = Stage::Opening(Some((prologue, checkpoints)));
-        Self { execution, spec, stage, opening: workers.clone(), here: workers, ended, errors }
+        let stage = Stage::Opening(Some(Opening { prologue, checkpoints, said: Vec::new() }));
+        Self { execution, spec, stage, opening: workers.clone(), here: workers, ended, errors, progressed: false }
     }
 
     /// Where it is deployed.
@@ -71,6 +85,10 @@ impl Attempt {
                     self.here.remove(&worker);
                     self.errors.push(error);
                 }
+            }
+            ExecutionEvent::Resumed(worker, readers) => {
+                self.opening.remove(&worker);
+                readers.into_iter().for_each(|reader| self.resumed(reader));
             }
             ExecutionEvent::Left(worker, failures) => {
                 self.here.remove(&worker);
@@ -102,21 +120,21 @@ impl Attempt {
         match (&mut self.stage, event) {
             (Stage::Running(master), event) => master.note(event),
             (Stage::Opening(_), MasterEvent::Slot(SlotEvent::Trouble(error))) => self.errors.push(error),
-            (Stage::Opening(_) | Stage::Leaving(_), _) => {}
+            (Stage::Opening(Some(opening)), event) => opening.said.push(event),
+            (Stage::Opening(None) | Stage::Leaving(_), _) => {}
         }
     }
 
     /// Does what is due.
-    pub fn tick(&mut self, job: &Job) -> Progress {
+    pub fn tick(&mut self, job: &Job, now: Timestamp) -> Progress {
         if let Stage::Opening(made) = &mut self.stage {
             if !self.opening.is_empty() {
                 return Progress::Goes(None);
             }
             let made = made.take().filter(|_| self.errors.is_empty());
-            self.stage = match made.map(|(prologue, checkpoints)| self.master(job, prologue, checkpoints)) {
+            self.stage = match made.map(|opening| self.master(job, opening)) {
                 Some(Ok(master)) => {
-                    self.execution.start();
-                    running(job, &master, self.spec.settings.parallelism);
+                    running(job, &master, self.spec.settings.parallelism, now);
                     Stage::Running(Box::new(master))
                 }
                 failed => {
@@ -134,6 +152,7 @@ impl Attempt {
                 master.conclude();
             }
             show(job, master);
+            self.progressed |= master.figures().is_some_and(|figures| figures.completed > 0);
             if is_over && let Stage::Running(master) = std::mem::replace(&mut self.stage, Stage::Leaving(None)) {
                 self.stage = Stage::Leaving(Some(master));
             }
@@ -142,6 +161,11 @@ impl Attempt {
             Stage::Leaving(_) if self.here.is_empty() => Progress::Over,
             _ => Progress::Goes(due),
         }
+    }
+
+    /// Whether the job got on in it.
+    pub fn progressed(&self) -> bool {
+        self.progressed
     }
 
     /// It is over: how.
@@ -155,11 +179,34 @@ impl Attempt {
         }
     }
 
-    fn master(&self, job: &Job, prologue: Prologue, checkpoints: Option<Checkpoints>) -> Result<Master> {
+    /// What a reader knows that was taken over.
+    fn resumed(&mut self, state: ReaderState) {
+        let Ok((node, index)) = subtask_of(state.reader) else { return };
+        let reader = self.execution.readers.get(&(node, index.0));
+        reader.into_iter().for_each(|reader| reader.has_splits(state.unfinished as usize));
+        let Stage::Opening(Some(opening)) = &mut self.stage else { return };
+        let takeover = opening.prologue.takeover.get_or_insert_default();
+        takeover.known.entry(node).or_default().extend(state.splits.into_iter().map(SplitId));
+        let barriers = takeover.barrier.into_iter().chain(state.barrier.map(Barrier::from));
+        takeover.barrier = barriers.max_by_key(|barrier| barrier.epoch);
+    }
+
+    /// The master of what is ready, which is started, or runs already.
+    fn master(&self, job: &Job, opening: Opening) -> Result<Master> {
+        let Opening { prologue, checkpoints, said } = opening;
+        let takeover = prologue.takeover.is_some();
+        if prologue.takeover.as_ref().and_then(|takeover| takeover.barrier).is_some_and(|barrier| barrier.stops) {
+            return Err(Error::new(ErrorKind::Lost, "it was being stopped when its coordinator ended"));
+        }
         let (id, tell) = (self.execution.id, job.tell.clone());
         let hear = move |event| _ = tell.send(JobEvent::Master(id, event));
         let (readers, signals) = (&self.execution.readers, self.execution.signals.clone());
-        Master::new(&self.spec, prologue, readers, signals, checkpoints, hear)
+        let mut master = Master::new(&self.spec, prologue, readers, signals, checkpoints, hear)?;
+        if !takeover {
+            self.execution.start();
+        }
+        said.into_iter().for_each(|event| master.note(event));
+        Ok(master)
     }
 
     /// A slot ends once, whatever else is said of it, and only its own worker says so.
@@ -179,9 +226,10 @@ impl Attempt {
 }
 
 /// It runs with so many slots, and what was wished for meanwhile is done.
-fn running(job: &Job, master: &Master, parallelism: u32) {
+fn running(job: &Job, master: &Master, parallelism: u32, now: Timestamp) {
     let control = master.control();
     let mut shared = lock(&job.shared);
+    shared.view.attempt.iter_mut().for_each(|attempt| attempt.ready_ms = now.0);
     match shared.wish {
         Wish::Cancel => control.cancel(),
         Wish::Stop => control.stop(),

@@ -7,20 +7,23 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use tidemill_checkpoint::manifest::ManifestKind;
 use tidemill_checkpoint::restart::{Restart, Restarts};
-use tidemill_checkpoint::{Begun, Start};
+use tidemill_checkpoint::{Begun, Owner, Start};
 use tidemill_core::connector::Waker;
 use tidemill_core::time::Timestamp;
 use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_dataflow::driver::Prologue;
 use tidemill_dataflow::{Checkpoints, Ending, JobSpec};
 use tidemill_job::{Manifest, checkpoint_settings};
+use tidemill_rpc::proto::Running;
 
 use super::attempt::{Attempt, Progress};
+use super::offer::Offer;
 use super::{Job, JobEvent, Submission, Wish};
 use crate::execution::Execution;
-use crate::storage::Accepted;
-use crate::view::{ExceptionView, JobState, JobView};
+use crate::storage::{Accepted, Kept, KeptWish};
+use crate::view::{AttemptView, ExceptionView, JobState, JobView};
 use crate::workers::Worker;
 use crate::{Coordinator, lock};
 
@@ -43,8 +46,13 @@ pub struct JobMaster {
     phase: Phase,
 }
 
+/// How long workers that run a job may take to come back to a new coordinator. What is not found by then is started again.
+const TAKEOVER_MS: i64 = 3_000;
+
 /// Where it is.
 enum Phase {
+    /// It may run since before this coordinator: until this time, workers may say so.
+    Expecting(Timestamp, Option<Offer>),
     /// An attempt is due.
     Due,
     /// There are not enough slots for it yet.
@@ -88,15 +96,27 @@ impl JobMaster {
         let submitted_ms = coordinator.environment.now_ms();
         let accepted = Accepted { id: String::new(), definition, parallelism, from, allow_non_restored, submitted_ms };
         let accepted = coordinator.storage.keep_job(accepted, &coordinator.environment.nonces)?;
-        Self::of(coordinator, accepted, false)
+        Self::of(coordinator, accepted, false, &[], Phase::Due)
     }
 
-    /// Of a job that was accepted.
-    pub(crate) fn of(coordinator: Arc<Coordinator>, accepted: Accepted, begun: bool) -> Result<(Arc<Job>, Self)> {
+    /// Of a job that a coordinator before this one accepted.
+    pub(crate) fn again(coordinator: Arc<Coordinator>, kept: Kept) -> Result<(Arc<Job>, Self)> {
+        let until = Timestamp(coordinator.environment.now_ms().saturating_add(TAKEOVER_MS));
+        Self::of(coordinator, kept.accepted, kept.begun, &kept.wishes, Phase::Expecting(until, None))
+    }
+
+    fn of(
+        coordinator: Arc<Coordinator>,
+        accepted: Accepted,
+        begun: bool,
+        wishes: &[KeptWish],
+        phase: Phase,
+    ) -> Result<(Arc<Job>, Self)> {
         let manifest = accepted.definition.manifest(accepted.parallelism)?;
         let restarts = Restarts::new(manifest.restart, coordinator.environment.now_ms().unsigned_abs());
-        let (job, inbox) = Job::new(accepted, None)?;
-        let master = Self { coordinator, job: job.clone(), inbox, restarts, begun, fenced: false, phase: Phase::Due };
+        let (job, inbox) = Job::new(coordinator.storage.clone(), accepted, None)?;
+        job.wished(wishes);
+        let master = Self { coordinator, job: job.clone(), inbox, restarts, begun, fenced: false, phase };
         Ok((job, master))
     }
 
@@ -143,13 +163,27 @@ impl JobMaster {
                     self.phase = Phase::Over;
                     return Due::Never;
                 }
+                Phase::Expecting(_, offer) if cancelled => {
+                    offer.into_iter().for_each(|offer| offer.decline(&self.coordinator.workers));
+                    self.end(Ok(Ending::Cancelled));
+                }
                 Phase::Due | Phase::Waiting(_) | Phase::Pausing(..) if cancelled => self.end(Ok(Ending::Cancelled)),
+                Phase::Expecting(until, offer) => {
+                    match (offer.as_ref().and_then(|offer| offer.complete(&self.coordinator.workers)), offer) {
+                        (Some(slots), Some(offer)) => self.take_over(offer, &slots, now),
+                        (_, offer) if now < until && until.0 - now.0 <= TAKEOVER_MS => {
+                            self.phase = Phase::Expecting(until, offer);
+                            return Due::At(until);
+                        }
+                        (_, offer) => offer.into_iter().for_each(|offer| offer.decline(&self.coordinator.workers)),
+                    }
+                }
                 Phase::Due if self.fenced => match self.coordinator.storage.end(self.job.id()) {
                     Ok(Some(end)) => self.ended(end),
                     Ok(None) => self.fenced = false,
                     Err(error) => self.attempt_ended(Err(error), now),
                 },
-                Phase::Due => match self.want() {
+                Phase::Due => match self.want(parallelism) {
                     Ok(wanted) => self.phase = Phase::Waiting(wanted),
                     Err(error) => self.attempt_ended(Err(error), now),
                 },
@@ -172,12 +206,15 @@ impl JobMaster {
                         }
                     }
                 }
-                Phase::Attempt(mut attempt) => match attempt.tick(&self.job) {
+                Phase::Attempt(mut attempt) => match attempt.tick(&self.job, now) {
                     Progress::Goes(due) => {
                         self.phase = Phase::Attempt(attempt);
                         return due.map_or(Due::Told, Due::At);
                     }
                     Progress::Over => {
+                        if attempt.progressed() {
+                            self.restarts.progressed();
+                        }
                         let execution = attempt.execution().clone();
                         let outcome = attempt.end();
                         lock(&self.coordinator.executions).remove(&execution.id);
@@ -199,25 +236,85 @@ impl JobMaster {
     }
 
     fn note(&mut self, event: JobEvent) {
+        if let JobEvent::Offered(worker, running) = event {
+            return self.offered(&worker, &running);
+        }
         // Of an attempt that is over: stale. Who asked something sees that the question was dropped.
         let Phase::Attempt(attempt) = &mut self.phase else { return };
         match event {
             JobEvent::Execution(id, event) if id == attempt.execution().id => attempt.hear(event),
             JobEvent::Master(id, event) if id == attempt.execution().id => attempt.hear_master(event),
-            JobEvent::Look | JobEvent::Execution(..) | JobEvent::Master(..) => {}
+            JobEvent::Look | JobEvent::Execution(..) | JobEvent::Master(..) | JobEvent::Offered(..) => {}
         }
     }
 
-    /// What the next attempt is to be.
-    fn want(&self) -> Result<Box<Wanted>> {
+    /// A worker runs slots of it since before.
+    fn offered(&mut self, worker: &Arc<Worker>, running: &Running) {
+        let belongs = match &mut self.phase {
+            Phase::Expecting(_, offer) => offer.get_or_insert_with(|| Offer::new(running)).add(worker, running),
+            _ => false,
+        };
+        if !belongs {
+            self.coordinator.decline(worker, running);
+        }
+    }
+
+    /// Goes on with what runs, or ends it for another attempt.
+    fn take_over(&mut self, offer: Offer, slots: &[Arc<Worker>], now: Timestamp) {
+        let workers = self.coordinator.clone();
+        let workers = &workers.workers;
+        match self.resume(&offer, slots) {
+            Ok(Made::Attempt(attempt)) => self.phase = Phase::Attempt(attempt),
+            Ok(Made::Ended(ending)) => {
+                offer.committed(workers);
+                self.attempt_ended(Ok(ending), now);
+            }
+            Err(error) => {
+                offer.decline(workers);
+                self.attempt_ended(Err(error), now);
+            }
+        }
+    }
+
+    /// Makes an attempt of what runs.
+    fn resume(&mut self, offer: &Offer, slots: &[Arc<Worker>]) -> Result<Made> {
+        let Wanted { manifest, spec } = *self.want(offer.parallelism)?;
+        let environment = &self.coordinator.environment;
+        let mut checkpoints = None;
+        if let Some(settings) = &manifest.checkpoints {
+            let store = environment.store(settings, &spec.name)?;
+            let owner = match store.begin(&Start::GoOn, environment.now_ms())? {
+                Begun::Run(owner) if owner.may_take_over(offer.generation) => *owner,
+                _ => return Err(Error::new(ErrorKind::Lost, "what runs of it is not its newest attempt")),
+            };
+            let (settings, retained) = (checkpoint_settings(settings), settings.retained);
+            checkpoints = Some(Checkpoints { store, owner, settings, retained });
+        }
+        let prologue = Prologue::of_running(&spec, checkpoints.as_mut())?;
+        let owner = checkpoints.as_ref().map(|checkpoints| &checkpoints.owner);
+        let generation = owner.map_or(0, Owner::generation);
+        // It came to its end, and only its slots have not heard of it.
+        match owner.and_then(Owner::restored).map(|restored| restored.manifest.kind) {
+            Some(ManifestKind::Stopped) => return Ok(Made::Ended(Ending::Stopped)),
+            Some(ManifestKind::Finished) => return Ok(Made::Ended(Ending::Finished)),
+            Some(ManifestKind::Checkpoint | ManifestKind::Savepoint) | None => {}
+        }
+        let execution = self.execution(offer.execution, &spec, &prologue, slots);
+        execution.resume(generation);
+        Ok(self.attempt(execution, spec, prologue, checkpoints))
+    }
+
+    /// What an attempt is with so many slots.
+    fn want(&self, parallelism: u32) -> Result<Box<Wanted>> {
         let definition = &self.job.accepted.definition;
-        let parallelism = lock(&self.job.shared).parallelism;
         let manifest = definition.manifest(Some(parallelism))?;
         let environment = &self.coordinator.environment;
         let spec = environment.spec(&manifest, environment.program(&definition.artifact, &manifest)?)?;
+        let began_ms = environment.now_ms();
         let mut shared = lock(&self.job.shared);
         shared.view.name.clone_from(&spec.name);
         shared.view.parallelism = parallelism;
+        shared.view.attempt = Some(AttemptView { began_ms, ..AttemptView::default() });
         drop(shared);
         Ok(Box::new(Wanted { manifest, spec }))
     }
@@ -265,23 +362,42 @@ impl JobMaster {
         }
         let allow = accepted.allow_non_restored;
         let prologue = Prologue::of(&spec, checkpoints.as_mut(), allow)?;
-        let (id, tell) = (coordinator.new_execution(), self.job.tell.clone());
-        let says = move |event| _ = tell.send(JobEvent::Execution(id, event));
-        let execution = Arc::new(Execution::new(id, &spec.name, &prologue, slots.to_vec(), says));
-        lock(&coordinator.executions).insert(id, execution.clone());
+        let execution = self.execution(coordinator.new_execution(), &spec, &prologue, slots);
         let owner = checkpoints.as_ref().map(|checkpoints| &checkpoints.owner);
         execution
-            .open(&accepted.definition, owner, allow)
-            .inspect_err(|_| _ = lock(&coordinator.executions).remove(&id))?;
+            .open(self.job.id(), &accepted.definition, owner, allow)
+            .inspect_err(|_| _ = lock(&coordinator.executions).remove(&execution.id))?;
+        Ok(self.attempt(execution, spec, prologue, checkpoints))
+    }
+
+    /// One that workers can say something of.
+    fn execution(&self, id: u64, spec: &JobSpec, prologue: &Prologue, slots: &[Arc<Worker>]) -> Arc<Execution> {
+        let tell = self.job.tell.clone();
+        let says = move |event| _ = tell.send(JobEvent::Execution(id, event));
+        let execution = Arc::new(Execution::new(id, &spec.name, prologue, slots.to_vec(), says));
+        lock(&self.coordinator.executions).insert(id, execution.clone());
+        execution
+    }
+
+    /// The attempt of what workers were told.
+    fn attempt(
+        &self,
+        execution: Arc<Execution>,
+        spec: JobSpec,
+        prologue: Prologue,
+        checkpoints: Option<Checkpoints>,
+    ) -> Made {
         // Who left before that was not heard of by the execution.
-        for worker in execution.workers.iter().filter(|worker| !coordinator.workers.has(worker)) {
+        for worker in execution.workers.iter().filter(|worker| !self.coordinator.workers.has(worker)) {
             execution.gone(worker, "it left");
         }
         let mut shared = lock(&self.job.shared);
         shared.execution = Some(execution.clone());
         shared.tasks.clone_from(&prologue.tasks);
+        let now_ms = self.coordinator.environment.now_ms();
+        shared.view.attempt.iter_mut().for_each(|attempt| attempt.deploying_ms = now_ms);
         drop(shared);
-        Ok(Made::Attempt(Box::new(Attempt::new(execution, spec, prologue, checkpoints))))
+        Made::Attempt(Box::new(Attempt::new(execution, spec, prologue, checkpoints)))
     }
 
     /// An attempt is over, one way or another: what follows.

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 
+use tidemill_core::ids::Epoch;
 use tidemill_core::time::Timestamp;
 use tidemill_core::{Error, Result};
 
@@ -15,6 +16,7 @@ use crate::job::{Ending, JobSpec, TaskStatus};
 use crate::restore::RestoredJob;
 use crate::signals::Signals;
 use crate::slice::{enumerations, letters_tasks};
+use crate::takeover::Takeover;
 
 /// The half of a job that is there once, whatever its slots are and wherever.
 ///
@@ -45,12 +47,14 @@ impl Master {
         checkpoints: Option<Checkpoints>,
         hear: impl Fn(MasterEvent) + Send + Sync + 'static,
     ) -> Result<Self> {
-        let Prologue { plan, start, tasks, committers } = prologue;
-        let enumerations = enumerations(spec, &plan, &start, readers)?;
+        let Prologue { plan, start, tasks, committers, takeover } = prologue;
+        let passed = takeover.as_ref().map_or(Epoch(0), Takeover::passed);
+        let enumerations = enumerations(spec, &plan, &start, readers, takeover.as_ref())?;
         let letters = letters_tasks(&spec.name, &plan);
         let collector = Collector::new(&spec.name, spec.settings.max_parallelism, &tasks, letters);
         let clock = spec.clock.clone();
-        let coordinator = Coordinator::new(clock, enumerations, committers, collector, signals.clone(), checkpoints);
+        let signalled = signals.clone();
+        let coordinator = Coordinator::new(clock, enumerations, committers, collector, signalled, checkpoints, passed);
         let takes_checkpoints = coordinator.takes_checkpoints();
         let control = JobControl { signals, hear: Arc::new(hear), takes_checkpoints };
         let (running, restored) = (plan.slots(), start.from);

@@ -33,6 +33,7 @@ use crate::replay::Replay;
 use crate::restore::{DEAD_LETTERS_UID, Start};
 use crate::signals::Signals;
 use crate::splits::{Enumeration, Mailbox, News};
+use crate::takeover::Takeover;
 
 /// Who commits what a sink wrote.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -425,6 +426,7 @@ pub fn enumerations(
     plan: &PhysicalPlan,
     start: &Start,
     readers: &BTreeMap<(NodeId, u32), Arc<Mailbox>>,
+    takeover: Option<&Takeover>,
 ) -> Result<Vec<Enumeration>> {
     let mut enumerations = Vec::new();
     for (id, node) in plan.graph().iter() {
@@ -440,11 +442,18 @@ pub fn enumerations(
         });
         let of_node = of_node.collect::<Result<Vec<_>>>()?;
         for (index, reader) in (0..).zip(&of_node) {
-            if let Some(splits) = start.splits(&node.uid, SubtaskIndex(index), parallelism) {
-                reader.send(News::Restored(splits, start.watermark(&node.uid)));
+            match takeover {
+                // It reads on. The barrier may have been sent to others only; who has seen it does not hear it again.
+                Some(takeover) => takeover.barrier.iter().for_each(|barrier| reader.send(News::Barrier(*barrier))),
+                None => {
+                    if let Some(splits) = start.splits(&node.uid, SubtaskIndex(index), parallelism) {
+                        reader.send(News::Restored(splits, start.watermark(&node.uid)));
+                    }
+                }
             }
         }
-        enumerations.push(Enumeration::new(id, enumerator, of_node));
+        let known = takeover.and_then(|takeover| takeover.known.get(&id)).cloned().unwrap_or_default();
+        enumerations.push(Enumeration::new(id, enumerator, of_node, known));
     }
     Ok(enumerations)
 }
