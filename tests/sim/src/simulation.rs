@@ -646,7 +646,10 @@ impl Simulation {
             let hosts = self.host(id).zip(self.host(*to));
             hosts.is_some_and(|(a, b)| self.network.parted(a, b, now).is_none())
         });
-        let Some(to) = reached else { return self.soon(2_000, Event::Attend(id)) };
+        let Some(to) = reached else {
+            worker.alone();
+            return self.soon(2_000, Event::Attend(id));
+        };
         let connection = self.network.connect(Kind::Attend, id, to, now);
         if let Some(worker) = self.workers.get_mut(&id) {
             worker.attending = Some(connection);

@@ -16,6 +16,9 @@ use tidemill_worker::exchange::{Connection, Peer, Plane};
 use crate::network::ConnectionId;
 use crate::world::{Machine, lock};
 
+/// After so long without a coordinator, a worker ends what runs, as in production.
+const ALONE_MS: i64 = 300_000;
+
 /// See the module.
 pub struct WorkerProcess {
     /// What it has of its machine.
@@ -28,11 +31,12 @@ pub struct WorkerProcess {
     pub attending: Option<ConnectionId>,
     /// The peers to which it is connected.
     pub peers: BTreeMap<ConnectionId, (Arc<Peer>, Connection)>,
-    environment: Environment,
     plane: Arc<Plane>,
     asked: Arc<Mutex<Vec<Dial>>>,
     outbox: Arc<Mutex<Vec<(ConnectionId, FromWorker)>>>,
-    deployments: Option<Arc<Deployments>>,
+    deployments: Arc<Deployments>,
+    /// Since when there is no coordinator, if there is none.
+    alone_ms: Option<i64>,
     runs: BTreeMap<u64, Run>,
     stepped: BTreeMap<u64, Stepped>,
     next: u64,
@@ -40,7 +44,6 @@ pub struct WorkerProcess {
 
 /// The slots of an execution that run here.
 struct Run {
-    deployments: Arc<Deployments>,
     execution: u64,
     running: usize,
     errors: Vec<Error>,
@@ -86,19 +89,21 @@ impl WorkerProcess {
         let plane = Plane::new(machine.name.clone(), move |peer, connection, address| {
             lock(&asks).push(Dial { peer, connection, address });
         });
-        let (attending, peers, outbox, deployments, runs, stepped, next) = Default::default();
+        let (attending, peers, outbox, runs, stepped, next) = Default::default();
         let plane = Arc::new(plane);
+        let deployments = Arc::new(Deployments::new(environment, plane.clone()));
+        let alone_ms = Some(machine.world.now_ms());
         Self {
             machine,
             host,
             slots,
             attending,
             peers,
-            environment,
             plane,
             asked,
             outbox,
             deployments,
+            alone_ms,
             runs,
             stepped,
             next,
@@ -113,6 +118,7 @@ impl WorkerProcess {
             memory_bytes: 1 << 30,
             exchange_address: self.machine.name.clone(),
             version: tidemill_rpc::VERSION.to_owned(),
+            running: self.deployments.all_running(),
         }))
     }
 
@@ -124,23 +130,32 @@ impl WorkerProcess {
                 lock(&outbox).push((connection, message));
             }
         };
-        let deployments = Deployments::new(self.environment.clone(), self.plane.clone(), say);
-        self.deployments = Some(Arc::new(deployments));
+        self.deployments.connected(say);
+        self.alone_ms = None;
     }
 
     /// The connection to the coordinator is no more.
     pub fn dismissed(&mut self) {
         self.attending = None;
-        self.deployments.take().into_iter().for_each(|deployments| deployments.cancel_all());
+        if self.alone_ms.is_none() {
+            self.deployments.disconnected();
+            self.alone_ms = Some(self.machine.world.now_ms());
+        }
+    }
+
+    /// It finds no coordinator: what runs is ended when that is so for long.
+    pub fn alone(&self) {
+        if self.alone_ms.is_some_and(|since| self.machine.world.now_ms() - since > ALONE_MS) {
+            self.deployments.cancel_all();
+        }
     }
 
     /// The coordinator says something; slots that are to be made, if it is that.
     pub fn told(&mut self, message: proto::ToWorker) -> Option<(Arc<Deployments>, proto::Open)> {
-        let deployments = self.deployments.clone()?;
-        match deployments.told(message)? {
-            Work::Open(open) => Some((deployments, open)),
+        match self.deployments.told(message)? {
+            Work::Open(open) => Some((self.deployments.clone(), open)),
             Work::Run(execution, slots) => {
-                self.run(deployments, execution, slots);
+                self.run(execution, slots);
                 None
             }
         }
@@ -148,10 +163,8 @@ impl WorkerProcess {
 
     /// Says what is said every so often.
     pub fn beat(&self, connection: ConnectionId) {
-        if let Some(deployments) = &self.deployments {
-            lock(&self.outbox).push((connection, from_worker(says::Says::Beat(proto::Beat { resident_bytes: 1 }))));
-            deployments.report();
-        }
+        lock(&self.outbox).push((connection, from_worker(says::Says::Beat(proto::Beat { resident_bytes: 1 }))));
+        self.deployments.report();
     }
 
     /// Another worker connected.
@@ -195,7 +208,7 @@ impl WorkerProcess {
             run.running = run.running.saturating_sub(1);
             run.errors.extend(outcome.err());
             if run.running == 0 {
-                run.deployments.left(run.execution, &run.errors);
+                self.deployments.left(run.execution, &run.errors);
             }
         }
         self.runs.retain(|_, run| run.running > 0 || !lock(&run.frozen).is_empty());
@@ -222,15 +235,16 @@ impl WorkerProcess {
         }
     }
 
-    fn run(&mut self, deployments: Arc<Deployments>, execution: u64, slots: Slots) {
+    fn run(&mut self, execution: u64, slots: Slots) {
+        let Some(events) = self.deployments.events(execution) else { return };
         let frozen: Arc<Mutex<VecDeque<Unwritten>>> = Arc::default();
-        let (events, freezes) = (deployments.events(execution), frozen.clone());
+        let freezes = frozen.clone();
         let (slots, writer) = slots.by_hand(events.clone(), move |unwritten| lock(&freezes).push_back(unwritten));
         self.next += 1;
         let run = self.next;
         let (running, errors) = (slots.len(), Vec::new());
         let events = Box::new(events);
-        self.runs.insert(run, Run { deployments, execution, running, errors, events, writer, frozen, writing: false });
+        self.runs.insert(run, Run { execution, running, errors, events, writer, frozen, writing: false });
         for mut slot in slots {
             self.next += 1;
             self.stepped.insert(self.next, Stepped { run, step: Box::new(move || slot.step()), next_ms: i64::MAX });
