@@ -39,19 +39,31 @@ pub struct Mailbox {
     unfinished: AtomicUsize,
     /// Splits that ended since somebody asked.
     finished: AtomicUsize,
+    /// Whether the reader was told that there will be no more.
+    closed: AtomicBool,
     waker: Waker,
 }
 
 impl Mailbox {
     /// For a reader whose slot is woken so.
     pub fn new(waker: Waker) -> Self {
-        let (news, filled, unfinished, finished) = Default::default();
-        Self { news, filled, unfinished, finished, waker }
+        let (news, filled, unfinished, finished, closed) = Default::default();
+        Self { news, filled, unfinished, finished, closed, waker }
     }
 
     /// The reader has so many splits already, at the other end of what this mailbox stands in for.
     pub fn has_splits(&self, count: usize) {
         self.unfinished.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The reader was told already that there will be no more splits.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was said.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// How many splits were sent and did not end.
@@ -97,7 +109,11 @@ impl Mailbox {
         let splits = match &item {
             News::Splits(splits) => splits.len(),
             News::Restored(splits, _) => splits.len(),
-            News::Barrier(_) | News::NoMore | News::Completed(_) => 0,
+            News::NoMore => {
+                self.close();
+                0
+            }
+            News::Barrier(_) | News::Completed(_) => 0,
         };
         self.unfinished.fetch_add(splits, Ordering::Relaxed);
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,15 +195,14 @@ impl Enumeration {
             if !self.known.insert(split.id.clone()) {
                 continue;
             }
-            let load = |(at, share): &(usize, &mut Vec<Split>)| {
-                let unfinished = self.readers.get(*at).map_or(0, |reader| reader.unfinished());
-                unfinished + share.len()
-            };
-            if let Some((_, share)) = shares.iter_mut().enumerate().min_by_key(load) {
+            let open = self.readers.iter().zip(&mut shares).filter(|(reader, _)| !reader.is_closed());
+            // If all are closed, they have got everything that there was then.
+            if let Some((_, share)) = open.min_by_key(|(reader, share)| reader.unfinished() + share.len()) {
                 share.push(split);
             }
         }
-        for (reader, share) in self.readers.iter().zip(shares) {
+        // Those of another master may be at their end.
+        for (reader, share) in self.readers.iter().zip(shares).filter(|(reader, _)| !reader.is_closed()) {
             if self.first || !share.is_empty() {
                 reader.send(News::Splits(share));
             }

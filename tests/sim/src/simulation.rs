@@ -84,6 +84,8 @@ struct Plan {
     faults_ms: i64,
     /// How long it is between two faults, at most, in milliseconds.
     pause_ms: i64,
+    /// How likely it is that a request to the store fails; 0: it never does.
+    store_faults: u64,
 }
 
 impl Plan {
@@ -102,8 +104,11 @@ impl Plan {
             retained: number(1, 4).unsigned_abs(),
         };
         let input =
-            Input { splits: small(number(2, 9)), records: small(number(20, 81)), keys: number(1, 40).unsigned_abs() };
-        Self { workers, job, input, faults_ms: number(8_000, 30_000), pause_ms: number(300, 4_000) }
+            Input { splits: small(number(2, 9)), records: small(number(20, 201)), keys: number(1, 40).unsigned_abs() };
+        // Where much goes wrong, no job gets far; where little does, what goes wrong has more to spoil.
+        let (faults_ms, pause_ms) = (number(8_000, 40_000), number(300, 8_000));
+        let store_faults = number(0, 6).unsigned_abs();
+        Self { workers, job, input, faults_ms, pause_ms, store_faults }
     }
 }
 
@@ -207,6 +212,7 @@ impl Simulation {
     fn new(world: &Arc<World>) -> Self {
         let plan = Plan::draw(world);
         world.note(&format!("{:?} {:?} on {:?}", plan.job, plan.input, plan.workers));
+        world.set_store_faults(plan.store_faults);
         let (network, queue, workers, coordinators, stopped) = Default::default();
         let mut this = Self {
             world: world.clone(),
