@@ -103,6 +103,10 @@ pub struct OperatorState {
     /// Sources: which splits were found, in the connector's encoding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enumerator: Option<Bytes>,
+    /// Sources: splits that readers were given and which are not among them. There are some where a master took the job
+    /// over and had not found again all that the one before it had found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub given: Vec<String>,
     /// Per subtask.
     pub subtasks: Vec<SubtaskState>,
 }

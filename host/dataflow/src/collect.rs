@@ -20,6 +20,7 @@ use crate::job::TaskStatus;
 use crate::restore::DEAD_LETTERS_UID;
 use crate::slice::{CommitTarget, Prepared};
 use crate::snapshot::{TaskEvent, TaskSnapshot, Written};
+use crate::splits::Found;
 
 /// A task: its place among all tasks of the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,7 +44,7 @@ pub struct Collector {
     by_subtask: HashMap<Arc<SubtaskId>, TaskId>,
     /// Of the latest checkpoint that was begun.
     epoch: Epoch,
-    enumerators: HashMap<NodeId, Vec<u8>>,
+    enumerators: HashMap<NodeId, Found>,
     /// What was prepared and not handed out, by the checkpoint to which it belongs.
     unclaimed: BTreeMap<Epoch, Vec<Prepared>>,
 }
@@ -87,7 +88,7 @@ impl Collector {
     }
 
     /// A checkpoint begins; what each source had found when the barrier was sent.
-    pub fn begin(&mut self, epoch: Epoch, enumerators: HashMap<NodeId, Vec<u8>>) {
+    pub fn begin(&mut self, epoch: Epoch, enumerators: HashMap<NodeId, Found>) {
         self.epoch = epoch;
         self.enumerators = enumerators;
         self.tasks.iter_mut().for_each(|task| task.state = None);
@@ -188,7 +189,8 @@ impl Collector {
                 uid: uid.clone(),
                 name: subtask.operator.clone(),
                 parallelism: subtask.parallelism,
-                enumerator: self.enumerators.get(&subtask.node).cloned().map(Bytes),
+                enumerator: self.enumerators.get(&subtask.node).map(|found| Bytes(found.snapshot.clone())),
+                given: self.enumerators.get(&subtask.node).map(|found| found.given.clone()).unwrap_or_default(),
                 subtasks: Vec::new(),
             });
             // Only who ended has none: its input is at its end, and so is everything that it kept.

@@ -26,7 +26,7 @@ use crate::job::JobSpec;
 use crate::signals::Signals;
 use crate::slice::{CommitTarget, Committers, Prepared, committers};
 use crate::snapshot::{TaskEvent, Written};
-use crate::splits::Enumeration;
+use crate::splits::{Enumeration, Found};
 
 /// What is needed to take checkpoints.
 pub struct Checkpoints {
@@ -301,7 +301,7 @@ impl Coordinator {
             Failpoint::BarrierSent.reach();
             Ok((e.node(), found))
         });
-        let found = found.collect::<Result<HashMap<NodeId, Vec<u8>>>>()?;
+        let found = found.collect::<Result<HashMap<NodeId, Found>>>()?;
         self.collector.begin(barrier.epoch, found);
         if let Some(checkpoints) = &mut self.checkpoints {
             (checkpoints.triggered, checkpoints.passed, checkpoints.unaligned) = (now, now, false);
@@ -314,7 +314,7 @@ impl Coordinator {
         if kind == ManifestKind::Finished {
             // Without what was found, who goes on from here would find it again.
             let found = self.enumerations.iter().map(|e| Ok((e.node(), e.snapshot()?)));
-            let found = found.collect::<Result<HashMap<NodeId, Vec<u8>>>>()?;
+            let found = found.collect::<Result<HashMap<NodeId, Found>>>()?;
             self.collector.begin(Epoch(epoch), found);
             (checkpoints.triggered, checkpoints.passed, checkpoints.unaligned) = (now, now, false);
         }

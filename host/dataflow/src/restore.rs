@@ -146,6 +146,11 @@ impl Start {
         self.state(uid)?.enumerator.as_ref().map(|bytes| bytes.0.as_slice())
     }
 
+    /// Splits that a source's readers were given and that are not among those.
+    pub fn given(&self, uid: &str) -> impl Iterator<Item = SplitId> {
+        self.state(uid).into_iter().flat_map(|state| &state.given).map(|id| SplitId(id.clone()))
+    }
+
     /// What a sink's subtask must know of the writers before it.
     pub fn sink(&self, uid: &str, subtask: SubtaskIndex, parallelism: u32) -> Vec<Vec<u8>> {
         let all = self.state(uid).into_iter().flat_map(|state| &state.subtasks).filter_map(|s| s.sink.as_ref());

@@ -4,7 +4,7 @@
 //! that have fewest. Every reader hears of the first discovery, also when it gets nothing, so that a reader without
 //! splits knows that it need not hold the watermark back.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -108,26 +108,38 @@ impl Mailbox {
     }
 }
 
+/// Which splits of a source node were found, for a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// By the enumerator, in the connector's encoding.
+    pub snapshot: Vec<u8>,
+    /// Those that readers have and that the enumerator has not found (again).
+    pub given: Vec<String>,
+}
+
 /// Finds the splits of one source node.
 pub struct Enumeration {
     node: NodeId,
     enumerator: Box<dyn SplitEnumerator>,
     readers: Vec<Arc<Mailbox>>,
     known: HashSet<SplitId>,
+    /// Of these, those that this enumerator has not found: another one gave them to the readers.
+    given: BTreeSet<SplitId>,
     first: bool,
     /// `None`: there is nothing more to find.
     due: Option<Timestamp>,
 }
 
 impl Enumeration {
-    /// For these readers. `known`: splits that they have and of which the enumerator may not know.
+    /// For these readers. `given`: splits that they have and of which the enumerator may not know.
     pub fn new(
         node: NodeId,
         enumerator: Box<dyn SplitEnumerator>,
         readers: Vec<Arc<Mailbox>>,
-        known: HashSet<SplitId>,
+        given: BTreeSet<SplitId>,
     ) -> Self {
-        Self { node, enumerator, readers, known, first: true, due: Some(Timestamp::MIN) }
+        let known = given.iter().cloned().collect();
+        Self { node, enumerator, readers, known, given, first: true, due: Some(Timestamp::MIN) }
     }
 
     /// Whose splits.
@@ -136,15 +148,16 @@ impl Enumeration {
     }
 
     /// Begins a checkpoint: what was found up to now, which is what the readers have been told before the barrier.
-    pub fn checkpoint(&self, barrier: Barrier) -> Result<Vec<u8>> {
-        let snapshot = self.enumerator.snapshot()?;
+    pub fn checkpoint(&self, barrier: Barrier) -> Result<Found> {
+        let found = self.snapshot()?;
         self.readers.iter().for_each(|reader| reader.send(News::Barrier(barrier)));
-        Ok(snapshot)
+        Ok(found)
     }
 
     /// What was found up to now, for a checkpoint that needs no barrier since every reader has ended.
-    pub fn snapshot(&self) -> Result<Vec<u8>> {
-        self.enumerator.snapshot()
+    pub fn snapshot(&self) -> Result<Found> {
+        let given = self.given.iter().map(|split| split.0.clone()).collect();
+        Ok(Found { snapshot: self.enumerator.snapshot()?, given })
     }
 
     /// A checkpoint is committed: tells the readers.
@@ -162,6 +175,7 @@ impl Enumeration {
         let found = self.enumerator.discover()?;
         let mut shares: Vec<Vec<Split>> = self.readers.iter().map(|_| Vec::new()).collect();
         for split in found.splits {
+            self.given.remove(&split.id);
             if !self.known.insert(split.id.clone()) {
                 continue;
             }

@@ -3,7 +3,7 @@
 //!
 //! It grows with the checkpoints since the newest complete one, not with rows.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use tidemill_rpc::proto::{self, from_worker as says, news};
 
@@ -13,7 +13,7 @@ pub struct Held {
     /// In the order in which it was said.
     said: Vec<says::Says>,
     /// By node and index.
-    readers: HashMap<(u32, u32), Given>,
+    readers: BTreeMap<(u32, u32), Given>,
     /// The newest checkpoint that is complete.
     completed: u64,
 }

@@ -23,6 +23,7 @@ pub fn manifest(owner: &Owner, epoch: u64, files: Vec<FileRef>) -> Manifest {
         uid: "count".to_owned(),
         name: "count".to_owned(),
         parallelism: 1,
+        given: Vec::new(),
         enumerator: None,
         subtasks: vec![subtask],
     };

@@ -452,8 +452,9 @@ pub fn enumerations(
                 }
             }
         }
-        let known = takeover.and_then(|takeover| takeover.known.get(&id)).cloned().unwrap_or_default();
-        enumerations.push(Enumeration::new(id, enumerator, of_node, known));
+        let known = takeover.and_then(|takeover| takeover.known.get(&id)).into_iter().flatten().cloned();
+        let given = start.given(&node.uid).chain(known).collect();
+        enumerations.push(Enumeration::new(id, enumerator, of_node, given));
     }
     Ok(enumerations)
 }
