@@ -76,7 +76,7 @@ impl Connector for Bids {
         };
         let owner = options.owner().to_owned();
         columns_of(&setup.schema, &settings, &owner)?;
-        Ok(Arc::new(BidsSource { settings, owner, shape: Arc::new(Shape::new(&settings)) }))
+        Ok(Arc::new(BidsSource { settings, owner, shape: Shape::new(&settings) }))
     }
 }
 
@@ -135,7 +135,7 @@ fn columns_of(schema: &SchemaRef, settings: &Settings, owner: &str) -> Result<Ve
 struct BidsSource {
     settings: Settings,
     owner: String,
-    shape: Arc<Shape>,
+    shape: Shape,
 }
 
 impl Source for BidsSource {
@@ -151,7 +151,7 @@ impl Source for BidsSource {
         let columns = columns_of(&context.schema, &self.settings, &self.owner)?;
         Ok(Box::new(BidsReader {
             settings: self.settings,
-            shape: self.shape.clone(),
+            shape: self.shape,
             columns,
             context,
             splits: VecDeque::new(),
@@ -218,7 +218,7 @@ impl Position {
 
 struct BidsReader {
     settings: Settings,
-    shape: Arc<Shape>,
+    shape: Shape,
     columns: Vec<Column>,
     context: SourceContext,
     /// Read in turn, a batch each, so that their times rise together.

@@ -14,7 +14,7 @@ use arrow::array::{ArrayRef, Int8Array, PrimitiveArray};
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Int64Type, TimeUnit, TimestampMillisecondType};
 use tidemill_core::error::Result;
 
-use super::draw::{EventClock, Shape, channel_of, mix};
+use super::draw::{EventClock, Shape, Tables, channel_of, mix};
 use super::texts::texts;
 
 /// Events per block: two arrays of hashes and one output column stay in the first-level cache.
@@ -123,7 +123,7 @@ pub(super) fn compute(
             }
         }
     }
-    Ok(columns.iter().zip(out).map(|(column, values)| values.finish(shape, *column)).collect())
+    Ok(columns.iter().zip(out).map(|(column, values)| values.finish(*column)).collect())
 }
 
 struct Block<'a> {
@@ -163,30 +163,30 @@ impl Values {
             },
             Self::Views(views) => match column {
                 Column::Channel => {
-                    let table = &shape.channels[..];
+                    let table = &Tables::shared().channels[..];
                     views.extend(block.channel.iter().map(|&c| table[c as usize]));
                 }
                 Column::Url => {
-                    let table = &shape.urls[..];
+                    let table = &Tables::shared().urls[..];
                     views.extend(block.channel.iter().map(|&c| table[c as usize]));
                 }
                 _ => {
-                    let pool = shape.pool.as_slice();
+                    let pool = Tables::shared().pool.as_slice();
                     views.extend(block.h.iter().zip(block.g).map(|(&h, &g)| extra(pool, h, g)));
                 }
             },
         }
     }
 
-    fn finish(self, shape: &Shape, column: Column) -> ArrayRef {
+    fn finish(self, column: Column) -> ArrayRef {
         match self {
             Self::Bytes(kinds) => Arc::new(Int8Array::from(kinds)),
             Self::Longs(longs) if column == Column::DateTime => primitive::<TimestampMillisecondType>(longs),
             Self::Longs(longs) => primitive::<Int64Type>(longs),
             Self::Views(views) => match column {
                 Column::Channel => texts(views, None),
-                Column::Url => texts(views, Some(&shape.url_bytes)),
-                _ => texts(views, Some(&shape.pool)),
+                Column::Url => texts(views, Some(&Tables::shared().url_bytes)),
+                _ => texts(views, Some(&Tables::shared().pool)),
             },
         }
     }
@@ -209,22 +209,20 @@ fn extra(pool: &[u8], h: u64, g: u64) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bids::Settings;
     use arrow::array::StringViewArray;
     use arrow::buffer::Buffer;
 
     #[test]
     fn the_largest_extra_lies_within_the_pool() {
-        let settings = Settings { records: None, auctions: 1, bidders: 1, rate: 1, mixed: false, pace: None };
-        let shape = Shape::new(&settings);
+        let tables = Tables::shared();
         // The largest offset with the largest length: h & 0xFF = 20 gives 110.
-        let view = extra(shape.pool.as_slice(), 20, 0x3FFF << 19);
+        let view = extra(tables.pool.as_slice(), 20, 0x3FFF << 19);
         let (length, offset) = (view as u32, (view >> 96) as u32);
         assert_eq!((length, offset), (110, 49_149));
-        assert!((offset + length) as usize <= shape.pool.len());
-        let views = StringViewArray::try_new(vec![view].into(), [shape.pool.clone()], None);
+        assert!((offset + length) as usize <= tables.pool.len());
+        let views = StringViewArray::try_new(vec![view].into(), [tables.pool.clone()], None);
         assert_eq!(views.unwrap().value(0).len(), 110);
-        for (table, bytes) in [(&shape.channels, None), (&shape.urls, Some(shape.url_bytes.clone()))] {
+        for (table, bytes) in [(&tables.channels, None), (&tables.urls, Some(tables.url_bytes.clone()))] {
             let buffers: Vec<Buffer> = bytes.into_iter().collect();
             assert_eq!(table.len(), 10_004);
             StringViewArray::try_new(table.clone().into(), buffers, None).unwrap();

@@ -1,6 +1,7 @@
 //! How an event is drawn: the hash, the keys, and the texts that all events share.
 
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 
 use arrow::array::make_view;
 use arrow::buffer::Buffer;
@@ -43,12 +44,24 @@ impl KeyDraw {
     }
 }
 
-/// What is the same for all events of a source. Made once; shared by its readers and by every batch they make.
-#[derive(Debug)]
+/// What is the same for all events of a source.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub(super) auctions: KeyDraw,
     pub(super) bidders: KeyDraw,
     pub(super) rate: u64,
+}
+
+impl Shape {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let (auctions, bidders) = (KeyDraw::new(settings.auctions), KeyDraw::new(settings.bidders));
+        Self { auctions, bidders, rate: settings.rate }
+    }
+}
+
+/// The texts that all events of all sources share.
+#[derive(Debug)]
+pub(super) struct Tables {
     /// Views of the channels: the brands, then the numbered ones. All are short enough to lie in their views.
     pub(super) channels: Vec<u128>,
     /// Views of the urls into `url_bytes`, as `channels`.
@@ -58,8 +71,14 @@ pub(super) struct Shape {
     pub(super) pool: Buffer,
 }
 
-impl Shape {
-    pub(super) fn new(settings: &Settings) -> Self {
+impl Tables {
+    /// Made when a text is first asked for: they take a megabyte.
+    pub(super) fn shared() -> &'static Self {
+        static SHARED: OnceLock<Tables> = OnceLock::new();
+        SHARED.get_or_init(Self::new)
+    }
+
+    fn new() -> Self {
         let mut bytes = String::new();
         let (mut channels, mut urls) = (Vec::new(), Vec::new());
         let brands = BRANDS.iter().zip(0xC000_0000..).map(|(brand, seed)| ((*brand).to_owned(), seed));
@@ -71,15 +90,7 @@ impl Shape {
             bytes.push_str(&url);
         }
         let pool: Vec<u8> = (0..POOL_BYTES).map(|j| b'a' + (mix(0xE000_0000 + j) % 26) as u8).collect();
-        Self {
-            auctions: KeyDraw::new(settings.auctions),
-            bidders: KeyDraw::new(settings.bidders),
-            rate: settings.rate,
-            channels,
-            urls,
-            url_bytes: Buffer::from_vec(bytes.into_bytes()),
-            pool: Buffer::from_vec(pool),
-        }
+        Self { channels, urls, url_bytes: Buffer::from_vec(bytes.into_bytes()), pool: Buffer::from_vec(pool) }
     }
 }
 
