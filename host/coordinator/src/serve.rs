@@ -52,7 +52,7 @@ impl Serves for Listening {
         let says = move |told| {
             // If it is gone, that is noticed elsewhere.
             _ = say.send(match told {
-                ToldWorker::Says(message) => Ok(message),
+                ToldWorker::Says(message) => Ok(*message),
                 ToldWorker::GivenUp => Err(Status::unavailable("the coordinator has given this worker up")),
             });
         };

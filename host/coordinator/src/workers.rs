@@ -47,7 +47,7 @@ pub struct Worker {
 /// What a worker is told.
 pub enum ToldWorker {
     /// This.
-    Says(ToWorker),
+    Says(Box<ToWorker>),
     /// Nothing any more: the connection is to end, if it stands.
     GivenUp,
 }
@@ -60,7 +60,7 @@ impl Worker {
 
     /// Says something to it. If it is gone, that is noticed elsewhere.
     pub fn say(&self, says: tells::Says) {
-        (self.say)(ToldWorker::Says(to_worker(says)));
+        (self.say)(ToldWorker::Says(Box::new(to_worker(says))));
     }
 }
 

@@ -24,14 +24,20 @@ pub struct Environment {
     /// The connectors.
     pub registry: Arc<Registry>,
     /// The program that an artifact is, for a job with this manifest.
-    pub program: Arc<dyn Fn(&str, &Manifest) -> Result<Program> + Send + Sync>,
+    pub program: Programs,
     /// The place that a location names: a folder, or a URL.
-    pub place: Arc<dyn Fn(&str) -> Result<Arc<dyn Blobs>> + Send + Sync>,
+    pub place: Places,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Names that nobody else has.
     pub nonces: Nonces,
 }
+
+/// Finds the program that an artifact is.
+pub type Programs = Arc<dyn Fn(&str, &Manifest) -> Result<Program> + Send + Sync>;
+
+/// Finds the place that a location names.
+pub type Places = Arc<dyn Fn(&str) -> Result<Arc<dyn Blobs>> + Send + Sync>;
 
 /// What a job does, and who does the user's part of it.
 pub struct Program {

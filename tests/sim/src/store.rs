@@ -14,8 +14,15 @@ use crate::world::{Machine, World, lock};
 pub struct Stores {
     world: Arc<World>,
     content: Mutex<BTreeMap<String, Memory>>,
-    /// Requests that were answered with an error and take effect later: when, where, the path, the content.
-    late: Mutex<Vec<(i64, Memory, String, Vec<u8>)>>,
+    late: Mutex<Vec<Late>>,
+}
+
+/// A request that was answered with an error and takes effect later.
+struct Late {
+    at_ms: i64,
+    content: Memory,
+    path: String,
+    bytes: Vec<u8>,
 }
 
 impl Stores {
@@ -34,8 +41,8 @@ impl Stores {
     pub fn settle(&self) {
         let now = self.world.now_ms();
         let mut late = lock(&self.late);
-        late.retain(|(at, content, path, bytes)| {
-            let is_due = *at <= now;
+        late.retain(|Late { at_ms, content, path, bytes }| {
+            let is_due = *at_ms <= now;
             if is_due {
                 let answer = content.put_new(path, bytes);
                 self.world.note(&format!("a late request to write {path} arrives: {answer:?}"));
@@ -119,8 +126,9 @@ impl Blobs for Remote {
     fn put_new(&self, path: &str, content: &[u8]) -> Result<PutNew, BlobError> {
         let luck = self.request("writing", path)?;
         if luck == Luck::FailsLate {
-            let at = self.stores.world.now_ms() + self.stores.world.dice().between(1, 5_000);
-            lock(&self.stores.late).push((at, self.content.clone(), path.to_owned(), content.to_vec()));
+            let at_ms = self.stores.world.now_ms() + self.stores.world.dice().between(1, 5_000);
+            let (path, bytes) = (path.to_owned(), content.to_vec());
+            lock(&self.stores.late).push(Late { at_ms, content: self.content.clone(), path, bytes });
             return Err(unavailable("no answer", true));
         }
         let mut answer = self.content.put_new(path, content)?;

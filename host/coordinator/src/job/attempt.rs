@@ -39,7 +39,7 @@ pub struct Attempt {
 /// How far it is.
 enum Stage {
     /// Its slots are being made ready, or taken over.
-    Opening(Option<Opening>),
+    Opening(Option<Box<Opening>>),
     /// They run, under its master.
     Running(Box<Master>),
     /// They have ended. `None`: there never was a master.
@@ -67,7 +67,7 @@ impl Attempt {
     pub fn new(execution: Arc<Execution>, spec: JobSpec, prologue: Prologue, checkpoints: Option<Checkpoints>) -> Self {
         let workers: BTreeSet<String> = execution.workers.iter().map(|worker| worker.id.clone()).collect();
         let (ended, errors) = Default::default();
-        let stage = Stage::Opening(Some(Opening { prologue, checkpoints, said: Vec::new() }));
+        let stage = Stage::Opening(Some(Box::new(Opening { prologue, checkpoints, said: Vec::new() })));
         Self { execution, spec, stage, opening: workers.clone(), here: workers, ended, errors, progressed: false }
     }
 
@@ -132,7 +132,7 @@ impl Attempt {
                 return Progress::Goes(None);
             }
             let made = made.take().filter(|_| self.errors.is_empty());
-            self.stage = match made.map(|opening| self.master(job, opening)) {
+            self.stage = match made.map(|opening| self.master(job, *opening)) {
                 Some(Ok(master)) => {
                     running(job, &master, self.spec.settings.parallelism, now);
                     Stage::Running(Box::new(master))

@@ -84,8 +84,8 @@ impl Simulation {
             (None, ..) => {}
             (Some(Packet::End), ..) => self.ended(connection, side, "the connection ended"),
             (Some(Packet::Message(bytes)), Kind::Exchange, _) => self.frame(here, connection, &bytes),
-            (Some(Packet::Message(bytes)), Kind::Attend, Side::Called) => self.from_worker(here, connection, &bytes),
-            (Some(Packet::Message(bytes)), Kind::Attend, Side::Caller) => self.to_worker(here, connection, &bytes),
+            (Some(Packet::Message(bytes)), Kind::Attend, Side::Called) => self.hear_worker(here, connection, &bytes),
+            (Some(Packet::Message(bytes)), Kind::Attend, Side::Caller) => self.tell_worker(here, connection, &bytes),
         }
         // There may be room for more now.
         if kind == Kind::Exchange
@@ -105,7 +105,7 @@ impl Simulation {
         self.wake_slots(id);
     }
 
-    pub(super) fn from_worker(&mut self, id: ProcessId, connection: ConnectionId, bytes: &[u8]) {
+    pub(super) fn hear_worker(&mut self, id: ProcessId, connection: ConnectionId, bytes: &[u8]) {
         let Some(coordinator) = self.coordinators.get_mut(&id) else { return };
         let said = FromWorker::decode(bytes).map_err(|e| e.to_string());
         if let Ok(FromWorker { says: Some(says) }) = &said
@@ -120,7 +120,7 @@ impl Simulation {
         self.wake_masters(id);
     }
 
-    pub(super) fn to_worker(&mut self, id: ProcessId, connection: ConnectionId, bytes: &[u8]) {
+    pub(super) fn tell_worker(&mut self, id: ProcessId, connection: ConnectionId, bytes: &[u8]) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let message = match ToWorker::decode(bytes) {
             Ok(message) => message,
@@ -181,7 +181,7 @@ impl Simulation {
         let parted = self.host(here).zip(self.host(there)).and_then(|(a, b)| self.network.parted(a, b, now));
         let stopped = self.stopped.get(&there).is_some_and(|until| *until > now);
         if parted.is_some() || stopped {
-            return self.ended(connection, side, "it did not answer");
+            self.ended(connection, side, "it did not answer");
         }
     }
 
