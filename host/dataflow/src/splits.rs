@@ -39,19 +39,31 @@ pub struct Mailbox {
     unfinished: AtomicUsize,
     /// Splits that ended since somebody asked.
     finished: AtomicUsize,
+    /// Whether the reader was told that there will be no more.
+    closed: AtomicBool,
     waker: Waker,
 }
 
 impl Mailbox {
     /// For a reader whose slot is woken so.
     pub fn new(waker: Waker) -> Self {
-        let (news, filled, unfinished, finished) = Default::default();
-        Self { news, filled, unfinished, finished, waker }
+        let (news, filled, unfinished, finished, closed) = Default::default();
+        Self { news, filled, unfinished, finished, closed, waker }
     }
 
     /// The reader has so many splits already, at the other end of what this mailbox stands in for.
     pub fn has_splits(&self, count: usize) {
         self.unfinished.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The reader was told already that there will be no more splits.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was said.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// How many splits were sent and did not end.
@@ -97,7 +109,11 @@ impl Mailbox {
         let splits = match &item {
             News::Splits(splits) => splits.len(),
             News::Restored(splits, _) => splits.len(),
-            News::Barrier(_) | News::NoMore | News::Completed(_) => 0,
+            News::NoMore => {
+                self.close();
+                0
+            }
+            News::Barrier(_) | News::Completed(_) => 0,
         };
         self.unfinished.fetch_add(splits, Ordering::Relaxed);
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,15 +195,14 @@ impl Enumeration {
             if !self.known.insert(split.id.clone()) {
                 continue;
             }
-            let load = |(at, share): &(usize, &mut Vec<Split>)| {
-                let unfinished = self.readers.get(*at).map_or(0, |reader| reader.unfinished());
-                unfinished + share.len()
-            };
-            if let Some((_, share)) = shares.iter_mut().enumerate().min_by_key(load) {
+            let open = self.readers.iter().zip(&mut shares).filter(|(reader, _)| !reader.is_closed());
+            // If all are closed, they have got everything that there was then.
+            if let Some((_, share)) = open.min_by_key(|(reader, share)| reader.unfinished() + share.len()) {
                 share.push(split);
             }
         }
-        for (reader, share) in self.readers.iter().zip(shares) {
+        // Those of another master may be at their end.
+        for (reader, share) in self.readers.iter().zip(shares).filter(|(reader, _)| !reader.is_closed()) {
             if self.first || !share.is_empty() {
                 reader.send(News::Splits(share));
             }
@@ -199,5 +214,75 @@ impl Enumeration {
         let after = |ms| Timestamp(now.0.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX)));
         self.due = found.again_after_ms.map(after);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_core::connector::Discovery;
+
+    use super::*;
+
+    /// Finds one split at each look: 0, 1, 2.
+    struct OneByOne(u8);
+
+    impl SplitEnumerator for OneByOne {
+        fn discover(&mut self) -> Result<Discovery> {
+            let splits = vec![Split { id: SplitId(self.0.to_string()), description: Vec::new() }];
+            self.0 += 1;
+            Ok(Discovery { splits, again_after_ms: (self.0 < 3).then_some(1) })
+        }
+
+        fn snapshot(&self) -> Result<Vec<u8>> {
+            Ok(vec![self.0])
+        }
+
+        fn restore(&mut self, snapshot: &[u8]) -> Result<()> {
+            self.0 = snapshot[0];
+            Ok(())
+        }
+    }
+
+    fn told(reader: &Mailbox) -> String {
+        let mut all = Vec::new();
+        while let Some(item) = reader.take() {
+            match item {
+                News::Splits(splits) => all.extend(splits.into_iter().map(|split| split.id.0)),
+                News::NoMore => all.push("no more".to_owned()),
+                _ => {}
+            }
+        }
+        all.join(" ")
+    }
+
+    fn readers() -> Vec<Arc<Mailbox>> {
+        (0..2).map(|_| Arc::new(Mailbox::new(Waker::new(|| ())))).collect()
+    }
+
+    /// Splits that another enumerator had found were in the readers of a checkpoint and not among those that were found,
+    /// until this one found them again; whoever went on from there gave them out twice.
+    #[test]
+    fn what_was_given_before_is_kept_until_it_is_found_again_and_not_given_again() {
+        let (readers, given) = (readers(), ["0", "1"].map(|id| SplitId(id.to_owned())));
+        let mut all = Enumeration::new(NodeId(0), Box::new(OneByOne(0)), readers.clone(), given.into_iter().collect());
+        let found = |all: &Enumeration| (all.snapshot().unwrap().snapshot[0], all.snapshot().unwrap().given.join(" "));
+        assert_eq!(found(&all), (0, "0 1".to_owned()));
+        all.discover(Timestamp(0)).unwrap();
+        assert_eq!(found(&all), (1, "1".to_owned()));
+        all.discover(Timestamp(1)).unwrap();
+        all.discover(Timestamp(2)).unwrap();
+        assert_eq!(found(&all), (3, String::new()));
+        assert_eq!((told(&readers[0]), told(&readers[1])), ("2 no more".to_owned(), "no more".to_owned()));
+    }
+
+    /// A split whose news was lost was given to a reader at its end by the master that took over, since it had least.
+    #[test]
+    fn a_reader_that_was_told_that_there_is_no_more_is_given_nothing() {
+        let readers = readers();
+        readers[0].close();
+        readers[1].has_splits(5);
+        let mut all = Enumeration::new(NodeId(0), Box::new(OneByOne(0)), readers.clone(), BTreeSet::new());
+        (0..3).for_each(|at| all.discover(Timestamp(at)).unwrap());
+        assert_eq!((told(&readers[0]), told(&readers[1])), (String::new(), "0 1 2 no more".to_owned()));
     }
 }

@@ -217,3 +217,46 @@ impl Peer {
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use tidemill_core::time::Watermark;
+    use tidemill_dataflow::element::Element;
+    use tidemill_dataflow::exchange::queue::{QueueSender, queue};
+    use tidemill_dataflow::slice::Channel;
+
+    use super::*;
+
+    /// Rows were taken for a connection that had ended unseen, and the barrier behind them for the one after it.
+    #[test]
+    fn an_execution_uses_one_connection_and_only_the_newest() {
+        let plane = Plane::new("a".to_owned(), |_, _, _| ());
+        let peer = plane.peer("b");
+        let (tell, troubles) = channel();
+        let link = |execution: u64| -> QueueSender {
+            let (sends, sent) = queue(1_000, Waker::new(|| ()), peer.waker());
+            let (channel, mut ends) = (Channel { edge: 0, sender: 0, receiver: 1 }, Ends::default());
+            ends.send(channel, sent, wire_schema([]), 1_000);
+            let tell = tell.clone();
+            let links = Links::new(execution, ends, move |error| _ = tell.send((execution, error.kind())));
+            lock(&peer.links).insert(execution, Arc::new(links));
+            sends
+        };
+        let first = peer.connected();
+        link(1).push(Element::Watermark(Watermark(1)));
+        assert_eq!(peer.due(first).unwrap().len(), 1);
+        // Not used yet: it will use the next one.
+        let sends = link(2);
+        let second = peer.connected();
+        assert_eq!(troubles.try_iter().collect::<Vec<_>>(), [(1, ErrorKind::Lost)]);
+        sends.push(Element::Watermark(Watermark(2)));
+        assert!(peer.due(first).is_none());
+        peer.broke(first, "late");
+        assert_eq!(peer.due(second).unwrap().len(), 1);
+        peer.broke(second, "it did");
+        assert!(peer.due(second).is_none());
+        assert_eq!(troubles.try_iter().collect::<Vec<_>>(), [(2, ErrorKind::Lost)]);
+    }
+}

@@ -25,6 +25,8 @@ struct Given {
     splits: Vec<(u64, String)>,
     /// The newest.
     barrier: Option<proto::Barrier>,
+    /// Whether it was told that there will be no more.
+    no_more: bool,
 }
 
 impl Held {
@@ -55,7 +57,8 @@ impl Held {
             }
             news::Item::Barrier(barrier) if barrier.epoch <= newest => return false,
             news::Item::Barrier(barrier) => given.barrier = Some(*barrier),
-            news::Item::Restored(_) | news::Item::NoMore(_) | news::Item::Completed(_) => {}
+            news::Item::NoMore(_) => given.no_more = true,
+            news::Item::Restored(_) | news::Item::Completed(_) => {}
         }
         true
     }
@@ -92,6 +95,7 @@ impl Held {
             splits: given.splits.iter().map(|(_, id)| id.clone()).collect(),
             unfinished: unfinished(*reader),
             barrier: given.barrier,
+            no_more: given.no_more,
         };
         self.readers.iter().map(state).collect()
     }

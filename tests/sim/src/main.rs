@@ -8,7 +8,7 @@ use std::thread;
 
 use clap::Parser;
 use serde_json::json;
-use tidemill_sim::{Outcome, simulate};
+use tidemill_sim::{Outcome, Sabotage, simulate};
 
 /// Simulates whole jobs on a cluster, under faults drawn from a seed each.
 #[derive(Parser)]
@@ -22,6 +22,9 @@ struct Args {
     /// How many of the last events are shown of a seed that fails.
     #[arg(long, default_value_t = 100)]
     events: usize,
+    /// Puts a bug back on purpose, to see that it is found.
+    #[arg(long)]
+    bug: Option<Sabotage>,
     /// Shows them of every seed.
     #[arg(long)]
     verbose: bool,
@@ -69,7 +72,7 @@ fn show(outcome: &Outcome) {
 }
 
 fn main() -> ExitCode {
-    let Args { seeds, from, events, verbose } = Args::parse();
+    let Args { seeds, from, events, bug, verbose } = Args::parse();
     let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
     let threads = thread::available_parallelism().map_or(1, usize::from);
     // Each seed is in one thread; several seeds are not.
@@ -77,7 +80,7 @@ fn main() -> ExitCode {
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some(at) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < seeds) {
-                    let outcome = simulate(from.wrapping_add(at), None, events);
+                    let outcome = simulate(from.wrapping_add(at), bug, events);
                     sum.lock().unwrap_or_else(PoisonError::into_inner).add(outcome, verbose);
                 }
             });

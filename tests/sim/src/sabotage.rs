@@ -2,7 +2,7 @@
 //! given, so none can reach the engine itself.
 
 /// Which.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sabotage {
     /// The store lets an entry of a log replace another one of the same number: nobody is fenced.
     NoFence,
@@ -10,9 +10,4 @@ pub enum Sabotage {
     CommitBeforeClaim,
     /// A source that goes on from a checkpoint believes that it found one split more than it did.
     ForgetSplit,
-}
-
-impl Sabotage {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::NoFence, Self::CommitBeforeClaim, Self::ForgetSplit];
 }

@@ -71,18 +71,18 @@ impl Remote {
         if !machine.is_alive() {
             return Err(unavailable("the process is dead", false));
         }
-        let slow = world.goes_wrong("store_slow", 10);
+        let slow = world.store_goes_wrong("store_slow", 4);
         machine.wait(if slow { world.dice().between(200, 5_000) } else { world.dice().between(0, 6) });
-        if world.goes_wrong("death_at_request", 1) {
+        if world.store_goes_wrong("death_at_request", 1) {
             machine.kill();
             world.note(&format!("{} dies before {what} {path}", machine.name));
             return Err(unavailable("the process is dead", false));
         }
-        let luck = if world.goes_wrong("store_fails", 6) {
+        let luck = if world.store_goes_wrong("store_fails", 3) {
             Luck::Fails
-        } else if world.goes_wrong("store_fails_after", 5) {
+        } else if world.store_goes_wrong("store_fails_after", 3) {
             Luck::FailsAfter
-        } else if world.goes_wrong("store_fails_late", 3) {
+        } else if world.store_goes_wrong("store_fails_late", 2) {
             Luck::FailsLate
         } else {
             Luck::Works
@@ -99,7 +99,7 @@ impl Remote {
     /// The process may die when a request was done.
     fn done<T>(&self, luck: Luck, what: &str, path: &str, answer: T) -> Result<T, BlobError> {
         let (machine, world) = (&self.machine, &self.machine.world);
-        if world.goes_wrong("death_after_request", 1) {
+        if world.store_goes_wrong("death_after_request", 1) {
             machine.kill();
             world.note(&format!("{} dies after {what} {path}", machine.name));
             return Err(unavailable("the process is dead", true));

@@ -1,7 +1,7 @@
 //! What all processes of a simulation share: the true time, chance, how likely what goes wrong, what did, and the trace.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tidemill_core::keys::hash_fixed;
@@ -19,6 +19,8 @@ pub struct World {
     dice: Mutex<Dice>,
     /// Whether things go wrong (still).
     faults: AtomicBool,
+    /// By what the chance is multiplied that a request to the store fails.
+    store_faults: AtomicU64,
     injected: Mutex<BTreeMap<&'static str, u64>>,
     trace: Mutex<Trace>,
     /// How many of the last events are kept to be shown.
@@ -42,6 +44,7 @@ impl World {
             now_ms: AtomicI64::new(BEGIN_MS),
             dice: Mutex::new(Dice::new(seed)),
             faults: AtomicBool::new(false),
+            store_faults: AtomicU64::new(0),
             injected: Mutex::default(),
             trace: Mutex::default(),
             shown,
@@ -72,6 +75,16 @@ impl World {
     /// Things go wrong from now on, or not any more.
     pub fn set_faults(&self, on: bool) {
         self.faults.store(on, Ordering::Relaxed);
+    }
+
+    /// How likely it is from now on that a request to the store fails.
+    pub fn set_store_faults(&self, times: u64) {
+        self.store_faults.store(times, Ordering::Relaxed);
+    }
+
+    /// As [`World::goes_wrong`], of a request to the store.
+    pub fn store_goes_wrong(&self, kind: &'static str, chance: u64) -> bool {
+        self.goes_wrong(kind, chance * self.store_faults.load(Ordering::Relaxed))
     }
 
     /// Whether something goes wrong now, that does so often of a thousand times. If so, it is counted.

@@ -1,5 +1,6 @@
 //! One job's life in its store: attempts, claims, fencing, ends.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use tidemill_checkpoint::blobs::{Blobs as _, S3};
@@ -84,6 +85,30 @@ fn a_job_that_ended_starts_anew_once_its_output_is_committed() {
     // That attempt took no checkpoint; the next one goes on from the same.
     assert_eq!(from(&begin(&store)), Some(number));
     assert_eq!(from(&run(store.begin(&Start::Anew, 0).unwrap())), None);
+}
+
+/// A coordinator that had looked, and then stood still while another one ran the job to its end, began it from nothing.
+#[test]
+fn what_to_begin_from_follows_from_what_others_did_until_the_newest_entry_was_read() {
+    // At the first question nothing was read; at the second, the newest entry was, and another one is faster.
+    for ends_at in [1, 2] {
+        let (_, store) = in_memory();
+        let (asked, ended) = (Cell::new(0), Cell::new(None));
+        let start = || {
+            asked.set(asked.get() + 1);
+            if asked.get() == ends_at {
+                let mut other = begin(&store);
+                let mut last = manifest(&other, 1, Vec::new());
+                last.kind = ManifestKind::Finished;
+                let number = won(other.claim(last)?);
+                other.mark_committed(number)?;
+                ended.set(Some(number));
+            }
+            Ok(if ended.get().is_some() { Start::GoOn } else { Start::Recover })
+        };
+        let owner = run(store.begin_as(start, 0).unwrap());
+        assert_eq!(from(&owner), ended.get(), "ended at question {ends_at}");
+    }
 }
 
 /// Going on from the one before would write once more what was committed for the newest.

@@ -183,7 +183,12 @@ impl Attempt {
     fn resumed(&mut self, state: ReaderState) {
         let Ok((node, index)) = subtask_of(state.reader) else { return };
         let reader = self.execution.readers.get(&(node, index.0));
-        reader.into_iter().for_each(|reader| reader.has_splits(state.unfinished as usize));
+        if let Some(reader) = reader {
+            reader.has_splits(state.unfinished as usize);
+            if state.no_more {
+                reader.close();
+            }
+        }
         let Stage::Opening(Some(opening)) = &mut self.stage else { return };
         let takeover = opening.prologue.takeover.get_or_insert_default();
         takeover.known.entry(node).or_default().extend(state.splits.into_iter().map(SplitId));
