@@ -1,43 +1,53 @@
-//! The sink: part files that are hidden until the checkpoint that covers them is complete.
+//! The sink: part files that are hidden until the checkpoint that covers them is complete, in a local folder or in a
+//! bucket of an object store.
 //!
-//! A thread encodes and writes. A file is written under a hidden name that no other attempt can have; `prepare` closes
-//! and syncs it, and names hidden and final name in a committable; `commit` renames. Invariant: under a final name there
-//! is only ever a whole file of a complete checkpoint, and a final name is never given twice.
+//! A thread encodes and writes; `prepare` makes what was written durable, still hidden, and says in a committable how it
+//! is made visible; `commit` does so. Invariant: under a final name there is only ever a whole file of a complete
+//! checkpoint, and a final name is never given twice.
 //!
 //! What an attempt wrote and nobody committed stays behind hidden after a hard crash; readers ignore it, and the next
-//! attempt at the job deletes it.
+//! attempt at the job deletes it. In the order in which rows come to them:
 
+mod bucket;
+#[cfg(test)]
+mod bucket_tests;
+mod folder;
 mod partitions;
 mod parts;
+mod place;
 mod rolling;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
-use serde::{Deserialize, Serialize};
+use tidemill_blobs::S3;
 use tidemill_connector_kit::format::{EncodeFormat, Encoder};
 use tidemill_connector_kit::{ByteSize, Key, OptionSpec, Setup};
-use tidemill_core::connector::{Attempt, Committable, Guarantee, Sink, SinkCommitter, SinkContext, SinkWriter};
+use tidemill_core::connector::{Attempt, Guarantee, Sink, SinkCommitter, SinkContext, SinkWriter};
 use tidemill_core::error::{Error, Result};
-use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::SubtaskId;
-use tidemill_core::keys::hash_row;
+use tidemill_core::nonce::nonce;
 
+use self::bucket::{Bucket, BucketCommitter, MAX_PARTS, MIN_PART_BYTES};
+use self::folder::{Folder, FolderCommitter};
 use self::partitions::Partitions;
+use self::parts::PartFiles;
 use self::rolling::Rolling;
+use self::writer::FilesWriter;
 use crate::find::io_error;
 
-const PATH: Key<PathBuf> =
-    Key::new("path", "The folder for the part files, made if it is not there; relative to the manifest's folder.")
-        .required();
+const PATH: Key<PathBuf> = Key::new(
+    "path",
+    "The folder for the part files, made if it is not there, relative to the manifest's folder; or \
+     `s3://BUCKET/PREFIX`, with credentials, region and endpoint from the environment (`AWS_...`), as for checkpoints.",
+)
+.required();
 const ROLL_BYTES: Key<ByteSize> = Key::new("roll-bytes", "A part file is closed when it has this size.").or("128 MiB");
 const ROLL_AFTER: Key<Duration> = Key::new(
     "roll-after",
@@ -61,6 +71,12 @@ const MAX_OPEN_FILES: Key<u64> = Key::new(
     "How many part files each slot has open at once; where there are more folders, the one used least recently is closed.",
 )
 .or("64");
+const UPLOAD_PART_BYTES: Key<ByteSize> = Key::new(
+    "upload-part-bytes",
+    "In a bucket: how much of a file is gathered in memory before it is sent, for each open file; at least 5 MiB, which \
+     is what stores demand.",
+)
+.or("5 MiB");
 const EXISTING: Key<String> = Key::new(
     "existing",
     "What to do about part files of an earlier run: refuse to start, write beside them, or delete them.",
@@ -82,6 +98,7 @@ pub(crate) fn options() -> Vec<OptionSpec> {
         PARTITION_BY.spec(),
         KEEP_PARTITION_COLUMNS.spec(),
         MAX_OPEN_FILES.spec(),
+        UPLOAD_PART_BYTES.spec(),
         EXISTING.spec(),
         BUFFER_BYTES.spec(),
     ];
@@ -89,8 +106,12 @@ pub(crate) fn options() -> Vec<OptionSpec> {
 }
 
 pub(crate) fn sink(setup: Setup) -> Result<Arc<dyn Sink>> {
+    made(setup, &S3::open)
+}
+
+/// The sink, with buckets opened so.
+fn made(setup: Setup, open: &dyn Fn(&str) -> Result<S3>) -> Result<Arc<dyn Sink>> {
     let options = &setup.options;
-    let folder = setup.base.join(options.need(&PATH)?);
     let format = EncodeFormat::from_options(options)?;
     let partition_by = options.need(&PARTITION_BY)?;
     let keep_columns = options.need(&KEEP_PARTITION_COLUMNS)?;
@@ -112,8 +133,9 @@ pub(crate) fn sink(setup: Setup) -> Result<Arc<dyn Sink>> {
     };
     let buffer_bytes = options.need(&BUFFER_BYTES)?.as_usize();
     let owner = options.owner().to_owned();
+    let target = target(&setup, rolling, open)?;
     let sink = FilesSink {
-        folder,
+        target,
         format,
         existing,
         rolling,
@@ -124,8 +146,42 @@ pub(crate) fn sink(setup: Setup) -> Result<Arc<dyn Sink>> {
         owner,
     };
     sink.shape(&setup.schema).map_err(|e| options.place(e))?;
-    fs::create_dir_all(&sink.folder).map_err(|e| options.place(io_error("making the folder", &sink.folder, &e)))?;
+    if let Target::Folder(folder) = &sink.target {
+        fs::create_dir_all(folder).map_err(|e| options.place(io_error("making the folder", folder, &e)))?;
+    }
     Ok(Arc::new(sink))
+}
+
+/// Where the part files go.
+fn target(setup: &Setup, rolling: Rolling, open: &dyn Fn(&str) -> Result<S3>) -> Result<Target> {
+    let options = &setup.options;
+    let path = options.need(&PATH)?;
+    let Some(url) = path.to_str().filter(|path| path.contains("://")) else {
+        if options.is_given(&UPLOAD_PART_BYTES) {
+            return Err(options.error(&UPLOAD_PART_BYTES, "a local folder has no uploads").mend("remove it"));
+        }
+        return Ok(Target::Folder(setup.base.join(path)));
+    };
+    if !url.starts_with("s3://") && !url.starts_with("s3a://") {
+        let error = options.error(&PATH, format!("nothing can be written to '{url}'"));
+        return Err(error.mend("name a folder, or s3://BUCKET/PREFIX"));
+    }
+    let part_bytes = options.need(&UPLOAD_PART_BYTES)?.0;
+    if part_bytes < MIN_PART_BYTES {
+        return Err(options.error(&UPLOAD_PART_BYTES, "stores refuse parts below 5 MiB").mend("make it larger"));
+    }
+    if rolling.bytes / part_bytes >= MAX_PARTS {
+        let error = options.error(&ROLL_BYTES, format!("stores refuse objects of more than {MAX_PARTS} parts"));
+        return Err(error.mend("make it smaller, or upload-part-bytes larger"));
+    }
+    let s3 = open(url).map_err(|e| options.place(e))?;
+    Ok(Target::Bucket { s3, part_bytes: usize::try_from(part_bytes).unwrap_or(usize::MAX) })
+}
+
+/// Where the part files go.
+enum Target {
+    Folder(PathBuf),
+    Bucket { s3: S3, part_bytes: usize },
 }
 
 /// What is done about part files of an earlier run.
@@ -136,25 +192,9 @@ enum Existing {
     Delete,
 }
 
-/// The visible part files in a folder, and in the folders of partitions in it.
-fn part_files(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut parts = Vec::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let failed = |e: io::Error| io_error("listing", &folder, &e);
-        for entry in fs::read_dir(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with(PREFIX) && !name.contains('=') {
-                parts.push(entry.path());
-            } else if is_partition(&name) && entry.file_type().map_err(failed)?.is_dir() {
-                folders.push(entry.path());
-            }
-        }
-    }
-    parts.sort();
-    Ok(parts)
+/// Whether a name is that of a visible part file.
+fn is_part(name: &str) -> bool {
+    name.starts_with(PREFIX) && !name.contains('=')
 }
 
 /// Whether a name is that of a partition's folder.
@@ -162,8 +202,17 @@ fn is_partition(name: &str) -> bool {
     name.contains('=') && !name.starts_with('.')
 }
 
+/// Whether a file of this name, with `/` between folders, is not in the sink's folder or in the folder of a partition.
+fn outside(name: &str) -> bool {
+    let plain = |name: &str| Path::new(name).file_name().is_some_and(|n| n == name);
+    match name.rsplit_once('/') {
+        None => !plain(name),
+        Some((folders, file)) => !plain(file) || !folders.split('/').all(|f| plain(f) && is_partition(f)),
+    }
+}
+
 struct FilesSink {
-    folder: PathBuf,
+    target: Target,
     format: EncodeFormat,
     existing: Existing,
     rolling: Rolling,
@@ -185,52 +234,21 @@ impl FilesSink {
         Ok((Some(partitions), encoder))
     }
 
-    /// Deals with the part files of another run.
-    fn start_anew(&self) -> Result<()> {
-        let parts = part_files(&self.folder)?;
-        match (self.existing, parts.first()) {
-            (Existing::Fail, Some(part)) => {
-                let message = format!("'path': there are part files already, such as '{}'", part.display());
-                Err(Error::invalid(message).mend(
-                    "name another folder, or say what to do about them: existing = \"keep\" or existing = \"delete\"",
-                ))
+    fn begin(&self, attempt: &Attempt<'_>) -> Result<()> {
+        match &self.target {
+            Target::Folder(root) => {
+                if !attempt.goes_on {
+                    folder::start_anew(root, self.existing)?;
+                }
+                folder::clean_up(root, attempt)
             }
-            (Existing::Delete, _) => parts.iter().try_for_each(|part| delete(part)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Deletes what earlier attempts at this job wrote and never committed.
-    fn clean_up(&self, attempt: &Attempt<'_>) -> Result<()> {
-        let failed = |e: io::Error| io_error("listing", &self.folder, &e);
-        for entry in fs::read_dir(&self.folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let earlier = hidden_by(attempt.job, &entry.file_name().to_string_lossy());
-            if earlier.is_some_and(|number| number < attempt.number) {
-                delete(&entry.path())?;
-                Failpoint::SinkDeleted.reach();
+            Target::Bucket { s3, .. } => {
+                if !attempt.goes_on {
+                    bucket::start_anew(s3, self.existing)?;
+                }
+                bucket::clean_up(s3, attempt)
             }
         }
-        Ok(())
-    }
-}
-
-/// How the hidden files of a job's attempt begin. Jobs that share a folder leave each other's alone.
-fn hidden_prefix(job: &str, attempt: u64) -> String {
-    format!(".{PREFIX}{:016x}-{attempt}-", hash_row(job.as_bytes()))
-}
-
-/// Which attempt at this job wrote a hidden file, if one did.
-fn hidden_by(job: &str, name: &str) -> Option<u64> {
-    let rest = name.strip_prefix(&format!(".{PREFIX}{:016x}-", hash_row(job.as_bytes())))?;
-    rest.split_once('-')?.0.parse().ok()
-}
-
-/// Deletes a file, if it is still there: another process whose job is being taken over deletes its own as it ends.
-fn delete(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("deleting", path, &e)),
-        _ => Ok(()),
     }
 }
 
@@ -240,184 +258,33 @@ impl Sink for FilesSink {
     }
 
     fn begin(&self, attempt: &Attempt<'_>) -> Result<()> {
-        let begun = if attempt.goes_on { Ok(()) } else { self.start_anew() };
-        begun.and_then(|()| self.clean_up(attempt)).map_err(|e| e.prefixed(&self.owner))
+        self.begin(attempt).map_err(|e| e.prefixed(&self.owner))
     }
 
     fn writer(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
-        let SubtaskId { job, node, index, .. } = &context.subtask;
+        let SinkContext { subtask: SubtaskId { job, node, index, .. }, attempt: number, clock, waker, .. } = context;
         let (partitions, encoder) = self.shape(&context.schema)?;
-        let settings = parts::Settings {
-            folder: self.folder.clone(),
-            hidden_prefix: format!("{}{}-{}-", hidden_prefix(job, context.attempt), node.0, index.0),
-            subtask: index.0,
-            extension: self.format.extension(),
-            rolling: self.rolling,
-            partitions,
-            max_open_files: self.max_open_files,
+        let settings = parts::Settings { rolling: self.rolling, partitions, max_open_files: self.max_open_files };
+        let (extension, buffer_bytes) = (self.format.extension(), self.buffer_bytes);
+        let writer = match &self.target {
+            Target::Folder(root) => {
+                let hidden_prefix = format!("{}{}-{}-", folder::hidden_prefix(&job, number), node.0, index.0);
+                let place = Folder::new(root.clone(), hidden_prefix, index.0, extension);
+                FilesWriter::start(PartFiles::new(place, settings, encoder), index.0, buffer_bytes, waker, clock)
+            }
+            Target::Bucket { s3, part_bytes } => {
+                let prefix = bucket::writer_prefix(&job, number, index.0, &nonce());
+                let place = Bucket::new(s3, *part_bytes, prefix, extension);
+                FilesWriter::start(PartFiles::new(place, settings, encoder), index.0, buffer_bytes, waker, clock)
+            }
         };
-        Ok(Box::new(writer::FilesWriter::start(settings, self.buffer_bytes, encoder, context.waker, context.clock)?))
+        Ok(Box::new(writer?))
     }
 
     fn committer(&self) -> Result<Box<dyn SinkCommitter>> {
-        Ok(Box::new(FilesCommitter { folder: self.folder.clone() }))
-    }
-}
-
-/// The files of one `prepare`: the hidden name, in the sink's folder, and the final name, in it or in the folder of a
-/// partition, with `/` between folders.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Prepared {
-    files: Vec<(String, String)>,
-}
-
-impl Prepared {
-    fn committable(&self) -> Result<Committable> {
-        serde_json::to_vec(self).map(Committable).map_err(|e| Error::internal(e.to_string()))
-    }
-
-    fn from_committable(committable: &Committable) -> Result<Self> {
-        let prepared: Self = serde_json::from_slice(&committable.0)
-            .map_err(|e| Error::invalid(format!("a committable of the files sink is damaged: {e}")))?;
-        let plain = |name: &str| !name.contains('/') && Path::new(name).file_name().is_some_and(|n| n == name);
-        let within = |name: &str| match name.rsplit_once('/') {
-            None => plain(name),
-            Some((folders, file)) => plain(file) && folders.split('/').all(|f| plain(f) && is_partition(f)),
-        };
-        for (hidden, name) in &prepared.files {
-            if let Some(bad) = (!plain(hidden)).then_some(hidden).or((!within(name)).then_some(name)) {
-                let message = format!("a committable of the files sink names '{bad}', outside its folder");
-                return Err(Error::invalid(message));
-            }
-        }
-        Ok(prepared)
-    }
-}
-
-struct FilesCommitter {
-    folder: PathBuf,
-}
-
-impl SinkCommitter for FilesCommitter {
-    /// For each file: if the hidden one is there, rename it; if only the final one is there, it was committed before.
-    /// Then the folders are synced, so that the names survive a crash of the machine.
-    fn commit(&mut self, committables: &[Committable]) -> Result<()> {
-        let mut folders = BTreeSet::new();
-        for committable in committables {
-            for (hidden, name) in Prepared::from_committable(committable)?.files {
-                let name = self.folder.join(name);
-                show(&self.folder.join(hidden), &name)?;
-                let inner = name.ancestors().skip(1).take_while(|f| *f != self.folder);
-                for folder in inner {
-                    if !folders.insert(folder.to_owned()) {
-                        break;
-                    }
-                }
-            }
-        }
-        folders.iter().try_for_each(|folder| sync_folder(folder))?;
-        sync_folder(&self.folder)
-    }
-}
-
-/// Makes a file visible, unless it is already. Another process may be doing the same at this moment: one that took the
-/// job over, or the one from which it was taken.
-fn show(hidden: &Path, name: &Path) -> Result<()> {
-    match (exists(hidden)?, exists(name)?) {
-        (true, false) => {
-            make_folder(name)?;
-            match fs::rename(hidden, name) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound && exists(name)? => Ok(()),
-                Err(e) => Err(io_error("renaming", hidden, &e)),
-                Ok(()) => {
-                    Failpoint::CommitRenamed.reach();
-                    Ok(())
-                }
-            }
-        }
-        (false, true) => Ok(()),
-        // Between the two questions.
-        (true, true) if !exists(hidden)? => Ok(()),
-        (true, true) => Err(Error::invalid(format!(
-            "'{}' was written by someone else while this job ran; its own rows are in '{}'",
-            name.display(),
-            hidden.display()
-        ))
-        .mend("move the file away and commit again; give each job a folder of its own")),
-        (false, false) => Err(Error::invalid(format!(
-            "the rows of a checkpoint are lost: there is neither '{}' nor '{}'",
-            hidden.display(),
-            name.display()
-        ))
-        .mend("do not delete hidden files of a running job; restart it from an earlier checkpoint")),
-    }
-}
-
-/// Makes the folder of a partition, if it is not there.
-fn make_folder(name: &Path) -> Result<()> {
-    let Some(folder) = name.parent() else { return Ok(()) };
-    fs::create_dir_all(folder).map_err(|e| io_error("making the folder", folder, &e))
-}
-
-fn exists(path: &Path) -> Result<bool> {
-    fs::exists(path).map_err(|e| io_error("looking for", path, &e))
-}
-
-fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| io_error("syncing the folder", folder, &e))
-}
-
-#[cfg(test)]
-mod races {
-    use super::*;
-
-    fn sink(folder: &Path) -> FilesSink {
-        FilesSink {
-            folder: folder.to_owned(),
-            format: EncodeFormat::json(),
-            existing: Existing::Fail,
-            rolling: Rolling { bytes: 1, after_ms: None, idle_ms: None },
-            partition_by: Vec::new(),
-            keep_columns: false,
-            max_open_files: 1,
-            buffer_bytes: 1,
-            owner: "sink 'out'".to_owned(),
-        }
-    }
-
-    /// Of two processes at one job, the first commits a checkpoint from which the second goes on, which commits it too.
-    #[test]
-    fn two_processes_may_commit_the_same_checkpoint_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        for round in 0..20 {
-            let names = |n: u32| (format!(".part-{round}-{n}.unfinished"), format!("part-{round}-{n}.jsonl"));
-            let files: Vec<(String, String)> = (0..100).map(names).collect();
-            files.iter().for_each(|(hidden, _)| fs::write(folder.path().join(hidden), "{}\n").unwrap());
-            let prepared = Prepared { files }.committable().unwrap();
-            std::thread::scope(|scope| {
-                for _ in 0..2 {
-                    let mut committer = sink(folder.path()).committer().unwrap();
-                    let prepared = prepared.clone();
-                    scope.spawn(move || committer.commit(&[prepared]).unwrap());
-                }
-            });
-        }
-        assert_eq!(part_files(folder.path()).unwrap().len(), 2_000);
-    }
-
-    /// A process whose job was taken over deletes what it had in the making, while the other one cleans up.
-    #[test]
-    fn what_somebody_else_deletes_need_not_be_cleaned_up() {
-        let folder = tempfile::tempdir().unwrap();
-        for round in 0..20 {
-            let names = (0..100).map(|n| format!("{}{round}-{n}.unfinished", hidden_prefix("job", 1)));
-            let paths: Vec<PathBuf> = names.map(|name| folder.path().join(name)).collect();
-            paths.iter().for_each(|path| fs::write(path, "{}\n").unwrap());
-            std::thread::scope(|scope| {
-                scope.spawn(|| paths.iter().rev().for_each(|path| _ = fs::remove_file(path)));
-                sink(folder.path()).begin(&Attempt { job: "job", number: 2, goes_on: true }).unwrap();
-            });
-        }
+        Ok(match &self.target {
+            Target::Folder(root) => Box::new(FolderCommitter { root: root.clone() }),
+            Target::Bucket { s3, .. } => Box::new(BucketCommitter { s3: s3.clone() }),
+        })
     }
 }

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "assertions of tests")]
 
+pub mod exactly_once;
+
 use std::sync::{Arc, Mutex};
 
 use arrow::datatypes::SchemaRef;

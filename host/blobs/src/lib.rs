@@ -1,5 +1,5 @@
 //! Where bytes are kept: what the store of checkpoints needs of a file system or an object store, and nothing more.
-//! The object store is the only one that also has uploads which another process may complete; see [`S3`].
+//! The object store also has uploads that another process may complete, for sinks that write there: [`S3::uploads`].
 //!
 //! Invariant: what a call reported as written survives the death of the machine, and [`Blobs::put_new`] lets exactly one
 //! of all writers of a path win, of whom readers see everything or nothing.
@@ -18,7 +18,7 @@ use tidemill_core::error::{Error, ErrorKind, Result};
 
 pub use local::Local;
 pub use memory::Memory;
-pub use s3::S3;
+pub use s3::{Completion, PendingUpload, S3, Unfinished, Upload, Uploads};
 
 /// A place for bytes. Every call may block, and repeats what failed for a passing reason before it reports it.
 pub trait Blobs: Send + Sync {
@@ -104,13 +104,13 @@ pub enum Trouble {
 impl Trouble {
     fn mend(self) -> &'static str {
         match self {
-            Self::Full => "free some space there, or keep the checkpoints elsewhere",
-            Self::ReadOnly => "make it writable, or keep the checkpoints elsewhere",
+            Self::Full => "free some space there, or choose another place",
+            Self::ReadOnly => "make it writable, or choose another place",
             Self::Denied => "allow this user (these credentials) to read, write, list and delete there",
             Self::NoSuchPlace => "make the folder or bucket, or correct the location",
             Self::Unavailable => "see whether the store is up and can be reached, and try again",
-            Self::Unfit => "keep the checkpoints in a local folder or in a store with conditional writes",
-            Self::Other => "see whether the store is sound, or keep the checkpoints elsewhere",
+            Self::Unfit => "choose a local folder, or a store with conditional writes",
+            Self::Other => "see whether the store is sound, or choose another place",
         }
     }
 }

@@ -9,6 +9,9 @@
 //!
 //! Calls block. Their futures run on threads of this module, so that they may come from any thread.
 
+mod unfinished;
+mod uploads;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, Read, Write};
@@ -16,7 +19,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
@@ -26,6 +29,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::runtime::Runtime;
 
 use crate::{BlobError, BlobWriter, Blobs, Listed, PutNew, Trouble, at_path};
+
+pub use unfinished::Unfinished;
+pub use uploads::{Completion, PendingUpload, Upload, Uploads};
 
 /// Threads that wait for answers of object stores, for the whole process.
 const IO_THREADS: usize = 2;
@@ -97,8 +103,30 @@ impl S3 {
         Ok(Self { store: Arc::new(store), prefix, location: url.trim_end_matches('/').to_owned() })
     }
 
+    /// The blobs of a folder and of all folders in it, by their paths in that folder; in no order.
+    pub fn list_below(&self, folder: &str) -> Result<Vec<Listed>, BlobError> {
+        let (store, root) = (Arc::clone(&self.store), self.path(folder));
+        let within = root.clone();
+        let listed = wait(async move {
+            let named = store.list(Some(&root)).map_ok(|object| (object.location, object.size));
+            named.try_collect::<Vec<_>>().await
+        })?;
+        match listed {
+            Ok(found) => Ok(found
+                .into_iter()
+                .filter_map(|(key, bytes)| Some(Listed { name: below(&within, key.as_ref())?, bytes }))
+                .collect()),
+            Err(e) if is_absent(&e) => Ok(Vec::new()),
+            Err(e) => Err(self.failed("listing", folder, &e)),
+        }
+    }
+
+    /// The key of a path: as it stands, or escaped where it has characters that the store's client does not take.
     fn path(&self, path: &str) -> Path {
-        path.split('/').filter(|part| !part.is_empty()).fold(self.prefix.clone(), |whole, part| whole.join(part))
+        let parts = || path.split('/').filter(|part| !part.is_empty());
+        let whole = std::iter::once(self.prefix.as_ref()).filter(|p| !p.is_empty()).chain(parts()).collect::<Vec<_>>();
+        let escaped = || parts().fold(self.prefix.clone(), |whole, part| whole.join(part));
+        Path::parse(whole.join("/")).unwrap_or_else(|_| escaped())
     }
 
     fn failed(&self, doing: &str, path: &str, error: &object_store::Error) -> BlobError {
@@ -252,6 +280,12 @@ impl Drop for S3Writer {
     }
 }
 
+/// A key's path below another.
+fn below(folder: &Path, key: &str) -> Option<String> {
+    let rest = key.strip_prefix(folder.as_ref())?;
+    Some(rest.strip_prefix('/').unwrap_or(rest).to_owned())
+}
+
 type Pieces = BoxStream<'static, object_store::Result<Bytes>>;
 
 /// The answer to a request, as it comes in.
@@ -320,6 +354,7 @@ fn failed(doing: &str, whole_path: &str, error: &object_store::Error) -> BlobErr
     let trouble = match error {
         _ if says(error, "NoSuchBucket") => Trouble::NoSuchPlace,
         _ if says(error, METADATA_SERVICE) => Trouble::Denied,
+        _ if says(error, "InvalidPart") || says(error, "EntityTooSmall") => Trouble::Other,
         _ if says(error, "QuotaExceeded") || says(error, "507 Insufficient Storage") => Trouble::Full,
         Object::PermissionDenied { .. } | Object::Unauthenticated { .. } => Trouble::Denied,
         Object::NotImplemented { .. } | Object::NotSupported { .. } => Trouble::Unfit,

@@ -15,17 +15,40 @@ use tidemill_core::{Batch, Error, Result};
 
 use crate::proto;
 
-/// The schema of an edge's rows on the wire, of the types of its columns.
-pub fn wire_schema(columns: impl IntoIterator<Item = DataType>) -> SchemaRef {
-    let columns = columns.into_iter().enumerate();
-    let columns = columns.map(|(at, of)| Field::new(format!("column{at}"), of, true));
-    let timestamp = Field::new("timestamp", DataType::Int64, true);
-    Arc::new(Schema::new([timestamp].into_iter().chain(columns).collect::<Vec<_>>()))
+/// The schema of an edge's rows on the wire.
+#[derive(Clone, Debug)]
+pub struct WireSchema {
+    /// The timestamp, then the columns.
+    timed: SchemaRef,
+    /// The columns alone, of rows without time.
+    untimed: SchemaRef,
+}
+
+impl WireSchema {
+    /// Of columns of these types.
+    pub fn new(columns: impl IntoIterator<Item = DataType>) -> Self {
+        let columns = columns.into_iter().enumerate();
+        let columns: Vec<Field> = columns.map(|(at, of)| Field::new(format!("column{at}"), of, true)).collect();
+        let timestamp = Field::new("timestamp", DataType::Int64, true);
+        let timed = Arc::new(Schema::new([timestamp].into_iter().chain(columns.clone()).collect::<Vec<_>>()));
+        // Of no columns at all, how many rows there are would not arrive.
+        let untimed = if columns.is_empty() { Arc::clone(&timed) } else { Arc::new(Schema::new(columns)) };
+        Self { timed, untimed }
+    }
+
+    fn of(&self, timed: bool) -> &SchemaRef {
+        if timed { &self.timed } else { &self.untimed }
+    }
+
+    /// Whether the timestamp is there in rows with time, or without.
+    fn has_times(&self, timed: bool) -> bool {
+        timed || Arc::ptr_eq(&self.timed, &self.untimed)
+    }
 }
 
 /// Writes batches of one edge.
 pub struct RowsWriter {
-    schema: SchemaRef,
+    schema: WireSchema,
     generator: IpcDataGenerator,
     dictionaries: DictionaryTracker,
     options: IpcWriteOptions,
@@ -33,32 +56,34 @@ pub struct RowsWriter {
 }
 
 impl RowsWriter {
-    /// For rows of this schema (see [`wire_schema`]).
-    pub fn new(schema: SchemaRef) -> Self {
+    /// For rows of this schema.
+    pub fn new(schema: WireSchema) -> Self {
         let (generator, options, context) = Default::default();
         Self { schema, generator, dictionaries: DictionaryTracker::new(false), options, context }
     }
 
     /// A batch as a message. `bytes`: what it counts for credit.
     pub fn write(&mut self, batch: &Batch, bytes: u64) -> Result<proto::Rows> {
-        let times: ArrayRef = match batch.timestamps() {
-            Some(times) => Arc::new(Int64Array::new(times.clone(), None)),
-            None => Arc::new(Int64Array::new_null(batch.rows())),
+        let timed = batch.timestamps().is_some();
+        let times: Option<ArrayRef> = match batch.timestamps() {
+            Some(times) => Some(Arc::new(Int64Array::new(times.clone(), None))),
+            None if self.schema.has_times(false) => Some(Arc::new(Int64Array::new_null(batch.rows()))),
+            None => None,
         };
-        let arrays = [times].into_iter().chain(batch.columns().iter().cloned()).collect();
-        let rows = RecordBatch::try_new(Arc::clone(&self.schema), arrays)?;
+        let arrays = times.into_iter().chain(batch.columns().iter().cloned()).collect();
+        let rows = RecordBatch::try_new(Arc::clone(self.schema.of(timed)), arrays)?;
         let (_, encoded) = self.generator.encode(&rows, &mut self.dictionaries, &self.options, &mut self.context)?;
         Ok(proto::Rows {
             header: Bytes::from(encoded.ipc_message),
             body: Bytes::from(encoded.arrow_data),
-            timed: batch.timestamps().is_some(),
+            timed,
             bytes,
         })
     }
 }
 
 /// A batch out of a message.
-pub fn read(schema: &SchemaRef, rows: &proto::Rows) -> Result<Batch> {
+pub fn read(schema: &WireSchema, rows: &proto::Rows) -> Result<Batch> {
     let wrong = |what: &str| Error::invalid(format!("rows of another worker {what}"));
     let message = arrow_ipc::root_as_message(&rows.header).map_err(|e| wrong(&format!("have a broken header: {e}")))?;
     let header = message.header_as_record_batch().ok_or_else(|| wrong("are no record batch"))?;
@@ -72,10 +97,13 @@ pub fn read(schema: &SchemaRef, rows: &proto::Rows) -> Result<Batch> {
     let body = Buffer::from(rows.body.clone());
     // Where it takes something at its word after all, it panics.
     let read = catch_unwind(AssertUnwindSafe(|| {
-        read_record_batch(&body, header, Arc::clone(schema), &HashMap::new(), None, &message.version())
+        read_record_batch(&body, header, Arc::clone(schema.of(rows.timed)), &HashMap::new(), None, &message.version())
     }));
     let read = read.map_err(|_| wrong("are no record batch of their edge"))?;
     let read = read.map_err(|e| wrong(&format!("can't be read: {e}")))?;
+    if !schema.has_times(rows.timed) {
+        return Batch::new(read.num_rows(), read.columns().to_vec(), None);
+    }
     let (times, columns) = read.columns().split_first().ok_or_else(|| wrong("have no columns"))?;
     let times = times.as_primitive_opt::<Int64Type>().ok_or_else(|| wrong("have no timestamps"))?;
     if rows.timed && times.null_count() > 0 {
@@ -105,7 +133,7 @@ mod tests {
     #[test]
     fn rows_arrive_as_they_were_also_slices_and_rows_without_time() {
         let whole = batch();
-        let schema = wire_schema(types(&whole));
+        let schema = WireSchema::new(types(&whole));
         let untimed = whole.clone().with_timestamps(None).unwrap();
         let mut writer = RowsWriter::new(schema.clone());
         for batch in [whole.clone(), whole.slice(1, 2), untimed, whole.slice(3, 0)] {
@@ -117,9 +145,20 @@ mod tests {
     }
 
     #[test]
+    fn rows_without_columns_arrive_by_their_number() {
+        let schema = WireSchema::new([]);
+        let mut writer = RowsWriter::new(schema.clone());
+        for times in [None, Some(vec![7i64, 8, 9].into())] {
+            let batch = Batch::new(3, Vec::new(), times).unwrap();
+            let read = read(&schema, &writer.write(&batch, 1).unwrap()).unwrap();
+            assert_eq!((read.rows(), read.timestamps()), (3, batch.timestamps()));
+        }
+    }
+
+    #[test]
     fn whatever_is_cut_or_changed_is_an_error_or_rows() {
         let batch = batch();
-        let schema = wire_schema(types(&batch));
+        let schema = WireSchema::new(types(&batch));
         let good = RowsWriter::new(schema.clone()).write(&batch, 1).unwrap();
         for at in 0..good.header.len() {
             let cut = proto::Rows { header: good.header.slice(..at), ..good.clone() };
@@ -137,7 +176,7 @@ mod tests {
             }
         }
         assert!(read(&schema, &proto::Rows { body: good.body.slice(..good.body.len() / 2), ..good.clone() }).is_err());
-        let other = wire_schema([DataType::Int64]);
+        let other = WireSchema::new([DataType::Int64]);
         assert!(read(&other, &good).is_err() || read(&other, &good).unwrap().columns().len() == 1);
     }
 }

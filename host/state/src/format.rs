@@ -16,14 +16,13 @@ use tidemill_core::snapshot::KeyGroupRange;
 use tidemill_core::state::{LastAccess, ValueSpec};
 use tidemill_core::{Error, Result};
 
+use crate::framed::{Magic, Place};
+
 pub(crate) use self::read::PortableFile;
 pub(crate) use self::write::{Layout, alone, batches, concatenated, divided, write_files};
 
 /// Opens and closes a file.
-const MAGIC: &[u8; 8] = b"TMSTATE1";
-
-/// Blocks begin at multiples of this, so that their buffers are used where they are.
-const ALIGNMENT: usize = 64;
+const MAGIC: &Magic = b"TMSTATE1";
 
 /// What a part of an operator's state is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -67,16 +66,6 @@ pub(crate) struct Part {
     pub(crate) schema: Place,
     /// In the order in which they are applied.
     pub(crate) blocks: Vec<Block>,
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Place {
-    pub(crate) offset: u64,
-    pub(crate) bytes: u64,
-    /// XXH3 (64 bits) of these bytes. A file has a checksum as a whole where it is referred to; this one keeps bytes that
-    /// are not a stream away from the decoder, which trusts lengths within them.
-    pub(crate) xxh3: u64,
 }
 
 /// Rows of a range of key groups, an Arrow stream.

@@ -1,7 +1,7 @@
 //! What was in flight to a subtask when the barrier of an unaligned checkpoint overtook it: a file, as bytes.
 //!
-//! It stands here because this crate owns Arrow streams in files. The shape is that of the portable format of state
-//! (`docs/state-format.md`): streams with a checksum each, and at the end what they are.
+//! It stands here because this crate owns Arrow streams in files. Its frame is that of the portable format of state
+//! (`docs/state-format.md`).
 //!
 //! Invariant: whatever the bytes are, decoding ends in content of the announced shape or in an error that names the file.
 
@@ -16,15 +16,12 @@ use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
 use serde::{Deserialize, Serialize};
 use tidemill_core::time::Watermark;
 use tidemill_core::{Batch, Error, Result};
-use xxhash_rust::xxh3::xxh3_64;
 
-use crate::format::{Place, alone};
+use crate::format::alone;
+use crate::framed::{self, Magic, Place};
 
 /// Opens and closes a file.
-const MAGIC: &[u8; 8] = b"TMFLOAT1";
-
-/// Streams begin at multiples of this, so that their buffers are used where they are.
-const ALIGNMENT: usize = 64;
+const MAGIC: &Magic = b"TMFLOAT1";
 
 /// An element that was in flight.
 #[derive(Clone, Debug)]
@@ -75,10 +72,7 @@ pub fn encode_in_flight(channels: &[Vec<InFlight>]) -> Result<Vec<u8>> {
         });
         footer.channels.push(Channel { rows, elements: elements.collect() });
     }
-    let footer = serde_json::to_vec(&footer).map_err(|e| Error::internal(format!("what is in flight: {e}")))?;
-    bytes.extend_from_slice(&footer);
-    bytes.extend_from_slice(&(footer.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(MAGIC);
+    framed::seal(&mut bytes, MAGIC, &footer)?;
     Ok(bytes)
 }
 
@@ -98,8 +92,7 @@ fn write_rows<'a>(bytes: &mut Vec<u8>, batches: impl Iterator<Item = &'a Batch>)
     let columns = columns.map(|(i, column)| Field::new(format!("column{i}"), column.data_type().clone(), true));
     let fields: Vec<Field> = [Field::new("timestamp", DataType::Int64, true)].into_iter().chain(columns).collect();
     let schema = Arc::new(Schema::new(fields));
-    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
-    let offset = bytes.len();
+    let offset = framed::align(bytes);
     let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME))?;
     let mut writer = StreamWriter::try_new_with_options(&mut *bytes, &schema, options)?;
     for batch in batches {
@@ -113,18 +106,11 @@ fn write_rows<'a>(bytes: &mut Vec<u8>, batches: impl Iterator<Item = &'a Batch>)
     }
     writer.finish()?;
     drop(writer);
-    let stream = bytes.get(offset..).unwrap_or_default();
-    Ok(Some(Place { offset: offset as u64, bytes: stream.len() as u64, xxh3: xxh3_64(stream) }))
+    Ok(Some(framed::placed(bytes, offset)))
 }
 
 fn decode(bytes: &Buffer) -> Result<Vec<Vec<InFlight>>, String> {
-    let not_one = || "is not one, or of another version".to_owned();
-    let inner = bytes.strip_prefix(MAGIC).and_then(|b| b.strip_suffix(MAGIC)).ok_or_else(not_one)?;
-    let (inner, length) = inner.split_last_chunk::<8>().ok_or_else(not_one)?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-    let start = inner.len().checked_sub(length).ok_or("announces a footer that is longer than itself")?;
-    let footer = inner.get(start..).unwrap_or_default();
-    let footer: Footer = serde_json::from_slice(footer).map_err(|e| format!("has a footer that can't be read: {e}"))?;
+    let footer: Footer = framed::footer(bytes, MAGIC, "is not one, or of another version")?;
     footer.channels.iter().map(|channel| channel.read(bytes)).collect()
 }
 
@@ -149,16 +135,7 @@ impl Channel {
 }
 
 fn record_batches(bytes: &Buffer, place: Place) -> Result<Vec<RecordBatch>, String> {
-    let (offset, length) = (usize::try_from(place.offset), usize::try_from(place.bytes));
-    let mut stream = match (offset, length) {
-        (Ok(offset), Ok(length)) if offset.checked_add(length).is_some_and(|end| end <= bytes.len()) => {
-            bytes.slice_with_length(offset, length)
-        }
-        _ => return Err("points beyond its end".to_owned()),
-    };
-    if xxh3_64(&stream) != place.xxh3 {
-        return Err("is damaged".to_owned());
-    }
+    let mut stream = framed::at(bytes, place)?;
     let (mut decoder, mut batches) = (StreamDecoder::new(), Vec::new());
     while !stream.is_empty() {
         let decoded = decoder.decode(&mut stream).map_err(|e| format!("has rows that can't be read: {e}"))?;

@@ -7,6 +7,7 @@
 mod collection;
 mod column;
 mod format;
+mod framed;
 mod in_flight;
 #[cfg_attr(
     not(feature = "rocksdb"),

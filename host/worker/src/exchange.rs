@@ -23,7 +23,7 @@ use tidemill_dataflow::JobSettings;
 use tidemill_dataflow::physical::PhysicalPlan;
 use tidemill_dataflow::slice::Wire;
 use tidemill_rpc::proto::{Frame, Open};
-use tidemill_rpc::rows::wire_schema;
+use tidemill_rpc::rows::WireSchema;
 use tokio::sync::Notify;
 
 pub use connection::{dial, serve};
@@ -99,7 +99,7 @@ impl Plane {
             let edge = plan.edges().get(channel.edge as usize);
             let edge = edge.ok_or_else(|| Error::internal(format!("the plan has no edge {}", channel.edge)))?;
             let schema = plan.graph().schema(edge.from, edge.port)?;
-            let schema = wire_schema(schema.fields().iter().map(|field| field.data_type().clone()));
+            let schema = WireSchema::new(schema.fields().iter().map(|field| field.data_type().clone()));
             match wire {
                 Wire::Out(_, queue) => {
                     by_worker.entry(worker_of(channel.receiver)?).or_default().send(channel, queue, schema, bound);

@@ -1,5 +1,5 @@
-//! A job in a cluster whose processes are killed: workers, the coordinator, at random and at failpoints; it is rescaled
-//! meanwhile. What it wrote is compared at the end.
+//! A job in a cluster whose processes are killed, or stand still for a while: workers, the coordinator, at random and at
+//! failpoints; it is rescaled meanwhile. What it wrote is compared at the end.
 
 use std::fs;
 use std::net::TcpListener;
@@ -142,7 +142,7 @@ impl<'a> Cluster<'a> {
         self.binary.serve(&["worker", "--slots", &slots, "--coordinator", &self.listen], failpoint, said)
     }
 
-    /// Kills and rescales, until the plan is through or the job over.
+    /// Kills, stops and rescales, until the plan is through or the job over.
     fn disturb(&mut self, plan: &Plan, id: &str, mut feed: Option<&mut Feed>) -> Result<()> {
         for _ in 0..plan.steps.len() {
             let until = Instant::now() + Duration::from_millis(self.random.between(100, 900));
@@ -165,6 +165,7 @@ impl<'a> Cluster<'a> {
                     // It is refused while the job is being started, and when nobody is there.
                     _ = self.binary.output(&["rescale", id, "--parallelism", &parallelism, "--cluster", &api])?;
                 }
+                3 => self.pause()?,
                 _ => {
                     let last = self.workers.len() as u64 - 1;
                     let at = usize::try_from(self.random.between(0, last))?;
@@ -177,6 +178,18 @@ impl<'a> Cluster<'a> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Has a worker, or the coordinator, stand still: for less time than it takes until it is given up, and rarely for more.
+    fn pause(&mut self) -> Result<()> {
+        let at = usize::try_from(self.random.between(0, self.workers.len() as u64))?;
+        let ms = if self.random.one_in(6) { 11_000 } else { self.random.between(100, 3_000) };
+        let process = self.workers.get(at).map_or(&self.coordinator, |(worker, _)| worker);
+        process.stand_still()?;
+        thread::sleep(Duration::from_millis(ms));
+        process.go_on()?;
+        self.outcome.pauses += 1;
         Ok(())
     }
 

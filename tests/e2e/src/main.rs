@@ -106,6 +106,7 @@ fn main() -> ExitCode {
 struct Total {
     scenarios: u64,
     kills: u64,
+    pauses: u64,
     records: u64,
     lost: u64,
     duplicated: u64,
@@ -258,6 +259,7 @@ fn backend(name: &str) -> Result<Vec<String>> {
 fn add(total: &mut Total, outcome: &Outcome, plan: &Plan) {
     total.scenarios += 1;
     total.kills += outcome.kills;
+    total.pauses += outcome.pauses;
     total.records += plan.settings.records;
     total.lost += outcome.difference.lost;
     total.duplicated += outcome.difference.duplicated;
@@ -270,7 +272,7 @@ fn add(total: &mut Total, outcome: &Outcome, plan: &Plan) {
 
 /// Says what a scenario came to; whether it is as it must be.
 fn report(outcome: &Outcome, plan: &Plan, (seed, number): (u64, u64), jobs: &str, seconds: f64) -> bool {
-    let Outcome { kills, hit, difference, failure } = outcome;
+    let Outcome { kills, hit, difference, failure, pauses: _ } = outcome;
     let well = failure.is_none() && difference.lost + difference.duplicated + difference.wrong == 0;
     let names: Vec<&str> = hit.iter().map(|f| f.name()).collect();
     let word = if well { "ok" } else { "FAILED" };
@@ -300,6 +302,7 @@ fn summary(total: &Total, args: &Args, jobs: &[Job], begin: Instant) -> serde_js
     let missed = Failpoint::ALL.iter().filter(|f| !total.hit.contains_key(f)).map(|f| f.name());
     json!({
         "kills": total.kills,
+        "pauses": total.pauses,
         "failpoints": hit,
         "failpoints_not_hit": missed.collect::<Vec<_>>(),
         "input_records": total.records,

@@ -7,7 +7,9 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::Signal;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tidemill_core::failpoint::{Failpoint, VARIABLE};
 
 /// How often it is looked whether something happened.
@@ -126,6 +128,25 @@ impl Process {
         let ended = self.child.wait()?;
         self.ended = Some(ended);
         Ok(ended)
+    }
+
+    /// SIGSTOP: it stands still, its connections with it, until [`Process::go_on`].
+    pub fn stand_still(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// SIGCONT.
+    pub fn go_on(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        match kill(pid, signal) {
+            // It has ended, and nobody asked yet how.
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Whether it was we who killed it.

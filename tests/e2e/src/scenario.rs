@@ -33,6 +33,8 @@ const ALREADY: &str = "there are part files already";
 pub struct Outcome {
     /// Processes that died of SIGKILL.
     pub kills: u64,
+    /// How often a process stood still for a while.
+    pub pauses: u64,
     /// Those of them that failpoints killed.
     pub hit: Vec<Failpoint>,
     /// Rows that are there and must not be, or the other way round.

@@ -55,6 +55,11 @@ impl S3Server {
         settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
     }
 
+    /// Where the objects of a bucket are, by their keys.
+    pub fn folder(&self, bucket: &str) -> PathBuf {
+        self.folder.path().join(bucket)
+    }
+
     /// Where an object's bytes are, for a test that damages them.
     pub fn file(&self, bucket: &str, key: &str) -> PathBuf {
         self.folder.path().join(bucket).join(key)

@@ -1,80 +1,52 @@
 //! The part files of one subtask: which are open, what goes into them, when they are closed.
 //!
-//! All lie hidden in the sink's own folder, also those of partitions, so that an attempt finds what earlier ones left
-//! behind in one place; a partition's folder is made when its first file is committed. Invariant: no more files are open
-//! than the settings allow.
+//! Invariant: no more files are open than the settings allow.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::mem;
-use std::path::{Path, PathBuf};
 
 use tidemill_connector_kit::format::Encoder;
 use tidemill_core::Batch;
+use tidemill_core::connector::Committable;
 use tidemill_core::error::{Error, Result};
-use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::Epoch;
 
 use super::partitions::Partitions;
+use super::place::Place;
 use super::rolling::Rolling;
-use super::{PREFIX, Prepared};
-use crate::find::io_error;
-
-/// Bytes per write: large enough that the system call is a small part of it.
-const WRITE_BYTES: usize = 256 << 10;
-/// Bytes per write where there are partitions: each open file has so many in memory.
-const PARTITION_WRITE_BYTES: usize = 32 << 10;
-/// Hidden names that are tried: each crashed attempt may have left some behind.
-const MAX_HIDDEN: u64 = 1_000_000;
 
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    pub(super) folder: PathBuf,
-    /// How its hidden names begin; no other attempt, node or subtask has the same.
-    pub(super) hidden_prefix: String,
-    pub(super) subtask: u32,
-    pub(super) extension: &'static str,
     pub(super) rolling: Rolling,
     pub(super) partitions: Option<Partitions>,
     pub(super) max_open_files: usize,
 }
 
-pub(super) struct PartFiles {
+pub(super) struct PartFiles<P: Place> {
+    place: P,
     settings: Settings,
     encoder: Encoder,
     /// By folder; without partitions, one with an empty name.
-    open: BTreeMap<String, Open>,
-    /// Files that are complete and synced, since the last `prepare`.
-    closed: Vec<Closed>,
-    /// Number of the next hidden name.
-    hidden: u64,
+    open: BTreeMap<String, Open<P::Part>>,
+    /// Files that are complete, since the last `prepare`.
+    closed: Vec<P::Part>,
     /// Grows with each use of a file, so that the one used least recently is known.
     uses: u64,
 }
 
-struct Open {
-    name: String,
-    file: File,
+struct Open<Part> {
+    part: Part,
     /// Encoded and not yet written.
     text: Vec<u8>,
-    /// Written.
-    bytes: u64,
     /// When its first and its last rows came.
     first_ms: i64,
     last_ms: i64,
     used: u64,
 }
 
-struct Closed {
-    name: String,
-    /// Where it will be visible, within the sink's folder.
-    folder: String,
-}
-
-impl PartFiles {
-    pub(super) fn new(settings: Settings, encoder: Encoder) -> Self {
-        Self { settings, encoder, open: BTreeMap::new(), closed: Vec::new(), hidden: 0, uses: 0 }
+impl<P: Place> PartFiles<P> {
+    pub(super) fn new(place: P, settings: Settings, encoder: Encoder) -> Self {
+        Self { place, settings, encoder, open: BTreeMap::new(), closed: Vec::new(), uses: 0 }
     }
 
     /// Whether time may close a file although nothing happens.
@@ -88,7 +60,7 @@ impl PartFiles {
             return Ok(());
         }
         let rolling = self.settings.rolling;
-        let is_due = |open: &Open| rolling.due(open.first_ms, open.last_ms).is_some_and(|due| now_ms >= due);
+        let is_due = |open: &Open<P::Part>| rolling.due(open.first_ms, open.last_ms).is_some_and(|due| now_ms >= due);
         let due: Vec<String> = self.open.iter().filter(|(_, o)| is_due(o)).map(|(folder, _)| folder.clone()).collect();
         due.iter().try_for_each(|folder| self.close(folder))
     }
@@ -111,45 +83,28 @@ impl PartFiles {
     fn write_into(&mut self, folder: &str, batch: &Batch, now_ms: i64) -> Result<()> {
         if !self.open.contains_key(folder) {
             self.make_room()?;
-            let open = self.create(now_ms)?;
+            let open = self.create(folder, now_ms)?;
             self.open.insert(folder.to_owned(), open);
         }
         let Some(open) = self.open.get_mut(folder) else { return Err(Error::internal("an open file is not there")) };
         self.encoder.encode(batch, &mut open.text)?;
         self.uses += 1;
         (open.last_ms, open.used) = (now_ms, self.uses);
-        let write_bytes = if self.settings.partitions.is_some() { PARTITION_WRITE_BYTES } else { WRITE_BYTES };
-        if open.text.len() >= write_bytes {
-            open.flush(&self.settings.folder)?;
+        if open.text.len() >= self.place.piece_bytes(self.settings.partitions.is_some()) {
+            self.place.write(&mut open.part, &mut open.text)?;
         }
-        if open.bytes + open.text.len() as u64 >= self.settings.rolling.bytes {
+        if P::written(&open.part) + open.text.len() as u64 >= self.settings.rolling.bytes {
             self.close(folder)?;
         }
         Ok(())
     }
 
-    /// Closes everything that is open, and gives all files since the last time their names.
-    pub(super) fn prepare(&mut self, epoch: Epoch) -> Result<Prepared> {
+    /// Closes everything that is open; the committable has all files since the last time.
+    pub(super) fn prepare(&mut self, epoch: Epoch) -> Result<Option<Committable>> {
         while let Some(folder) = self.open.keys().next().cloned() {
             self.close(&folder)?;
         }
-        let mut files = Vec::new();
-        let mut number = 0;
-        for Closed { name: hidden, folder } in mem::take(&mut self.closed) {
-            // Names of an earlier run that was told to keep its files are passed over.
-            let name = loop {
-                let Settings { subtask, extension, folder: root, .. } = &self.settings;
-                let file = format!("{PREFIX}{subtask}-{}-{number}.{extension}", epoch.0);
-                let name = if folder.is_empty() { file } else { format!("{folder}/{file}") };
-                number += 1;
-                if !root.join(&name).exists() {
-                    break name;
-                }
-            };
-            files.push((hidden, name));
-        }
-        Failpoint::PartPrepared.reach();
-        Ok(Prepared { files })
+        self.place.prepare(epoch, mem::take(&mut self.closed))
     }
 
     /// Closes the file used least recently, if no more may be open.
@@ -161,83 +116,41 @@ impl PartFiles {
         oldest.map_or(Ok(()), |folder| self.close(&folder))
     }
 
-    /// A new hidden file. `create_new` sees to it that no other attempt has it.
-    fn create(&mut self, now_ms: i64) -> Result<Open> {
-        loop {
-            let name = format!("{}{}.unfinished", self.settings.hidden_prefix, self.hidden);
-            self.hidden += 1;
-            let path = self.settings.folder.join(&name);
-            match File::create_new(&path) {
-                Ok(file) => {
-                    Failpoint::PartCreated.reach();
-                    let mut text = Vec::new();
-                    self.encoder.header(&mut text);
-                    return Ok(Open { name, file, text, bytes: 0, first_ms: now_ms, last_ms: now_ms, used: 0 });
-                }
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.hidden < MAX_HIDDEN => {}
-                Err(e) => return Err(io_error("creating", &path, &e)),
-            }
-        }
+    fn create(&mut self, folder: &str, now_ms: i64) -> Result<Open<P::Part>> {
+        let part = self.place.create(folder)?;
+        let mut text = Vec::new();
+        self.encoder.header(&mut text);
+        Ok(Open { part, text, first_ms: now_ms, last_ms: now_ms, used: 0 })
     }
 
     fn close(&mut self, folder: &str) -> Result<()> {
-        let root = &self.settings.folder;
-        if let Some(open) = self.open.get_mut(folder) {
-            open.flush(root)?;
-            Failpoint::PartUnsynced.reach();
-            open.file.sync_all().map_err(|e| io_error("syncing", &root.join(&open.name), &e))?;
-            Failpoint::PartSynced.reach();
-        }
-        if let Some((folder, open)) = self.open.remove_entry(folder) {
-            self.closed.push(Closed { name: open.name, folder });
+        if let Some(mut open) = self.open.remove(folder) {
+            self.place.close(&mut open.part, open.text)?;
+            self.closed.push(open.part);
         }
         Ok(())
-    }
-}
-
-impl Open {
-    fn flush(&mut self, root: &Path) -> Result<()> {
-        self.file.write_all(&self.text).map_err(|e| io_error("writing", &root.join(&self.name), &e))?;
-        Failpoint::PartWritten.reach();
-        self.bytes += self.text.len() as u64;
-        self.text.clear();
-        Ok(())
-    }
-}
-
-impl Drop for PartFiles {
-    /// What was never prepared is of no use to anyone.
-    fn drop(&mut self) {
-        let open = mem::take(&mut self.open).into_values().map(|open| open.name);
-        for name in self.closed.drain(..).map(|closed| closed.name).chain(open) {
-            // If it can't be deleted it stays hidden, and does no harm.
-            let _ = fs::remove_file(self.settings.folder.join(name));
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
     use std::sync::Arc;
 
     use arrow::array::{ArrayRef, Int64Array};
     use arrow::datatypes::{DataType, Field, Schema};
     use tidemill_connector_kit::format::EncodeFormat;
 
+    use super::super::folder::{Folder, Prepared};
     use super::*;
 
-    fn parts(folder: &Path, rolling: Rolling, max_open_files: usize) -> PartFiles {
+    fn parts(folder: &Path, rolling: Rolling, max_open_files: usize) -> PartFiles<Folder> {
         let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
-        let settings = Settings {
-            folder: folder.to_owned(),
-            hidden_prefix: ".part-".to_owned(),
-            subtask: 0,
-            extension: "jsonl",
-            rolling,
-            partitions: Some(Partitions::new(&schema, &["n".to_owned()], true).unwrap()),
-            max_open_files,
-        };
-        PartFiles::new(settings, EncodeFormat::json().encoder(&schema).unwrap())
+        let place = Folder::new(folder.to_owned(), ".part-".to_owned(), 0, "jsonl");
+        let partitions = Some(Partitions::new(&schema, &["n".to_owned()], true).unwrap());
+        let settings = Settings { rolling, partitions, max_open_files };
+        PartFiles::new(place, settings, EncodeFormat::json().encoder(&schema).unwrap())
     }
 
     fn rows(numbers: &[i64]) -> Batch {
@@ -245,7 +158,11 @@ mod tests {
         Batch::new(numbers.len(), vec![column], None).unwrap()
     }
 
-    fn open(parts: &PartFiles) -> Vec<&str> {
+    fn prepare(parts: &mut PartFiles<Folder>) -> Vec<(String, String)> {
+        Prepared::from_committable(&parts.prepare(Epoch(1)).unwrap().unwrap()).unwrap().files
+    }
+
+    fn open(parts: &PartFiles<Folder>) -> Vec<&str> {
         parts.open.keys().map(String::as_str).collect()
     }
 
@@ -267,7 +184,7 @@ mod tests {
         assert_eq!(open(&parts), ["n=1"]);
         parts.roll(100).unwrap();
         assert!(open(&parts).is_empty() && !parts.waits_for_time());
-        assert_eq!(parts.prepare(Epoch(1)).unwrap().files.len(), 2);
+        assert_eq!(prepare(&mut parts).len(), 2);
     }
 
     #[test]
@@ -282,7 +199,7 @@ mod tests {
         // More folders in one batch than files may be open.
         parts.write(&rows(&[1, 2, 3, 4, 5]), 0).unwrap();
         assert_eq!(open(&parts).len(), 2);
-        let files = parts.prepare(Epoch(1)).unwrap().files;
+        let files = prepare(&mut parts);
         let read = |n: i64| -> String {
             let here = files.iter().filter(|(_, name)| name.starts_with(&format!("n={n}/")));
             here.map(|(hidden, _)| fs::read_to_string(folder.path().join(hidden)).unwrap()).collect()

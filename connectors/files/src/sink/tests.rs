@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int64Array, StringViewArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use tempfile::TempDir;
-use tidemill_connector_kit::conformance::{self, HandClock};
+use tidemill_connector_kit::conformance::{self, HandClock, exactly_once};
 use tidemill_connector_kit::{Binding, Registry};
 use tidemill_core::Batch;
 use tidemill_core::connector::{Attempt, Committable, Sink, SinkContext, SinkWriter};
@@ -265,7 +265,7 @@ fn what_a_dead_attempt_wrote_for_partitions_is_committed_or_goes() {
     std::mem::forget(died);
     assert_eq!(bench.hidden().len(), 8);
     // The process that commits died when it had made half of them visible.
-    let mut half: super::Prepared = super::Prepared::from_committable(&prepared[0]).unwrap();
+    let mut half: super::folder::Prepared = super::folder::Prepared::from_committable(&prepared[0]).unwrap();
     half.files.truncate(2);
     commit(&sink, &[half.committable().unwrap()]);
     assert_eq!(bench.visible().len(), 2);
@@ -331,7 +331,7 @@ fn a_damaged_committable_names_nothing_elsewhere() {
         ("", "part-0"),
     ];
     for (hidden, name) in bad {
-        let prepared = super::Prepared { files: vec![(hidden.to_owned(), name.to_owned())] };
+        let prepared = super::folder::Prepared { files: vec![(hidden.to_owned(), name.to_owned())] };
         let error = sink.committer().unwrap().commit(&[prepared.committable().unwrap()]).unwrap_err().to_string();
         assert!(error.contains("outside its folder"), "{hidden} {name}: {error}");
     }
@@ -350,4 +350,28 @@ fn wrong_options_are_refused_before_the_job_runs() {
         Bench::new(vec![Field::new("text", DataType::Utf8View, false), Field::new("k", DataType::Int64, false)]);
     bench.sink("partition-by = 'k'\nformat = 'lines'");
     assert!(bench.try_sink("format = 'lines'").is_err());
+}
+
+/// A folder, as the conformance tests see it.
+struct InFolder(Bench);
+
+impl exactly_once::Outside for InFolder {
+    fn sink(&self) -> Arc<dyn Sink> {
+        self.0.sink("")
+    }
+
+    fn visible(&self) -> Vec<i64> {
+        numbers(self.0.visible().values())
+    }
+}
+
+/// The numbers in JSON lines.
+pub(super) fn numbers<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<i64> {
+    let number = |line: &str| line.strip_prefix("{\"n\":")?.strip_suffix('}')?.parse().ok();
+    texts.flat_map(|text| text.lines()).map(|line| number(line).unwrap()).collect()
+}
+
+#[test]
+fn each_row_is_there_once_whatever_fails() {
+    exactly_once::exactly_once(|| InFolder(Bench::numbers()));
 }

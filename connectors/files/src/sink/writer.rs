@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use tidemill_connector_kit::format::Encoder;
 use tidemill_connector_kit::queue::{Popped, Queue};
 use tidemill_core::Batch;
 use tidemill_core::connector::{Committable, SinkReady, SinkWriter, Waker};
@@ -13,8 +12,8 @@ use tidemill_core::error::{Error, Result};
 use tidemill_core::ids::Epoch;
 use tidemill_core::time::{Clock, Timestamp};
 
-use super::Prepared;
-use super::parts::{PartFiles, Settings};
+use super::parts::PartFiles;
+use super::place::Place;
 
 /// How long the thread waits for rows before it looks whether a file is due. Not longer, since only the injected clock
 /// knows the time, and that may go faster than this wait.
@@ -24,7 +23,7 @@ enum Command {
     /// Rows, and when they came: rolling does not depend on when the thread gets to them.
     Write(Batch, Timestamp),
     /// Closes and syncs what is open; the answer names all files since the last time.
-    Prepare(Epoch, mpsc::Sender<Result<Prepared>>),
+    Prepare(Epoch, mpsc::Sender<Result<Option<Committable>>>),
 }
 
 /// The slot's side.
@@ -37,17 +36,16 @@ pub(super) struct FilesWriter {
 
 impl FilesWriter {
     pub(super) fn start(
-        settings: Settings,
+        mut files: PartFiles<impl Place>,
+        subtask: u32,
         buffer_bytes: usize,
-        encoder: Encoder,
         waker: Waker,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
         let queue = Queue::new(buffer_bytes.max(1), waker);
         let failure = Arc::new(Mutex::new(None));
         let (theirs, their_failure, their_clock) = (queue.clone(), failure.clone(), clock.clone());
-        let name = format!("files-write-{}", settings.subtask);
-        let mut files = PartFiles::new(settings, encoder);
+        let name = format!("files-write-{subtask}");
         thread::Builder::new()
             .name(name)
             .spawn(move || {
@@ -83,7 +81,7 @@ impl SinkWriter for FilesWriter {
             return Err(self.failure());
         }
         let prepared = answered.recv().map_err(|_| self.failure())??;
-        if prepared.files.is_empty() { Ok(Vec::new()) } else { Ok(vec![prepared.committable()?]) }
+        Ok(Vec::from_iter(prepared))
     }
 }
 
@@ -94,7 +92,7 @@ impl Drop for FilesWriter {
 }
 
 /// The thread's side.
-fn run(files: &mut PartFiles, queue: &Queue<Command>, clock: &dyn Clock) -> Result<()> {
+fn run(files: &mut PartFiles<impl Place>, queue: &Queue<Command>, clock: &dyn Clock) -> Result<()> {
     loop {
         let popped = if files.waits_for_time() {
             queue.pop_waiting(LOOK_EVERY)

@@ -5,9 +5,9 @@ use arrow::buffer::Buffer;
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow_ipc::reader::StreamDecoder;
 use tidemill_core::{Error, Result};
-use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Block, Footer, MAGIC, Part, Place, width};
+use super::{Block, Footer, MAGIC, Part, width};
+use crate::framed::{self, Place};
 
 /// A file that was read, and whose footer makes sense.
 pub(crate) struct PortableFile {
@@ -79,25 +79,12 @@ impl PortableFile {
     }
 
     pub(super) fn at(&self, place: Place) -> Result<Buffer> {
-        let (offset, bytes) = (usize::try_from(place.offset), usize::try_from(place.bytes));
-        match (offset, bytes) {
-            (Ok(offset), Ok(bytes)) if offset.checked_add(bytes).is_some_and(|end| end <= self.bytes.len()) => {
-                let at = self.bytes.slice_with_length(offset, bytes);
-                if xxh3_64(&at) == place.xxh3 { Ok(at) } else { Err(self.wrong("is damaged")) }
-            }
-            _ => Err(self.wrong("points beyond its end")),
-        }
+        framed::at(&self.bytes, place).map_err(|what| self.wrong(what))
     }
 }
 
 fn parse_footer(bytes: &[u8]) -> Result<Footer, String> {
-    let not_one = || "is not a snapshot in the portable format, version 1".to_owned();
-    let inner = bytes.strip_prefix(MAGIC).and_then(|b| b.strip_suffix(MAGIC)).ok_or_else(not_one)?;
-    let (inner, length) = inner.split_last_chunk::<8>().ok_or_else(not_one)?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-    let start = inner.len().checked_sub(length).ok_or("announces a footer that is longer than itself")?;
-    let footer = inner.get(start..).unwrap_or_default();
-    let footer: Footer = serde_json::from_slice(footer).map_err(|e| format!("has a footer that can't be read: {e}"))?;
+    let footer: Footer = framed::footer(bytes, MAGIC, "is not a snapshot in the portable format, version 1")?;
     let max_parallelism = tidemill_core::ids::MaxParallelism::new(footer.max_parallelism);
     if max_parallelism.is_none()
         || footer.key_groups.first > footer.key_groups.last

@@ -14,10 +14,10 @@ use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
 use tidemill_core::keys::{KeyCodec, Keys};
 use tidemill_core::snapshot::KeyGroupRange;
 use tidemill_core::{Batch, Result};
-use xxhash_rust::xxh3::xxh3_64;
 
-use super::{ALIGNMENT, Block, Change, Footer, MAGIC, Part, PartKind, Place, PortableFile, schema};
+use super::{Block, Change, Footer, MAGIC, Part, PartKind, PortableFile, schema};
 use crate::column::ColumnCodec;
+use crate::framed::{self, Place};
 use crate::memory::frozen::{FrozenPart, FrozenState, PartAbout, TableChunk, disagree};
 
 /// Rows of a record batch: enough that its own description is nothing beside it.
@@ -305,15 +305,13 @@ impl OpenFile {
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Place {
-        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
-        let offset = self.bytes.len() as u64;
+        let offset = framed::align(&mut self.bytes);
         self.bytes.extend_from_slice(bytes);
-        Place { offset, bytes: bytes.len() as u64, xxh3: xxh3_64(bytes) }
+        framed::placed(&self.bytes, offset)
     }
 
     fn stream(&mut self, schema: &Schema, batches: impl Iterator<Item = Result<RecordBatch>>) -> Result<Place> {
-        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
-        let offset = self.bytes.len();
+        let offset = framed::align(&mut self.bytes);
         let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME))?;
         let mut writer = StreamWriter::try_new_with_options(&mut self.bytes, schema, options)?;
         for batch in batches {
@@ -321,8 +319,7 @@ impl OpenFile {
         }
         writer.finish()?;
         drop(writer);
-        let bytes = &self.bytes[offset..];
-        Ok(Place { offset: offset as u64, bytes: bytes.len() as u64, xxh3: xxh3_64(bytes) })
+        Ok(framed::placed(&self.bytes, offset))
     }
 
     fn close(mut self) -> Result<(Vec<u8>, KeyGroupRange)> {
@@ -335,11 +332,7 @@ impl OpenFile {
     }
 
     fn seal(mut self) -> Result<(Vec<u8>, KeyGroupRange)> {
-        let footer = serde_json::to_vec(&self.footer)
-            .map_err(|e| tidemill_core::Error::internal(format!("the footer of a snapshot: {e}")))?;
-        self.bytes.extend_from_slice(&footer);
-        self.bytes.extend_from_slice(&(footer.len() as u64).to_le_bytes());
-        self.bytes.extend_from_slice(MAGIC);
+        framed::seal(&mut self.bytes, MAGIC, &self.footer)?;
         Ok((self.bytes, self.footer.key_groups))
     }
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arrow::datatypes::SchemaRef;
 use tidemill_core::time::Watermark;
 use tidemill_core::{Error, Result};
 use tidemill_dataflow::element::Element;
@@ -13,7 +12,7 @@ use tidemill_dataflow::exchange::queue::{QueueReceiver, QueueSender};
 use tidemill_dataflow::slice::Channel;
 use tidemill_rpc::barrier;
 use tidemill_rpc::proto::{Frame, frame};
-use tidemill_rpc::rows::{self, RowsWriter};
+use tidemill_rpc::rows::{self, RowsWriter, WireSchema};
 
 use super::lock;
 
@@ -39,12 +38,12 @@ pub struct Ends {
 
 impl Ends {
     /// Adds what a slot here sends, of which so many bytes may be under way.
-    pub fn send(&mut self, channel: Channel, queue: QueueReceiver, schema: SchemaRef, bound: u64) {
+    pub fn send(&mut self, channel: Channel, queue: QueueReceiver, schema: WireSchema, bound: u64) {
         self.outs.push(Out { channel, queue, writer: RowsWriter::new(schema), bound, under_way: 0 });
     }
 
     /// Adds what a slot here is sent.
-    pub fn receive(&mut self, channel: Channel, queue: QueueSender, schema: SchemaRef, bound: u64) {
+    pub fn receive(&mut self, channel: Channel, queue: QueueSender, schema: WireSchema, bound: u64) {
         self.ins.insert(channel, In { queue, schema, bound, received: 0, granted: 0 });
     }
 }
@@ -62,7 +61,7 @@ struct Out {
 /// What a slot here is sent.
 struct In {
     queue: QueueSender,
-    schema: SchemaRef,
+    schema: WireSchema,
     bound: u64,
     received: u64,
     granted: u64,
