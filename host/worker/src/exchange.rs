@@ -238,7 +238,7 @@ mod tests {
         let link = |execution: u64| -> QueueSender {
             let (sends, sent) = queue(1_000, Waker::new(|| ()), peer.waker());
             let (channel, mut ends) = (Channel { edge: 0, sender: 0, receiver: 1 }, Ends::default());
-            ends.send(channel, sent, wire_schema([]), 1_000);
+            ends.send(channel, sent, WireSchema::new([]), 1_000);
             let tell = tell.clone();
             let links = Links::new(execution, ends, move |error| _ = tell.send((execution, error.kind())));
             lock(&peer.links).insert(execution, Arc::new(links));
