@@ -91,6 +91,10 @@ impl Attempt {
                 readers.into_iter().for_each(|reader| self.resumed(reader));
             }
             ExecutionEvent::Left(worker, failures) => {
+                // Its slots had ended when they were to be taken over.
+                if self.opening.remove(&worker) {
+                    self.errors.push(Error::new(ErrorKind::Lost, format!("nothing of it runs on {worker} any more")));
+                }
                 self.here.remove(&worker);
                 self.errors.extend(failures);
                 self.end_slots(&worker, SlotEvent::Gone);
