@@ -26,4 +26,4 @@ case $CARGO_TARGET_DIR in /*) ;; *) CARGO_TARGET_DIR="$PWD/$CARGO_TARGET_DIR" ;;
 case $TIDEMILL_GUEST_TARGET_DIR in /*) ;; *) TIDEMILL_GUEST_TARGET_DIR="$PWD/$TIDEMILL_GUEST_TARGET_DIR" ;; esac
 export CARGO_TARGET_DIR TIDEMILL_GUEST_TARGET_DIR
 # shellcheck disable=SC2034 # for those that source this
-tidemill_features=tidemill-cli/rocksdb,tidemill-bench/rocksdb
+tidemill_features=tidemill-cli/rocksdb,tidemill-bench/rocksdb,tidemill-dataflow/rocksdb

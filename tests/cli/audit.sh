@@ -5,7 +5,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 "$root/tests/e2e/audit" --kills 20 --replay "$root/tests/e2e/seeds"
 "$root/tests/e2e/audit" --kills 12 --seed 2 --backend rocksdb
-"$root/tests/e2e/audit" --kills 12 --seed 3 --store s3
+"$root/tests/e2e/audit" --kills 12 --seed 3 --store s3 --sink s3
 "$root/tests/e2e/audit" --cluster 3 --kills 12 --seed 4
 "$root/tests/e2e/audit" --faults
 "$root/tests/e2e/audit" --faults --backend rocksdb

@@ -35,6 +35,11 @@ tidemill build
 tidemill run >"$scratch/counts"
 grep -qx 'the,4' "$scratch/counts"
 
+cd "$examples/limits"
+tidemill build
+# Rules and readings come in any order, so that only the run is looked at.
+tidemill run --parallelism 2 <readings.csv >/dev/null
+
 cd "$examples/visitors"
 tidemill build
 tidemill run >"$scratch/visits"

@@ -40,7 +40,8 @@ impl Manifest {
     /// The files it names.
     pub fn files(&self) -> impl Iterator<Item = &FileRef> {
         self.subtasks().flat_map(|subtask| {
-            let state = subtask.state.iter().flat_map(|state| &state.files);
+            let broadcast = subtask.broadcast.iter().map(|broadcast| &broadcast.state);
+            let state = subtask.state.iter().chain(broadcast).flat_map(|state| &state.files);
             state.chain(subtask.in_flight.iter().map(|in_flight| &in_flight.file))
         })
     }
@@ -49,7 +50,8 @@ impl Manifest {
     pub fn files_mut(&mut self) -> impl Iterator<Item = &mut FileRef> {
         let subtasks = self.operators.iter_mut().flat_map(|operator| &mut operator.subtasks);
         subtasks.flat_map(|subtask| {
-            let state = subtask.state.iter_mut().flat_map(|state| &mut state.files);
+            let broadcast = subtask.broadcast.iter_mut().map(|broadcast| &mut broadcast.state);
+            let state = subtask.state.iter_mut().chain(broadcast).flat_map(|state| &mut state.files);
             state.chain(subtask.in_flight.iter_mut().map(|in_flight| &mut in_flight.file))
         })
     }
@@ -66,6 +68,22 @@ impl Manifest {
 
     fn subtasks(&self) -> impl Iterator<Item = &SubtaskState> {
         self.operators.iter().flat_map(|operator| &operator.subtasks)
+    }
+}
+
+impl OperatorState {
+    /// Which of the subtasks that there were hands its broadcast states to this subtask: its own, or at another parallelism
+    /// one by its number. `None`: there are no broadcast states.
+    pub fn broadcast_of(&self, subtask: u32) -> Option<&SubtaskState> {
+        let has = |s: &&SubtaskState| !s.broadcast.is_empty();
+        let by_number = |s: &&SubtaskState| s.index == subtask % self.parallelism.max(1);
+        // One that had ended keeps none.
+        self.subtasks.iter().filter(has).find(by_number).or_else(|| self.subtasks.iter().find(has))
+    }
+
+    /// Whether it keeps anything that its job would miss.
+    pub fn keeps_state(&self) -> bool {
+        self.enumerator.is_some() || self.subtasks.iter().any(|s| s.state.is_some() || !s.broadcast.is_empty())
     }
 }
 
@@ -122,6 +140,9 @@ pub struct SubtaskState {
     /// Its keyed state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<StateHandle>,
+    /// Its broadcast states: what it had is what every subtask had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broadcast: Vec<BroadcastState>,
     /// Sources: the splits that are not at their end, as they are to be read on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub splits: Vec<SplitState>,
@@ -131,6 +152,16 @@ pub struct SubtaskState {
     /// What had been sent to it and what it had not taken, if the barrier overtook anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<InFlightState>,
+}
+
+/// What is kept of a broadcast state: all of its entries, whatever their key groups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BroadcastState {
+    /// Its name.
+    pub name: String,
+    /// Its entries.
+    pub state: StateHandle,
 }
 
 /// What is kept of the channels to a subtask.

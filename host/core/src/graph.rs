@@ -113,6 +113,11 @@ pub fn runs_user_code(node: &Node) -> bool {
     }
 }
 
+/// Whether an operator has a key: the first input that is hashed.
+pub fn keyed_input(node: &Node) -> Option<usize> {
+    node.inputs.iter().position(|input| key_of(&input.exchange).is_some())
+}
+
 /// The columns by which an input is hashed, as indices into the fields that arrive.
 pub fn key_of(exchange: &Exchange) -> Option<&[u32]> {
     match exchange {

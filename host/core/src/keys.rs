@@ -34,6 +34,11 @@ pub enum KeyData {
 }
 
 impl Keys {
+    /// Of no rows.
+    pub fn none() -> Self {
+        Self { data: KeyData::Fixed(Vec::new()), hashes: Vec::new() }
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.hashes.len()

@@ -96,6 +96,11 @@ pub trait Operator: Send {
         Ok(None)
     }
 
+    /// Freezes its broadcast states, by name, as `snapshot` does its keyed state.
+    fn snapshot_broadcast(&mut self, _kind: SnapshotKind) -> Result<Vec<(String, Box<dyn StateSnapshot>)>> {
+        Ok(Vec::new())
+    }
+
     /// The last call, after the end of the input (not after a failure).
     fn close(&mut self) -> Result<()> {
         Ok(())

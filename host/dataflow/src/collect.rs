@@ -115,7 +115,7 @@ impl Collector {
         if let Some(state) = task.state.as_mut().filter(|_| epoch == self.epoch)
             && let Some(written) = written
         {
-            (state.state, state.in_flight) = (written.state, written.in_flight);
+            (state.state, state.broadcast, state.in_flight) = (written.state, written.broadcast, written.in_flight);
         }
         task.unwritten = task.unwritten.saturating_sub(1);
         task.ended && task.unwritten == 0
@@ -158,6 +158,7 @@ impl Collector {
                 index: subtask.index.0,
                 watermark: watermark.0,
                 state: None,
+                broadcast: Vec::new(),
                 splits: splits.collect(),
                 sink: sink.map(Bytes),
                 in_flight: None,
@@ -198,6 +199,7 @@ impl Collector {
                 index: subtask.index.0,
                 watermark: Watermark::MAX.0,
                 state: None,
+                broadcast: Vec::new(),
                 splits: Vec::new(),
                 sink: None,
                 in_flight: None,

@@ -23,6 +23,9 @@ use tidemill_core::time::Watermark;
 use tidemill_core::user::UserCode;
 use tidemill_core::{Error, Result};
 
+/// What mends that state is restored and not declared.
+const DECLARE_AGAIN: &str = "Declare it again, or drop it with --allow-non-restored.";
+
 /// What an operator is made from. Each operator module has `fn build(build: Build<'_>) -> Result<Box<dyn Operator>>`.
 pub struct Build<'a> {
     /// The job, checked and pruned.
@@ -46,6 +49,8 @@ pub struct Begin {
     pub key_groups: KeyGroupRange,
     /// Its keyed state.
     pub restored: Option<RestoredState>,
+    /// Its broadcast states, by name.
+    pub broadcast: Vec<(String, RestoredState)>,
     /// The watermark that it had with that state: what was due then has fired.
     pub watermark: Watermark,
 }
@@ -53,14 +58,20 @@ pub struct Begin {
 impl Begin {
     /// With nothing, for all keys.
     pub fn fresh(max_parallelism: MaxParallelism) -> Self {
-        Self { key_groups: KeyGroupRange::all(max_parallelism), restored: None, watermark: Watermark::MIN }
+        let key_groups = KeyGroupRange::all(max_parallelism);
+        Self { key_groups, restored: None, broadcast: Vec::new(), watermark: Watermark::MIN }
     }
 }
 
 impl Build<'_> {
     /// The operator's keyed state, for keys of this codec.
     fn open_state(&self, codec: KeyCodec) -> Result<Box<dyn KeyedState>> {
-        self.backend.open(StateSpec {
+        self.backend.open(self.state_spec(codec)?)
+    }
+
+    /// What that is opened with.
+    fn state_spec(&self, codec: KeyCodec) -> Result<StateSpec> {
+        Ok(StateSpec {
             codec,
             operator: self.graph.node(self.id)?.uid.clone(),
             key_groups: self.begin.key_groups,
@@ -73,6 +84,11 @@ impl Build<'_> {
 /// Makes the operator of a node.
 pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     let node = build.graph.node(build.id)?;
+    let dropped = build.begin.broadcast.iter().find(|(_, restored)| !restored.allow_non_restored);
+    if let Some((name, _)) = dropped.filter(|_| !matches!(node.kind, NodeKind::Process { .. })) {
+        let message = format!("the broadcast state '{name}' of operator '{}' was kept, and is not declared", node.uid);
+        return Err(Error::invalid(message).mend(DECLARE_AGAIN));
+    }
     match node.kind {
         NodeKind::Transform { .. } => transform::build(build),
         NodeKind::Union => union::build(build),

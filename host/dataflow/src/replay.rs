@@ -1,7 +1,8 @@
 //! What was in flight when a checkpoint was taken, put before the operators again.
 //!
 //! With as many subtasks on both sides of an edge as before, each channel has again what it had. Else rows of a keyed
-//! edge go to those who own their keys now; other rows to a subtask by its number. What can't be right at another
+//! edge go to those who own their keys now, rows of a broadcast one with the broadcast state for which they were meant;
+//! other rows to a subtask by its number. What can't be right at another
 //! parallelism is refused before anything runs.
 //!
 //! Invariant: no row is late that was not. Rows come before all that is new, and an operator's watermark is not ahead of
@@ -51,6 +52,8 @@ enum Way {
     ByKey,
     /// By the number of the subtask that had it.
     ByNumber,
+    /// To each subtask what stood before the one whose broadcast states it goes on with.
+    WithState,
 }
 
 /// Refuses what was in flight where it can't come to the subtasks that there are now, before anything runs.
@@ -98,6 +101,7 @@ impl Replay {
                         replay.by_key(id, plan, edge, groups, &channels, same_senders)?;
                     }
                     Way::ByNumber => replay.by_number(id, edge, channels),
+                    Way::WithState => replay.with_state(id, edge, operator, &channels),
                 }
             }
         }
@@ -179,6 +183,20 @@ impl Replay {
             let rows = elements.into_iter().filter(|element| matches!(element, InFlight::Rows(_)));
             for element in rows {
                 self.push(id, receiver, Replayed { input, sender, element: element_of(element) });
+            }
+        }
+    }
+
+    fn with_state(&mut self, id: NodeId, edge: &Edge, operator: &OperatorState, channels: &[Channel]) {
+        for receiver in 0..edge.receivers {
+            let Some(origin) = operator.broadcast_of(receiver) else { continue };
+            for Channel { input, sender, elements, .. } in channels.iter().filter(|c| c.receiver == origin.index) {
+                let (input, sender) = (*input, sender % edge.senders.max(1));
+                // Without the watermarks, as above.
+                let rows = elements.iter().filter(|element| matches!(element, InFlight::Rows(_)));
+                for element in rows {
+                    self.push(id, receiver, Replayed { input, sender, element: element_of(element.clone()) });
+                }
             }
         }
     }
@@ -269,6 +287,7 @@ fn way(
             refuse("some of its subtasks have fired windows that others have not")
         }
         Exchange::Hash(_) => Ok(Way::ByKey),
+        Exchange::Broadcast if !same_receivers && operator.broadcast_of(0).is_some() => Ok(Way::WithState),
         Exchange::Broadcast if !same_receivers => refuse("each of its subtasks gets every row once"),
         Exchange::Forward | Exchange::Rebalance
             if matches!(node.kind, NodeKind::AssignEventTime(_)) && edge.receivers < operator.parallelism =>

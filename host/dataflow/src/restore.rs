@@ -1,7 +1,7 @@
 //! What the parts of a job begin with: nothing, or what a checkpoint kept of them.
 //!
 //! Operators find their state by the uid of their node, whatever their parallelism was: keyed state by key groups,
-//! splits (at another parallelism) and what sinks keep in turn. At the same parallelism, a keyed subtask has its own watermark again; else an
+//! broadcast state whole, splits (at another parallelism) and what sinks keep in turn. At the same parallelism, a keyed subtask has its own watermark again; else an
 //! operator's watermark is the smallest of its subtasks', and those that had ended do not count.
 
 use std::fmt;
@@ -73,10 +73,8 @@ impl Start {
         MaxParallelism::new(manifest.max_parallelism).ok_or_else(|| {
             Error::invalid(format!("checkpoint {} names {} key groups", manifest.epoch, manifest.max_parallelism))
         })?;
-        let is_gone = |state: &&OperatorState| {
-            let keeps = state.enumerator.is_some() || state.subtasks.iter().any(|s| s.state.is_some());
-            keeps && !graph.nodes().iter().any(|node| node.uid == state.uid)
-        };
+        let is_gone =
+            |state: &&OperatorState| state.keeps_state() && !graph.nodes().iter().any(|node| node.uid == state.uid);
         let gone: Vec<String> =
             manifest.operators.iter().filter(is_gone).map(|o| format!("'{}' (uid '{}')", o.name, o.uid)).collect();
         if gone.is_empty() || *allow_non_restored {
@@ -99,8 +97,15 @@ impl Start {
         let ours =
             |range: &KeyGroupRange| key_groups.is_some_and(|own| max_parallelism != groups || range.overlaps(own));
         let handles = state.subtasks.iter().filter_map(|s| s.state.clone()).filter(|h| ours(&h.key_groups)).collect();
-        let (files, allow_non_restored) = (from.files.clone(), from.allow_non_restored);
-        begin.restored = Some(RestoredState { handles, files, max_parallelism, allow_non_restored });
+        let restored = |handles| RestoredState {
+            handles,
+            files: from.files.clone(),
+            max_parallelism,
+            allow_non_restored: from.allow_non_restored,
+        };
+        begin.restored = Some(restored(handles));
+        let broadcast = state.broadcast_of(subtask.0).into_iter().flat_map(|s| &s.broadcast);
+        begin.broadcast = broadcast.map(|b| (b.name.clone(), restored(vec![b.state.clone()]))).collect();
         begin
     }
 

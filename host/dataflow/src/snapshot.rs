@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tidemill_checkpoint::manifest::InFlightState;
+use tidemill_checkpoint::manifest::{BroadcastState, InFlightState};
 use tidemill_core::Result;
 use tidemill_core::connector::Split;
 use tidemill_core::ids::{Epoch, SubtaskId};
@@ -62,6 +62,8 @@ pub enum Frozen {
     Here {
         /// Its keyed state.
         keyed: Option<Box<dyn StateSnapshot>>,
+        /// Its broadcast states, by name.
+        broadcast: Vec<(String, Box<dyn StateSnapshot>)>,
         /// What the barrier overtook on its channels.
         in_flight: Vec<ChannelContent>,
     },
@@ -83,6 +85,7 @@ pub struct Unwritten {
     /// For which checkpoint.
     pub epoch: Epoch,
     keyed: Option<Box<dyn StateSnapshot>>,
+    broadcast: Vec<(String, Box<dyn StateSnapshot>)>,
     in_flight: Vec<ChannelContent>,
 }
 
@@ -91,6 +94,8 @@ pub struct Unwritten {
 pub struct Written {
     /// Its keyed state.
     pub state: Option<StateHandle>,
+    /// Its broadcast states.
+    pub broadcast: Vec<BroadcastState>,
     /// What was in flight to it.
     pub in_flight: Option<InFlightState>,
 }
@@ -100,7 +105,9 @@ impl Unwritten {
     pub fn write(self, files: &dyn SnapshotFiles) -> Result<Written> {
         let in_flight = in_flight::write(self.in_flight, files)?;
         let state = self.keyed.map(|keyed| keyed.write(files)).transpose()?;
-        Ok(Written { state, in_flight })
+        let broadcast = self.broadcast.into_iter();
+        let broadcast = broadcast.map(|(name, frozen)| Ok(BroadcastState { name, state: frozen.write(files)? }));
+        Ok(Written { state, broadcast: broadcast.collect::<Result<_>>()?, in_flight })
     }
 }
 
@@ -111,10 +118,11 @@ impl TaskEvent {
         if !matches!(snapshot.frozen, Frozen::Here { .. }) {
             return None;
         }
-        let Frozen::Here { keyed, in_flight } = std::mem::replace(&mut snapshot.frozen, Frozen::Taken) else {
+        let Frozen::Here { keyed, broadcast, in_flight } = std::mem::replace(&mut snapshot.frozen, Frozen::Taken)
+        else {
             return None;
         };
-        Some(Unwritten { subtask: snapshot.subtask.clone(), epoch: snapshot.epoch, keyed, in_flight })
+        Some(Unwritten { subtask: snapshot.subtask.clone(), epoch: snapshot.epoch, keyed, broadcast, in_flight })
     }
 }
 
@@ -125,14 +133,14 @@ impl TaskSnapshot {
         Self { subtask, epoch, watermark, splits, sink: None, prepared: None, frozen }
     }
 
-    /// Adds keyed state, if there is any.
-    pub fn freeze(&mut self, state: Option<Box<dyn StateSnapshot>>) {
-        if state.is_none() {
+    /// Adds keyed state and broadcast states, if there are any.
+    pub fn freeze(&mut self, state: Option<Box<dyn StateSnapshot>>, shared: Vec<(String, Box<dyn StateSnapshot>)>) {
+        if state.is_none() && shared.is_empty() {
             return;
         }
         match &mut self.frozen {
-            Frozen::Here { keyed, .. } => *keyed = state,
-            frozen => *frozen = Frozen::Here { keyed: state, in_flight: Vec::new() },
+            Frozen::Here { keyed, broadcast, .. } => (*keyed, *broadcast) = (state, shared),
+            frozen => *frozen = Frozen::Here { keyed: state, broadcast: shared, in_flight: Vec::new() },
         }
     }
 
@@ -143,7 +151,7 @@ impl TaskSnapshot {
         }
         match &mut self.frozen {
             Frozen::Here { in_flight, .. } => *in_flight = contents,
-            frozen => *frozen = Frozen::Here { keyed: None, in_flight: contents },
+            frozen => *frozen = Frozen::Here { keyed: None, broadcast: Vec::new(), in_flight: contents },
         }
     }
 }

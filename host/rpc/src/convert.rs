@@ -121,6 +121,7 @@ pub fn slot_event(execution: u64, event: SlotEvent) -> Result<says::Says> {
             };
             let state = written.as_ref().and_then(|written| written.state.as_ref());
             let in_flight = written.as_ref().and_then(|written| written.in_flight.as_ref());
+            let broadcast = written.as_ref().map(|written| &written.broadcast).filter(|states| !states.is_empty());
             says::Says::Written(proto::Written {
                 execution,
                 subtask: Some(reference(&subtask)),
@@ -128,6 +129,7 @@ pub fn slot_event(execution: u64, event: SlotEvent) -> Result<says::Says> {
                 failure: failed,
                 state: state.map(json).transpose()?.unwrap_or_default(),
                 in_flight: in_flight.map(json).transpose()?.unwrap_or_default(),
+                broadcast: broadcast.map(json).transpose()?.unwrap_or_default(),
             })
         }
         SlotEvent::Finished(slot) => ended(slot, slot_ended::How::Finished, None),
@@ -170,7 +172,11 @@ pub fn slot_event_of(
         says::Says::Written(written) => {
             let outcome = match written.failure {
                 Some(failure) => Err(failure_of(failure)),
-                None => Ok(Written { state: from_json(&written.state)?, in_flight: from_json(&written.in_flight)? }),
+                None => Ok(Written {
+                    state: from_json(&written.state)?,
+                    broadcast: from_json(&written.broadcast)?.unwrap_or_default(),
+                    in_flight: from_json(&written.in_flight)?,
+                }),
             };
             SlotEvent::Written { subtask: named(written.subtask)?, epoch: Epoch(written.epoch), outcome }
         }

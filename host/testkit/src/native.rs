@@ -79,7 +79,7 @@ impl UserCodeFactory for NativeCode {
         match &node.kind {
             NodeKind::Process { states, .. } => {
                 let key = |s: &State| match &s.kind {
-                    StateKind::Map { key } => Some(of(key, false)),
+                    StateKind::Map { key } | StateKind::Broadcast { key } => Some(of(key, false)),
                     _ => None,
                 };
                 shapes.states = states.iter().map(|s| (of(&s.data_type, true), key(s))).collect();

@@ -68,7 +68,7 @@ fn list(shape: &StateShape) -> Check<&ArrowField> {
 /// The fields of its keys and values.
 fn map(shape: &StateShape) -> Check<(&ArrowField, &ArrowField)> {
     match &shape.kind {
-        Kind::Map(key) => Ok((key, &shape.field)),
+        Kind::Map(key) | Kind::Broadcast(key) => Ok((key, &shape.field)),
         _ => Err(at(&shape.field)(Violation("it is no map".into()))),
     }
 }
@@ -88,13 +88,16 @@ fn column(context: &Context<'_>, field: &ArrowField, rows: usize, columns: &[Gue
     read.pop().ok_or_else(|| Violation("too few columns".into()))
 }
 
-fn keys_in(context: &Context<'_>, keys: &WasmList<u8>) -> Check<ScalarBuffer<u32>> {
-    read_indices("keys", keys.as_le_slice(context), keys_of(&context.data().call)?)
+/// Key numbers of the call; a broadcast state has the number 0 alone.
+fn keys_in(context: &Context<'_>, shape: &StateShape, keys: &WasmList<u8>) -> Check<ScalarBuffer<u32>> {
+    let of_call = keys_of(&context.data().call)?;
+    let known = if matches!(shape.kind, Kind::Broadcast(_)) { 1 } else { of_call };
+    read_indices("keys", keys.as_le_slice(context), known).map_err(at(&shape.field))
 }
 
 fn change(mut context: Context<'_>, state: usize, keys: &WasmList<u8>, wanted: Change<'_>) -> Check {
     let shape = state_of(context.data(), state)?;
-    let of_keys = keys_in(&context, keys).map_err(at(&shape.field))?;
+    let of_keys = keys_in(&context, shape, keys)?;
     let rows = of_keys.len();
     let mut bytes = keys.len();
     let mut read = |field: &ArrowField, columns: &[GuestColumn]| {
@@ -119,7 +122,7 @@ fn change(mut context: Context<'_>, state: usize, keys: &WasmList<u8>, wanted: C
 fn read(mut context: Context<'_>, state: usize, keys: &WasmList<u8>) -> Check<Vec<AnsweredColumn>> {
     let shape = state_of(context.data(), state)?;
     let field = list_or_map(shape)?;
-    let of_keys = keys_in(&context, keys).map_err(at(field))?;
+    let of_keys = keys_in(&context, shape, keys)?;
     let name = field.name().clone();
     let data = context.data_mut();
     data.charge(keys.len(), 0)?;
@@ -136,7 +139,7 @@ fn get(
 ) -> Check<Vec<AnsweredColumn>> {
     let shape = state_of(context.data(), state)?;
     let (key, value) = map(shape)?;
-    let of_keys = keys_in(&context, keys).map_err(at(value))?;
+    let of_keys = keys_in(&context, shape, keys)?;
     let bytes = keys.len() + bytes_of(&raw(&context, map_keys));
     let map_keys = column(&context, key, of_keys.len(), map_keys).map_err(at(value))?;
     let name = value.name().clone();

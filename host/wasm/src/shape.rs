@@ -28,6 +28,8 @@ pub(crate) enum Kind {
     List,
     /// With the field of its keys.
     Map(ArrowField),
+    /// One map for all keys of the call, with the field of its keys.
+    Broadcast(ArrowField),
 }
 
 /// One output port.
@@ -69,10 +71,12 @@ impl Shape {
 }
 
 fn state(state: &State) -> StateShape {
+    let key_field = |key| ArrowField::new(format!("key of {}", state.name), arrow_type(key), false);
     let kind = match &state.kind {
         StateKind::Value => Kind::Value,
         StateKind::List => Kind::List,
-        StateKind::Map { key } => Kind::Map(ArrowField::new(format!("key of {}", state.name), arrow_type(key), false)),
+        StateKind::Map { key } => Kind::Map(key_field(key)),
+        StateKind::Broadcast { key } => Kind::Broadcast(key_field(key)),
     };
     StateShape { field: ArrowField::new(&state.name, arrow_type(&state.data_type), true), kind }
 }

@@ -164,19 +164,16 @@ impl<K: Owned + Ord, V: Owned> MapState<K, V> {
     /// Sets the value of an entry. Reads nothing.
     pub fn insert<O: EmitRow>(&self, ctx: &mut Context<'_, O>, key: K, value: V) {
         let (of, cell, _) = ctx.map(&self.0);
-        if let Some(map) = cell.and_then(|cell| cell.touch(of)) {
-            map.entries.insert(key, Entry { value: Some(value), changed: true });
+        if let Some(cell) = cell {
+            cell.insert(of, key, value);
         }
     }
 
     /// Removes an entry, if there is one. Reads nothing.
     pub fn remove<O: EmitRow>(&self, ctx: &mut Context<'_, O>, key: &K) {
         let (of, cell, _) = ctx.map(&self.0);
-        let Some(map) = cell.and_then(|cell| cell.touch(of)) else { return };
-        if map.cleared {
-            map.entries.remove(key);
-        } else {
-            map.entries.insert(key.clone(), Entry { value: None, changed: true });
+        if let Some(cell) = cell {
+            cell.remove(of, key);
         }
     }
 
@@ -186,20 +183,14 @@ impl<K: Owned + Ord, V: Owned> MapState<K, V> {
         ctx: &'c mut Context<'_, O>,
     ) -> impl Iterator<Item = (&'c K, &'c V)> + use<'c, K, V, O> {
         let (of, cell, host) = ctx.map(&self.0);
-        let map = cell.and_then(|cell| {
-            cell.read(of, host);
-            cell.maps.get(of)
-        });
-        let entries = map.into_iter().flat_map(|map| &map.entries);
-        entries.filter_map(|(key, entry)| entry.value.as_ref().map(|value| (key, value)))
+        cell.into_iter().flat_map(move |cell| cell.iter(of, &mut *host))
     }
 
     /// Removes all entries, and with them what the host stores. Reads nothing.
     pub fn clear<O: EmitRow>(&self, ctx: &mut Context<'_, O>) {
         let (of, cell, _) = ctx.map(&self.0);
-        if let Some(map) = cell.and_then(|cell| cell.touch(of)) {
-            map.entries.clear();
-            (map.cleared, map.whole) = (true, true);
+        if let Some(cell) = cell {
+            cell.clear(of);
         }
     }
 
@@ -246,6 +237,39 @@ impl<K: Owned + Ord, V: Owned> MapCell<K, V> {
         Self { state, maps, touched, wanted, keys: Default::default(), values: Default::default() }
     }
 
+    pub(crate) fn insert(&mut self, of: usize, key: K, value: V) {
+        if let Some(map) = self.touch(of) {
+            map.entries.insert(key, Entry { value: Some(value), changed: true });
+        }
+    }
+
+    pub(crate) fn remove(&mut self, of: usize, key: &K) {
+        let Some(map) = self.touch(of) else { return };
+        if map.cleared {
+            map.entries.remove(key);
+        } else {
+            map.entries.insert(key.clone(), Entry { value: None, changed: true });
+        }
+    }
+
+    pub(crate) fn clear(&mut self, of: usize) {
+        if let Some(map) = self.touch(of) {
+            map.entries.clear();
+            (map.cleared, map.whole) = (true, true);
+        }
+    }
+
+    /// All entries, by key.
+    pub(crate) fn iter(
+        &mut self,
+        of: usize,
+        host: &mut dyn HostCalls,
+    ) -> impl Iterator<Item = (&K, &V)> + use<'_, K, V> {
+        self.read(of, host);
+        let entries = self.maps.get(of).into_iter().flat_map(|map| &map.entries);
+        entries.filter_map(|(key, entry)| entry.value.as_ref().map(|value| (key, value)))
+    }
+
     fn touch(&mut self, key: usize) -> Option<&mut Map<K, V>> {
         let map = self.maps.get_mut(key)?;
         if !map.touched {
@@ -255,7 +279,7 @@ impl<K: Owned + Ord, V: Owned> MapCell<K, V> {
         Some(map)
     }
 
-    fn get(&mut self, of: usize, key: &K, host: &mut dyn HostCalls) -> Option<&V> {
+    pub(crate) fn get(&mut self, of: usize, key: &K, host: &mut dyn HostCalls) -> Option<&V> {
         let map = self.maps.get(of)?;
         if !map.whole && !map.entries.contains_key(key) {
             self.fetch_all(&[(of as u32, key.clone())], host);
@@ -300,6 +324,10 @@ impl<K: Owned + Ord, V: Owned> MapCell<K, V> {
 }
 
 impl<K: Owned + Ord, V: Owned> StateCell for MapCell<K, V> {
+    fn number(&mut self, state: u32) {
+        self.state = state;
+    }
+
     fn load(&mut self, _columns: &mut Cursor<'_, '_>, keys: usize) {
         self.maps.clear();
         let map = || Map { entries: BTreeMap::new(), whole: false, cleared: false, touched: false };

@@ -28,7 +28,7 @@
 //! functions of a [`KeyedProcess`] take *rows* and run in the sandbox. Consecutive ones are one crossing per batch.
 //!
 //! To read the code begin with [`value`] and [`row`] (what a row is), then [`stage`] (chains of row functions),
-//! [`stream`], [`keyed`], [`window`], [`aggregate`], [`process`] with [`collections`] and [`join`] (what a job is built from), [`flow`] (its
+//! [`stream`], [`keyed`], [`window`], [`aggregate`], [`process`] with [`collections`] and [`broadcast`], and [`join`] (what a job is built from), [`flow`] (its
 //! graph); [`abi`] is the border to the host, `guest` the component.
 
 // The macros write `::tidemill`, here too.
@@ -36,6 +36,7 @@ extern crate self as tidemill;
 
 pub mod abi;
 pub mod aggregate;
+pub mod broadcast;
 #[cfg(target_arch = "wasm32")]
 mod bytes;
 mod cells;
@@ -69,6 +70,9 @@ pub use value::Value;
 pub mod prelude {
     pub use crate::abi::RowError;
     pub use crate::aggregate::{Aggregator, Avg, Count, Max, Min, Sum};
+    pub use crate::broadcast::{
+        BroadcastContext, BroadcastProcess, BroadcastState, KeyedBroadcastProcess, UnkeyedContext,
+    };
     pub use crate::collections::{ListState, MapState};
     pub use crate::flow::Flow;
     pub use crate::join::before;

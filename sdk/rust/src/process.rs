@@ -12,9 +12,10 @@ use crate::abi::{
     BatchView, CallClock, ColumnView, Failure, HostCalls, KeySetView, NodeRuntime, RowError, TimeDomain, TimersView,
     number_at, timestamp_at,
 };
+use crate::broadcast::BroadcastState;
 use crate::cells::{Cells, Handle};
 use crate::collections::{ListCell, ListState, MapCell, MapState};
-use crate::flow::Label;
+use crate::flow::{Graph, Label};
 use crate::keyed::{Key, KeyView, KeyedStream};
 use crate::row::{EmitRow, IntoRow, Row};
 use crate::stage::{Columns, Reads, Rows};
@@ -100,6 +101,9 @@ pub trait KeyedProcess: Send + 'static {
 pub struct States {
     cells: Cells<dyn StateCell>,
     declared: Vec<State>,
+    broadcast_cells: Cells<dyn StateCell>,
+    /// They come behind the others in the plan.
+    broadcast: Vec<State>,
     sides: Cells<dyn SideCell>,
     ports: Vec<Output>,
 }
@@ -130,6 +134,14 @@ impl States {
         self.declared
             .push(State { kind: StateKind::Map { key: K::data_type() }, ..State::value(name, V::data_type()) });
         MapState(self.cells.add(cell, |cell| cell))
+    }
+
+    /// A map that every subtask has whole, whatever the key; only rows of the broadcast stream change it
+    /// ([`crate::broadcast`]).
+    pub fn broadcast<K: Owned + Ord, V: Owned>(&mut self, name: &str) -> BroadcastState<K, V> {
+        let kind = StateKind::Broadcast { key: K::data_type() };
+        self.broadcast.push(State { kind, ..State::value(name, V::data_type()) });
+        BroadcastState(self.broadcast_cells.add(MapCell::<K, V>::new(0), |cell| cell))
     }
 
     /// A side output: further rows, to be taken off the result with [`Stream::side`] by this name.
@@ -210,6 +222,7 @@ impl<R: EmitRow> Clone for Side<R> {
 pub struct Context<'c, O: EmitRow> {
     out: &'c mut Rows<O>,
     states: &'c mut Cells<dyn StateCell>,
+    broadcast: &'c mut Cells<dyn StateCell>,
     sides: &'c mut Cells<dyn SideCell>,
     timers: &'c mut Timers,
     timestamps: &'c [u8],
@@ -236,6 +249,29 @@ impl Prefetch<'_> {
 }
 
 impl<O: EmitRow> Context<'_, O> {
+    /// The same, to be handed on.
+    #[inline]
+    pub(crate) fn again(&mut self) -> Context<'_, O> {
+        Context {
+            out: &mut *self.out,
+            states: &mut *self.states,
+            broadcast: &mut *self.broadcast,
+            sides: &mut *self.sides,
+            timers: &mut *self.timers,
+            host: &mut *self.host,
+            ..*self
+        }
+    }
+
+    /// The cell of a broadcast state, and where it is read.
+    #[inline]
+    pub(crate) fn broadcast<K: Owned + Ord, V: Owned>(
+        &mut self,
+        handle: &Handle<MapCell<K, V>>,
+    ) -> (Option<&mut MapCell<K, V>>, &mut dyn HostCalls) {
+        (self.broadcast.get_mut(handle), &mut *self.host)
+    }
+
     /// The key's number, the cell of a list, and where it is read.
     #[inline]
     pub(crate) fn list<T: Owned>(
@@ -324,34 +360,24 @@ impl<K: Key, R: Row> KeyedStream<K, R> {
         let node = {
             let mut graph = graph.borrow_mut();
             let mut columns = Columns::new(find_columns::<P::In>(&mut graph, from, port, "the stream"));
-            let fields = graph.fields(from, port);
-            let mut key_starts = Vec::new();
-            let mut start = 0;
-            for &column in &self.key {
-                key_starts.push(start);
-                start += fields.get(column as usize).map_or(1, |f| flat_width(&f.field.data_type)) as u32;
-            }
-            let mut reads = Reads::new(fields);
+            let key_starts = self.key_starts(&graph);
+            let mut reads = Reads::new(graph.fields(from, port));
             columns.bind(&mut reads);
-            let reads = reads.into_columns();
-            let fields = P::Out::fields().into_iter().map(|field| OutputField { field, origin: Origin::New }).collect();
-            let mut outputs = vec![Output { name: "main".to_owned(), fields }];
-            outputs.append(&mut states.ports);
-            let kind =
-                NodeKind::Process { reads_timestamps: P::TIMESTAMPS, states: std::mem::take(&mut states.declared) };
-            let runtime = ProcessNode::<P> {
-                process,
-                columns,
-                key_starts,
-                states: states.cells,
-                sides: states.sides,
-                out: Rows::default(),
-                timers: Timers::default(),
-            };
-            let inputs = vec![self.input(reads)];
+            let inputs = vec![self.input(reads.into_columns())];
+            let (machine, outputs, states) = Machine::new(states);
+            let kind = NodeKind::Process { reads_timestamps: P::TIMESTAMPS, states };
+            let runtime = ProcessNode::<P> { process, columns, key_starts, machine };
             graph.add(Label::default().or("process"), inputs, outputs, kind, Some(Box::new(runtime)))
         };
         Stream::direct(graph, node, 0, (0..P::Out::WIDTH as u32).collect())
+    }
+
+    /// Where the key's columns start among the flattened ones that come with timers.
+    pub(crate) fn key_starts(&self, graph: &Graph) -> Vec<u32> {
+        let fields = graph.fields(self.stream.node, self.stream.port);
+        let width = |column: u32| fields.get(column as usize).map_or(1, |f| flat_width(&f.field.data_type)) as u32;
+        let next = |start: &mut u32, &column: &u32| Some(std::mem::replace(start, *start + width(column)));
+        self.key.iter().scan(0, next).collect()
     }
 }
 
@@ -360,11 +386,7 @@ struct ProcessNode<P: KeyedProcess> {
     process: P,
     columns: Columns<P::In>,
     key_starts: Vec<u32>,
-    states: Cells<dyn StateCell>,
-    sides: Cells<dyn SideCell>,
-    /// Empty between calls, as are the timers.
-    out: Rows<P::Out>,
-    timers: Timers,
+    machine: Machine<P::Out>,
 }
 
 impl<P: KeyedProcess> NodeRuntime for ProcessNode<P> {
@@ -376,20 +398,20 @@ impl<P: KeyedProcess> NodeRuntime for ProcessNode<P> {
         keys: &KeySetView<'_>,
         host: &mut dyn HostCalls,
     ) -> Result<(), Failure> {
-        let reader = self.columns.reader(batch);
+        let Self { process, columns, machine, .. } = self;
+        let reader = columns.reader(batch);
         let rows = batch.rows;
-        self.load(keys);
+        machine.load(keys);
         if P::PREFETCH {
             let key_of_row = keys.key_of_row.as_chunks::<4>().0;
             for row in 0..rows {
-                let mut wanted = Prefetch { states: &mut self.states, key: number_at(key_of_row, row) };
-                self.process.prefetch(P::In::view(&reader, row), &mut wanted);
+                let mut wanted = Prefetch { states: &mut machine.states, key: number_at(key_of_row, row) };
+                process.prefetch(P::In::view(&reader, row), &mut wanted);
             }
-            self.states.iter_mut().for_each(|cell| cell.fetch(host));
+            machine.states.iter_mut().for_each(|cell| cell.fetch(host));
         }
-        self.call(clock, rows, batch.timestamps, keys, host, |process, row, _key, ctx| {
-            process.process(P::In::view(&reader, row), ctx)
-        })
+        let call = Call { clock, rows, timestamps: batch.timestamps, keys, sees_others: true };
+        machine.call(call, host, |row, _key, ctx| process.process(P::In::view(&reader, row), ctx))
     }
 
     fn on_timers(
@@ -398,46 +420,94 @@ impl<P: KeyedProcess> NodeRuntime for ProcessNode<P> {
         timers: &TimersView<'_>,
         host: &mut dyn HostCalls,
     ) -> Result<(), Failure> {
-        let starts = std::mem::take(&mut self.key_starts);
-        let mut cursor = Cursor::new(timers.key_columns, &starts);
-        let key_reader = <P::Key as Key>::Row::reader(&mut cursor, timers.keys.keys);
-        let rows = timers.timestamps.len() / 8;
-        self.load(&timers.keys);
-        let result = self.call(clock, rows, timers.timestamps, &timers.keys, host, |process, row, key, ctx| {
-            let timestamp = timestamp_at(timers.timestamps, row).unwrap_or_default();
-            process.on_timer(<P::Key as Key>::Row::view(&key_reader, key), timestamp, ctx)
-        });
-        self.key_starts = starts;
-        result
+        let Self { process, key_starts, machine, .. } = self;
+        machine.timers::<P::Key>(clock, timers, key_starts, host, |key, timestamp, ctx| {
+            process.on_timer(key, timestamp, ctx)
+        })
     }
 }
 
-impl<P: KeyedProcess> ProcessNode<P> {
-    /// Takes the states of a call's keys.
-    fn load(&mut self, keys: &KeySetView<'_>) {
-        let mut cursor = Cursor::all(keys.states);
-        self.states.iter_mut().for_each(|cell| cell.load(&mut cursor, keys.keys));
+/// What a node of a process function has beside its code: states, outputs, timers.
+pub(crate) struct Machine<O: EmitRow> {
+    states: Cells<dyn StateCell>,
+    broadcast: Cells<dyn StateCell>,
+    /// Number of the first broadcast state.
+    first_broadcast: u32,
+    sides: Cells<dyn SideCell>,
+    /// Empty between calls, as are the timers.
+    out: Rows<O>,
+    timers: Timers,
+}
+
+/// A call, without its rows.
+pub(crate) struct Call<'a> {
+    pub(crate) clock: CallClock,
+    pub(crate) rows: usize,
+    pub(crate) timestamps: &'a [u8],
+    pub(crate) keys: &'a KeySetView<'a>,
+    /// Whether a row sees what those of its key before it did (without keys: all before it).
+    pub(crate) sees_others: bool,
+}
+
+impl<O: EmitRow> Machine<O> {
+    /// With the outputs and states of its node.
+    pub(crate) fn new(states: States) -> (Self, Vec<Output>, Vec<State>) {
+        let fields = O::fields().into_iter().map(|field| OutputField { field, origin: Origin::New }).collect();
+        let States { cells, mut declared, mut broadcast_cells, mut broadcast, sides, mut ports } = states;
+        let mut outputs = vec![Output { name: "main".to_owned(), fields }];
+        outputs.append(&mut ports);
+        let first_broadcast = declared.len() as u32;
+        (first_broadcast..).zip(broadcast_cells.iter_mut()).for_each(|(state, cell)| cell.number(state));
+        declared.append(&mut broadcast);
+        let (out, timers) = (Rows::default(), Timers::default());
+        (Self { states: cells, broadcast: broadcast_cells, first_broadcast, sides, out, timers }, outputs, declared)
     }
 
-    /// The states are loaded.
-    #[inline(always)]
-    fn call(
+    /// Takes the states of a call's keys.
+    pub(crate) fn load(&mut self, keys: &KeySetView<'_>) {
+        let mut cursor = Cursor::all(keys.states);
+        self.states.iter_mut().for_each(|cell| cell.load(&mut cursor, keys.keys));
+        self.broadcast.iter_mut().for_each(|cell| cell.load(&mut cursor, 1));
+    }
+
+    /// Runs for each timer.
+    pub(crate) fn timers<K: Key>(
         &mut self,
         clock: CallClock,
-        rows: usize,
-        timestamps: &[u8],
-        keys: &KeySetView<'_>,
+        timers: &TimersView<'_>,
+        key_starts: &[u32],
         host: &mut dyn HostCalls,
-        mut each: impl FnMut(&mut P, usize, usize, &mut Context<'_, P::Out>) -> Result<(), RowError>,
+        mut each: impl FnMut(KeyView<'_, K>, Timestamp, &mut Context<'_, O>) -> Result<(), RowError>,
     ) -> Result<(), Failure> {
+        let mut cursor = Cursor::new(timers.key_columns, key_starts);
+        let key_reader = K::Row::reader(&mut cursor, timers.keys.keys);
+        let rows = timers.timestamps.len() / 8;
+        self.load(&timers.keys);
+        let call = Call { clock, rows, timestamps: timers.timestamps, keys: &timers.keys, sees_others: true };
+        self.call(call, host, |row, key, ctx| {
+            let timestamp = timestamp_at(timers.timestamps, row).unwrap_or_default();
+            each(K::Row::view(&key_reader, key), timestamp, ctx)
+        })
+    }
+
+    /// Runs for each row. The states are loaded.
+    #[inline(always)]
+    pub(crate) fn call(
+        &mut self,
+        call: Call<'_>,
+        host: &mut dyn HostCalls,
+        mut each: impl FnMut(usize, usize, &mut Context<'_, O>) -> Result<(), RowError>,
+    ) -> Result<(), Failure> {
+        let Call { clock, rows, timestamps, keys, sees_others } = call;
         self.sides.iter_mut().for_each(|cell| cell.clear());
         self.out.clear();
         self.out.writer.reserve(rows);
         self.timers.clear();
-        let mut failures = Failures::default();
+        let mut failures = Failures { sees_others, ..Failures::default() };
         let mut ctx = Context {
             out: &mut self.out,
             states: &mut self.states,
+            broadcast: &mut self.broadcast,
             sides: &mut self.sides,
             timers: &mut self.timers,
             timestamps,
@@ -454,7 +524,7 @@ impl<P: KeyedProcess> ProcessNode<P> {
             if failures.concern(key) {
                 continue;
             }
-            if let Err(error) = each(&mut self.process, row, key, &mut ctx) {
+            if let Err(error) = each(row, key, &mut ctx) {
                 failures.add(row, key, &error);
             }
         }
@@ -465,6 +535,9 @@ impl<P: KeyedProcess> ProcessNode<P> {
         }
         for (state, cell) in self.states.iter_mut().enumerate() {
             cell.flush(state as u32, host);
+        }
+        for (state, cell) in (self.first_broadcast..).zip(self.broadcast.iter_mut()) {
+            cell.flush(state, host);
         }
         self.timers.flush(host);
         Ok(())
@@ -477,6 +550,8 @@ impl<P: KeyedProcess> ProcessNode<P> {
 struct Failures {
     rows: Vec<(u32, String)>,
     keys: Vec<usize>,
+    /// Whether other rows of the key see what it did.
+    sees_others: bool,
 }
 
 impl Failures {
@@ -488,7 +563,9 @@ impl Failures {
     #[cold]
     fn add(&mut self, row: usize, key: usize, error: &RowError) {
         self.rows.push((row as u32, error.reason().to_owned()));
-        self.keys.push(key);
+        if self.sees_others {
+            self.keys.push(key);
+        }
     }
 
     fn into_result(self) -> Result<(), Failure> {
@@ -524,6 +601,8 @@ impl<R: EmitRow> SideCell for Rows<R> {
 
 /// A state, whatever its kind and type.
 pub(crate) trait StateCell: Send {
+    /// Which state of the node it is, where that is known late.
+    fn number(&mut self, _state: u32) {}
     /// Begins a call with so many keys. A cell of values takes those of the keys off the front.
     fn load(&mut self, columns: &mut Cursor<'_, '_>, keys: usize);
     /// Reads what was named before the first row has its turn.

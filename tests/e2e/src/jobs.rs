@@ -16,6 +16,8 @@ pub enum Job {
     Joins,
     /// Files that go on being found, dead letters, processing-time timers.
     Files,
+    /// State that all keys share, beside keyed state and without.
+    Broadcast,
 }
 
 /// A sink of a job.
@@ -27,6 +29,13 @@ pub struct SinkSpec {
     pub json: bool,
     /// Its columns that are looked at; of CSV all.
     pub columns: &'static [&'static str],
+}
+
+impl SinkSpec {
+    /// Its section in the manifest.
+    pub fn section(&self) -> String {
+        if self.name == "dead-letters" { "dead-letter".to_owned() } else { format!("sinks.{}", self.name) }
+    }
 }
 
 const fn csv(name: &'static str) -> SinkSpec {
@@ -61,7 +70,7 @@ pub struct Settings {
 
 impl Job {
     /// All.
-    pub const ALL: [Self; 4] = [Self::Keyed, Self::Windows, Self::Joins, Self::Files];
+    pub const ALL: [Self; 5] = [Self::Keyed, Self::Windows, Self::Joins, Self::Files, Self::Broadcast];
 
     /// Its name, which is also the feature of its component.
     pub fn name(self) -> &'static str {
@@ -70,6 +79,7 @@ impl Job {
             Self::Windows => "windows",
             Self::Joins => "joins",
             Self::Files => "files",
+            Self::Broadcast => "broadcast",
         }
     }
 
@@ -96,7 +106,9 @@ impl Job {
             csv("timed"),
             json("dead-letters", &["reason", "record"]),
         ];
+        const BROADCAST: [SinkSpec; 2] = [csv("told"), json("known", &["key", "rows", "auctions"])];
         match self {
+            Self::Broadcast => &BROADCAST,
             Self::Keyed => &KEYED,
             Self::Windows => &WINDOWS,
             Self::Joins => &JOINS,
@@ -123,6 +135,7 @@ impl Job {
             Self::Keyed => reference::keyed(records),
             Self::Windows => reference::windows(records),
             Self::Joins => reference::joins(records),
+            Self::Broadcast => reference::broadcast(records),
             Self::Files => reference::files(records, PER_FILE),
         }
     }
@@ -149,11 +162,11 @@ impl Job {
             }
         } else {
             line(format!("\n[sources.bids]\nconnector = \"bids\"\nrecords = {records}\nauctions = {AUCTIONS}"));
-            line(format!("bidders = {BIDDERS}\nrate = {RATE}\npace = {PACE}\nmixed = {}", self == Self::Joins));
+            let mixed = matches!(self, Self::Joins | Self::Broadcast);
+            line(format!("bidders = {BIDDERS}\nrate = {RATE}\npace = {PACE}\nmixed = {mixed}"));
         }
         for sink in self.sinks() {
-            let section =
-                if sink.name == "dead-letters" { "dead-letter".to_owned() } else { format!("sinks.{}", sink.name) };
+            let section = sink.section();
             let format = if sink.json { "json" } else { "csv" };
             line(format!(
                 "\n[{section}]\nconnector = \"files\"\npath = '{folder}/{}'\nformat = \"{format}\"",

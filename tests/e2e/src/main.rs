@@ -56,7 +56,7 @@ struct Args {
     /// What is drawn at random is drawn from this
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// keyed, windows, joins, files, or all in turn
+    /// keyed, windows, joins, files, broadcast, or all in turn
     #[arg(long, default_value = "all")]
     job: String,
     /// The state backend: memory or rocksdb
@@ -65,6 +65,9 @@ struct Args {
     /// Where checkpoints and savepoints are kept: folder, or s3 (a server that is started for it)
     #[arg(long, default_value = "folder")]
     store: String,
+    /// Where the jobs write: folder, or s3
+    #[arg(long, default_value = "folder")]
+    sink: String,
     /// Run the jobs in clusters of so many workers, and kill workers and coordinators
     #[arg(long, value_name = "WORKERS", value_parser = clap::value_parser!(u64).range(1..=16))]
     cluster: Option<u64>,
@@ -133,11 +136,11 @@ fn audit(args: &Args) -> Result<bool> {
     };
     let set = backend(&args.backend)?;
     let mut binary = Binary::find(guests::folder().join("compiled"))?;
-    let server = match args.store.as_str() {
-        "folder" => None,
-        "s3" => Some(S3Server::start(BUCKET)),
-        other => bail!("there is no store '{other}'; there are folder and s3"),
-    };
+    let (store_in_s3, sink_in_s3) = (is_s3("store", &args.store)?, is_s3("sink", &args.sink)?);
+    if sink_in_s3 && args.cluster.is_some() {
+        bail!("--sink s3 goes with single processes, not with --cluster");
+    }
+    let server = (store_in_s3 || sink_in_s3).then(|| S3Server::start(BUCKET));
     binary.environment = server.as_ref().map_or_else(Vec::new, S3Server::environment);
     let mut components = BTreeMap::new();
     for job in &jobs {
@@ -156,6 +159,15 @@ fn audit(args: &Args) -> Result<bool> {
     let Audit { total, jobs, .. } = audit;
     println!("{}", summary(&total, args, &jobs, begin));
     Ok(total.is_well())
+}
+
+/// Whether an object store is asked for.
+fn is_s3(what: &str, name: &str) -> Result<bool> {
+    match name {
+        "folder" => Ok(false),
+        "s3" => Ok(true),
+        other => bail!("there is no {what} '{other}'; there are folder and s3"),
+    }
 }
 
 struct Audit<'a> {
@@ -193,10 +205,11 @@ impl Audit<'_> {
         let plan = Plan::new(job, seed, number, kills);
         let started = Instant::now();
         let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
-        let place = self.place(folder.path());
+        let place = self.place(folder.path(), &self.args.store);
+        let output = self.place(folder.path(), &self.args.sink);
         let outcome = match self.args.cluster {
             Some(workers) => cluster::run(&self.binary, &plan, component, folder.path(), &place, &self.set, workers)?,
-            None => Scenario::new(&self.binary, &plan, component, folder.path(), place, &self.set)?.run()?,
+            None => Scenario::new(&self.binary, &plan, component, folder.path(), place, output, &self.set)?.run()?,
         };
         add(&mut self.total, &outcome, &plan);
         if !report(&outcome, &plan, (seed, number), &self.args.job, started.elapsed().as_secs_f64()) {
@@ -207,9 +220,9 @@ impl Audit<'_> {
     }
 
     /// Of a scenario that runs in this folder.
-    fn place(&self, folder: &Path) -> Place {
+    fn place(&self, folder: &Path, kind: &str) -> Place {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        match &self.server {
+        match self.server.as_ref().filter(|_| kind == "s3") {
             Some(server) => Place { location: format!("s3://{BUCKET}/{name}"), folder: server.file(BUCKET, &name) },
             None => Place::of(folder),
         }
@@ -233,7 +246,7 @@ fn try_out(binary: &Binary, components: &BTreeMap<Job, PathBuf>, set: &[String],
     let folder = tempfile::Builder::new().prefix("tidemill-audit-").tempdir()?;
     let plan = Plan::undisturbed(*job);
     let place = Place::of(folder.path());
-    match Scenario::new(binary, &plan, component, folder.path(), place, set)?.run()?.failure {
+    match Scenario::new(binary, &plan, component, folder.path(), place.clone(), place, set)?.run()?.failure {
         Some(why) => bail!("this tidemill does not run with the state backend {backend}: {why}"),
         None => Ok(()),
     }
@@ -315,6 +328,7 @@ fn summary(total: &Total, args: &Args, jobs: &[Job], begin: Instant) -> serde_js
         "seed": args.seed,
         "backend": args.backend,
         "store": args.store,
+        "sink": args.sink,
         "workers": args.cluster,
         "jobs": jobs.iter().map(|job| job.name()).collect::<Vec<_>>(),
     })

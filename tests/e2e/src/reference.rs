@@ -159,6 +159,19 @@ pub fn joins(records: u64) -> Outputs {
     ])
 }
 
+/// The job `broadcast`: of each auction with bids, at the end, how many, and what all subtasks know of all auctions.
+pub fn broadcast(records: u64) -> Outputs {
+    let events = events(records);
+    let (auctions, bids): (Vec<&Event>, Vec<&Event>) = events.iter().partition(|e| e.id % 16 == 15);
+    let known = auctions.iter().map(|e| (e.auction + 1) * e.id).sum();
+    let mut rows: BTreeMap<i64, i64> = BTreeMap::new();
+    bids.iter().for_each(|bid| *rows.entry(bid.auction).or_default() += 1);
+    BTreeMap::from([
+        ("told", bids.iter().map(|bid| row([bid.id])).collect()),
+        ("known", rows.into_iter().map(|(key, rows)| row([key, rows, known])).collect()),
+    ])
+}
+
 /// What a record of the files is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {

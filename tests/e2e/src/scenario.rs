@@ -65,6 +65,8 @@ pub struct Scenario<'a> {
     plan: &'a Plan,
     folder: &'a Path,
     place: Place,
+    /// Where the sinks write, each into a folder of its name.
+    output: Place,
     /// Arguments for every process, as `--set` takes them.
     set: Vec<String>,
     manifest: PathBuf,
@@ -97,16 +99,21 @@ enum Ended {
 }
 
 impl<'a> Scenario<'a> {
-    /// In a folder of its own, with its checkpoints in a place of its own.
+    /// In a folder of its own, with its checkpoints and its output in places of their own.
     pub fn new(
         binary: &'a Binary,
         plan: &'a Plan,
         component: &Path,
         folder: &'a Path,
         place: Place,
+        output: Place,
         set: &[String],
     ) -> Result<Self> {
         let mut set = set.to_vec();
+        set.extend(plan.job.sinks().iter().map(|sink| {
+            let section = sink.section();
+            format!("{section}.path='{}/{}'", output.location, sink.name)
+        }));
         set.push(format!("checkpoints.location='{}/checkpoints'", place.location));
         let manifest = folder.join("tidemill.toml");
         fs::write(&manifest, plan.job.manifest(folder, component, &plan.settings))?;
@@ -120,6 +127,7 @@ impl<'a> Scenario<'a> {
             plan,
             folder,
             place,
+            output,
             set,
             manifest,
             feed,
@@ -149,8 +157,8 @@ impl<'a> Scenario<'a> {
         if !finished && let Err(failure) = self.finish() {
             return self.failed(failure);
         }
-        let found = check::found(self.plan.job, self.folder)?;
-        let left = check::left_behind(self.plan.job, self.folder)?;
+        let found = check::found(self.plan.job, &self.output.folder)?;
+        let left = check::left_behind(self.plan.job, &self.output.folder)?;
         if !self.ended_unseen && !left.is_empty() {
             self.outcome.failure = Some(format!("hidden files are left behind: {}", left.join(", ")));
         }
@@ -429,7 +437,7 @@ impl<'a> Scenario<'a> {
             if let Some(status) = process.ended()? {
                 return if status.success() { self.ended_well(process) } else { self.ended_badly(process, status) };
             }
-            let now = count(&check::found(self.plan.job, self.folder)?);
+            let now = count(&check::found(self.plan.job, &self.output.folder)?);
             if now > seen {
                 (seen, progressed) = (now, Instant::now());
             }

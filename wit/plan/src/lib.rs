@@ -157,13 +157,14 @@ pub enum NodeKind {
         #[serde(default)]
         reads_timestamps: bool,
     },
-    /// User code with keyed state and timers. All inputs are hashed by keys of the same types.
+    /// User code with state and timers. Its inputs are hashed by keys of the same types, or broadcast; or none is hashed and at
+    /// least one is broadcast: then it has no timers and no state but broadcast state.
     /// Origins are `new` or `input`; with timers, `input` origins are possible on ports that timers do not emit to.
     Process {
         /// Whether the code reads the rows' timestamps.
         #[serde(default)]
         reads_timestamps: bool,
-        /// The state of each key.
+        /// The state of each key, then that of all keys (`broadcast`).
         #[serde(default)]
         states: Vec<State>,
     },
@@ -276,7 +277,7 @@ pub enum AggregateFunction {
     },
 }
 
-/// One keyed state of a `process` node.
+/// One state of a `process` node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -285,7 +286,7 @@ pub struct State {
     pub name: String,
     /// Its kind.
     pub kind: StateKind,
-    /// Type of its value; of a list's items; of a map's values.
+    /// Type of its value; of a list's items; of the values of a map or broadcast state.
     pub data_type: DataType,
     /// How long a value lives. Absent: until it is removed. Only for `value`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -299,7 +300,7 @@ impl State {
     }
 }
 
-/// The kinds of keyed state.
+/// The kinds of state: of each key, but for `broadcast`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -312,6 +313,11 @@ pub enum StateKind {
     /// A map per key, with one value per map key; as a list is not sent. An empty map and none are the same.
     Map {
         /// Type of the map's keys, which are never absent.
+        key: DataType,
+    },
+    /// One map for all keys, which every subtask has whole. It is not sent either. Only rows of a broadcast input change it.
+    Broadcast {
+        /// Type of the map's keys, which are never absent; a type that a stream could be keyed by.
         key: DataType,
     },
 }

@@ -17,8 +17,15 @@ pub fn manifest(owner: &Owner, epoch: u64, files: Vec<FileRef>) -> Manifest {
         key_groups: KeyGroupRange { first: 0, last: 127 },
         files,
     };
-    let subtask =
-        SubtaskState { index: 0, watermark: 17, state: Some(state), splits: Vec::new(), sink: None, in_flight: None };
+    let subtask = SubtaskState {
+        index: 0,
+        watermark: 17,
+        state: Some(state),
+        broadcast: Vec::new(),
+        splits: Vec::new(),
+        sink: None,
+        in_flight: None,
+    };
     let operator = OperatorState {
         uid: "count".to_owned(),
         name: "count".to_owned(),

@@ -47,7 +47,8 @@ impl Found {
         let operators = &self.checkpoint.operators;
         let found = operators.iter().find(|o| o.uid == named).or_else(|| operators.iter().find(|o| o.name == named));
         found.ok_or_else(|| {
-            let keeps = operators.iter().filter(|o| o.subtasks.iter().any(|s| s.state.is_some()));
+            let keeps =
+                operators.iter().filter(|o| o.subtasks.iter().any(|s| s.state.is_some() || !s.broadcast.is_empty()));
             let known: Vec<String> = keeps.map(|o| format!("{} ({})", o.uid, o.name)).collect();
             Error::invalid(format!("{} has no operator '{named}'", self.title))
                 .mend(format!("Operators with state, by uid and name: {}.", known.join(", ")))

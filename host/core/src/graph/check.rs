@@ -9,7 +9,8 @@ use tidemill_plan::{
 
 use super::{MAX_FIELDS, MAX_NODES, aggregate_type};
 use crate::error::{Error, Result};
-use crate::types::last_access_name;
+use crate::keys::KeyCodec;
+use crate::types::{arrow_type, last_access_name};
 
 /// Names are shown in messages, files and metrics: this is plenty.
 const MAX_NAME_BYTES: usize = 256;
@@ -211,7 +212,7 @@ impl<'a> Checker<'a> {
             }
             NodeKind::Process { states, .. } => {
                 self.shape(inputs, 1..=2, 0..=64)?;
-                self.keyed(inputs)?;
+                self.process(inputs, states)?;
                 check_states(states)
             }
             NodeKind::Window { windows, allowed_lateness_ms, late_port, aggregates } => {
@@ -296,12 +297,46 @@ impl<'a> Checker<'a> {
         plain.then_some(()).ok_or_else(|| "all columns of a union have an origin in input 0".into())
     }
 
+    /// Inputs of a process function: hashed by one key or broadcast; or none hashed and one broadcast.
+    fn process(&self, inputs: &[&[OutputField]], states: &[State]) -> Check {
+        let broadcast = self.node.inputs.iter().any(|input| input.exchange == Exchange::Broadcast);
+        if !broadcast {
+            self.keyed(inputs)?;
+        }
+        let is_broadcast = |state: &&State| matches!(state.kind, StateKind::Broadcast { .. });
+        if let Some(state) = states.iter().find(is_broadcast).filter(|_| !broadcast) {
+            return Err(format!("state '{}' is changed by rows of a broadcast input, and it has none", state.name));
+        }
+        if states.iter().skip_while(|state| !is_broadcast(state)).any(|state| !is_broadcast(&state)) {
+            return Err("its broadcast states must come behind the others".into());
+        }
+        if super::keyed_input(self.node).is_none() {
+            return match states.iter().find(|state| !is_broadcast(state)) {
+                Some(state) => {
+                    Err(format!("state '{}' belongs to a key, and none of its inputs is hashed", state.name))
+                }
+                None => Ok(()),
+            };
+        }
+        let other = |input: &Input| !matches!(input.exchange, Exchange::Hash(_) | Exchange::Broadcast);
+        if self.node.inputs.iter().any(other) {
+            return Err("each of its inputs must be hashed by key, or broadcast".into());
+        }
+        self.same_keys(inputs)
+    }
+
     fn keyed(&self, inputs: &[&[OutputField]]) -> Check {
+        if self.node.inputs.iter().any(|input| super::key_of(&input.exchange).is_none()) {
+            return Err("each of its inputs must be hashed by key".into());
+        }
+        self.same_keys(inputs)
+    }
+
+    /// Those of its inputs that are hashed are hashed by keys of the same types.
+    fn same_keys(&self, inputs: &[&[OutputField]]) -> Check {
         let mut first: Option<Vec<&DataType>> = None;
         for (input, fields) in self.node.inputs.iter().zip(inputs) {
-            let Exchange::Hash(key) = &input.exchange else {
-                return Err("each of its inputs must be hashed by key".into());
-            };
+            let Some(key) = super::key_of(&input.exchange) else { continue };
             let types = key.iter().map(|&c| self.column(fields, c).map(|f| &f.data_type)).collect::<Check<Vec<_>>>()?;
             match &first {
                 Some(other) if *other != types => return Err("its inputs are hashed by keys of different types".into()),
@@ -343,8 +378,16 @@ fn check_states(states: &[State]) -> Result<(), String> {
         let State { name, kind, data_type, ttl } = state;
         check_name("a state's name", name).map_err(|e| e.message().to_owned())?;
         check_type(name, data_type, 0)?;
-        if let StateKind::Map { key } = kind {
-            check_type(name, key, 0)?;
+        match kind {
+            StateKind::Value | StateKind::List => {}
+            StateKind::Map { key } => check_type(name, key, 0)?,
+            StateKind::Broadcast { key } => {
+                check_type(name, key, 0)?;
+                let float = matches!(key, DataType::Float32 | DataType::Float64);
+                if float || KeyCodec::new(&[arrow_type(key)], false).is_err() {
+                    return Err(format!("the keys of state '{name}' have the type {key}, which can't be a key"));
+                }
+            }
         }
         let times = ttl.map(|_| last_access_name(name));
         for column in [name].into_iter().chain(&times) {
@@ -356,7 +399,7 @@ fn check_states(states: &[State]) -> Result<(), String> {
         }
         let Some(ttl) = ttl else { continue };
         if *kind != StateKind::Value {
-            return Err(format!("state '{name}' is a list or map; only states of kind value can have a time-to-live"));
+            return Err(format!("state '{name}' is no value; only states of kind value can have a time-to-live"));
         }
         if !(1..=MAX_TTL_MS).contains(&ttl.duration_ms) {
             let ms = ttl.duration_ms;

@@ -117,7 +117,7 @@ fn states_of_every_kind_are_accepted_and_wrong_ones_refused() {
     for kind in [json!("list"), json!({"map": {"key": "utf8"}})] {
         let mut state = state("l", kind);
         state["ttl"] = json!({"duration_ms": 5});
-        refused(json!([state]), "state 'l' is a list or map");
+        refused(json!([state]), "state 'l' is no value");
     }
     for ms in [0, u64::MAX] {
         let mut state = state("v", json!("value"));
@@ -126,6 +126,46 @@ fn states_of_every_kind_are_accepted_and_wrong_ones_refused() {
     }
     refused(json!([lives, state("v.last_access", json!("value"))]), "two states are named 'v.last_access'");
     refused(json!([state("v", json!("list")), state("v", json!("value"))]), "two states are named 'v'");
+}
+
+#[test]
+fn broadcast_state_needs_a_broadcast_input_and_stands_behind_the_others() {
+    let inputs = |first: Value, second: Value| json!([{"node": 0, "exchange": first, "reads": [0]}, {"node": 1, "exchange": second, "reads": [2]}]);
+    let plan = |inputs: Value, states: Value| {
+        let mut rules = bids();
+        rules["uid"] = json!("rules");
+        let process = json!({
+            "uid": "watch", "name": "watch", "kind": {"process": {"states": states}}, "inputs": inputs,
+            "outputs": [{"name": "main", "fields": [field("n", "int64")]}]
+        });
+        graph(json!({"version": 1, "name": "job", "nodes": [bids(), rules, process, sink(2)]}))
+    };
+    let (hash, broadcast) = (json!({"hash": [0]}), json!("broadcast"));
+    let rules = |key: Value| json!({"name": "rules", "kind": {"broadcast": {"key": key}}, "data_type": "int64"});
+    let value = json!({"name": "v", "kind": "value", "data_type": "int64"});
+    let text = rules(json!("utf8"));
+    for first in [&hash, &broadcast, &json!("forward"), &json!("rebalance")] {
+        plan(inputs(first.clone(), broadcast.clone()), json!([text])).unwrap();
+    }
+    plan(inputs(broadcast.clone(), hash.clone()), json!([value, text])).unwrap();
+    let refused = |first: &Value, second: &Value, states: Value, words: &str| {
+        let error = plan(inputs(first.clone(), second.clone()), states).expect_err("it is wrong");
+        assert!(error.contains("watch") && error.contains(words), "{error}");
+    };
+    refused(&hash, &hash, json!([text]), "'rules' is changed by rows of a broadcast input, and it has none");
+    refused(&hash, &broadcast, json!([text, value]), "must come behind the others");
+    refused(
+        &json!("forward"),
+        &broadcast,
+        json!([value, text]),
+        "'v' belongs to a key, and none of its inputs is hashed",
+    );
+    refused(&json!("forward"), &hash, json!([value]), "each of its inputs must be hashed by key");
+    refused(&json!("forward"), &json!("rebalance"), json!([]), "each of its inputs must be hashed by key");
+    refused(&hash, &broadcast, json!([rules(json!("float64"))]), "which can't be a key");
+    let mut lives = text.clone();
+    lives["ttl"] = json!({"duration_ms": 5});
+    refused(&hash, &broadcast, json!([lives]), "state 'rules' is no value");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! User code with keyed state and timers.
+//! User code with keyed state and timers, and with broadcast state beside it or without any key.
 //!
 //! Each batch, and each set of due timers, is one transaction: the keys are made resident, their states travel with the
 //! call, and what it changes takes effect when it succeeded. Timers fire between batches: event-time timers when the
@@ -9,6 +9,7 @@
 //!
 //! Invariant: between two calls, the table has entries only for keys that have some state, which may be over by now.
 
+mod broadcast;
 mod call;
 mod numbering;
 mod states;
@@ -17,19 +18,21 @@ use std::sync::Arc;
 
 use arrow::array::ArrayRef;
 use arrow::buffer::ScalarBuffer;
-use tidemill_core::graph::key_of;
+use tidemill_core::graph::{key_of, keyed_input};
 use tidemill_core::ids::InputIndex;
 use tidemill_core::keys::Keys;
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::operator::{Operator, Output, Progress};
-use tidemill_core::plan::{NodeKind, Origin};
+use tidemill_core::plan::{Exchange, NodeKind, Origin, StateKind};
 use tidemill_core::snapshot::{SnapshotKind, StateSnapshot};
-use tidemill_core::state::{Namespace, Slot};
+use tidemill_core::state::{Namespace, Slot, StateBackend};
 use tidemill_core::time::{Clock, Timestamp, Watermark};
 use tidemill_core::types::arrow_schema;
 use tidemill_core::user::{CallClock, TimeDomain, UserCode};
 use tidemill_core::{Batch, Error, ErrorKind, Result};
+use tidemill_state::MemoryBackend;
 
+use self::broadcast::BroadcastStates;
 use self::call::Call;
 use self::numbering::Numbering;
 use self::states::States;
@@ -50,20 +53,27 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     let NodeKind::Process { reads_timestamps, states } = &node.kind else {
         return Err(Error::internal(format!("'{}' is no process function", node.name)));
     };
-    let state = build.open_state(build.graph.key_codec(node, 0)?)?;
+    let codec = build.graph.key_codec(node, keyed_input(node).unwrap_or_default())?;
+    let spec = build.state_spec(codec)?;
+    let broadcast = BroadcastStates::declare(states, &build.begin.broadcast, &spec)?;
+    // Without a key there is nothing in it, and nothing to be gone on from.
+    let is_keyed = keyed_input(node).is_some();
+    let state = if is_keyed { build.backend.open(spec) } else { MemoryBackend::new().open(spec) };
     let user = build.user.ok_or_else(|| Error::internal(format!("no user code for '{}'", node.name)))?;
-    let states = States::declare(state, states, build.context.clock.now().0)?;
+    let keyed: Vec<_> = states.iter().filter(|s| !matches!(s.kind, StateKind::Broadcast { .. })).cloned().collect();
+    let states = States::declare(state?, &keyed, build.context.clock.now().0)?;
     let mut inputs = Vec::with_capacity(node.inputs.len());
     let mut key_fields = Vec::new();
     for (index, input) in node.inputs.iter().enumerate() {
         let fields = build.graph.input_fields(node, index)?;
-        let key = key_of(&input.exchange)
-            .ok_or_else(|| Error::internal(format!("input {index} of '{}' is not hashed", node.name)))?;
-        if index == 0 {
+        let key = key_of(&input.exchange);
+        if keyed_input(node) == Some(index) {
+            let key = key.unwrap_or_default();
             key_fields = key.iter().filter_map(|&k| fields.get(k as usize)).map(|f| f.field.clone()).collect();
         }
         inputs.push(InputPlan {
-            key: key.iter().map(|&column| column as usize).collect(),
+            key: key.map(|key| key.iter().map(|&column| column as usize).collect()),
+            is_broadcast: input.exchange == Exchange::Broadcast,
             reads: input.reads.iter().map(|&column| column as usize).collect(),
             text: RecordText::new(arrow_schema(fields.iter().map(|f| &f.field))),
         });
@@ -71,7 +81,9 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     Ok(Box::new(Process {
         engine: Engine {
             user,
+            is_keyed,
             states,
+            broadcast,
             inputs,
             key_text: RecordText::new(arrow_schema(&key_fields)),
             ports: PortPlans::new(node)?,
@@ -96,7 +108,9 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
 
 /// How an input's rows become calls.
 struct InputPlan {
-    key: Vec<usize>,
+    /// `None`: its rows have no key.
+    key: Option<Vec<usize>>,
+    is_broadcast: bool,
     reads: Vec<usize>,
     text: RecordText,
 }
@@ -104,7 +118,9 @@ struct InputPlan {
 /// What calls need, apart from the rows themselves.
 struct Engine {
     user: Box<dyn UserCode>,
+    is_keyed: bool,
     states: States,
+    broadcast: BroadcastStates,
     inputs: Vec<InputPlan>,
     key_text: RecordText,
     ports: PortPlans,
@@ -127,6 +143,7 @@ struct Work {
     what: What,
     /// What emissions derive from: the rows with all columns, or the timers' times.
     rows: Batch,
+    /// Of each row, or of none: rows of an input that is not hashed have no key.
     keys: Keys,
     slots: Vec<Slot>,
 }
@@ -167,9 +184,18 @@ struct Process {
 
 impl Operator for Process {
     fn process(&mut self, input: InputIndex, batch: Batch, out: &mut dyn Output) -> Result<Progress> {
-        let columns = batch.project(&self.engine.input(input)?.key)?;
-        let keys = self.engine.states.lock().codec().encode(batch.rows(), columns.columns())?;
-        let slots = self.resolve(&keys)?;
+        let (keys, slots) = match &self.engine.input(input)?.key {
+            Some(key) => {
+                let columns = batch.project(key)?;
+                let keys = self.engine.states.lock().codec().encode(batch.rows(), columns.columns())?;
+                let slots = self.resolve(&keys)?;
+                (keys, slots)
+            }
+            None => {
+                self.engine.may_be_vacant = false;
+                (Keys::none(), Vec::new())
+            }
+        };
         self.start(Work { what: What::Rows { input }, rows: batch, keys, slots });
         self.go_on(out)
     }
@@ -185,12 +211,19 @@ impl Operator for Process {
 
     fn snapshot(&mut self, kind: SnapshotKind) -> Result<Option<Box<dyn StateSnapshot>>> {
         let engine = &self.engine;
+        if !engine.is_keyed {
+            return Ok(None);
+        }
         // What is in hand holds slots of its entries.
         if self.work.is_none() {
             engine.states.clean_up(self.clock.now().0, 0)?;
         }
         let snapshot = engine.states.lock().snapshot(kind)?;
         Ok(Some(snapshot))
+    }
+
+    fn snapshot_broadcast(&mut self, kind: SnapshotKind) -> Result<Vec<(String, Box<dyn StateSnapshot>)>> {
+        self.engine.broadcast.snapshot(kind)
     }
 
     fn close(&mut self) -> Result<()> {
@@ -308,6 +341,14 @@ impl Engine {
         self.inputs.get(input.index()).ok_or_else(|| Error::internal(format!("{input} of {}", self.inputs.len())))
     }
 
+    /// Whether this is about rows of a broadcast input.
+    fn is_broadcast(&self, work: &Work) -> Result<bool> {
+        match work.what {
+            What::Rows { input } => Ok(self.input(input)?.is_broadcast),
+            What::Timers { .. } => Ok(false),
+        }
+    }
+
     /// Ends a transaction: lets go of keys about which nothing is to be remembered, and makes the rest the state.
     fn end(&mut self, work: &Work, now: Timestamp) -> Result<()> {
         if self.may_be_vacant {
@@ -316,8 +357,11 @@ impl Engine {
         self.states.clean_up(now.0, work.slots.len())?;
         let mut state = self.states.lock();
         state.commit()?;
-        self.metrics.state_entries.set(state.entries());
-        self.metrics.state_bytes.set(state.memory_bytes() as u64);
+        if self.is_broadcast(work)? {
+            self.broadcast.commit()?;
+        }
+        self.metrics.state_entries.set(state.entries() + self.broadcast.entries());
+        self.metrics.state_bytes.set((state.memory_bytes() + self.broadcast.memory_bytes()) as u64);
         Ok(())
     }
 }

@@ -257,7 +257,9 @@ impl Cell {
                 let SourceSnapshot { splits, watermark } = source.snapshot(barrier.epoch)?;
                 (snapshot.splits, snapshot.watermark) = (splits, watermark);
             }
-            Work::Operator(operator) => snapshot.freeze(operator.snapshot(barrier.kind)?),
+            Work::Operator(operator) => {
+                snapshot.freeze(operator.snapshot(barrier.kind)?, operator.snapshot_broadcast(barrier.kind)?);
+            }
             Work::Assign(assign) => snapshot.watermark = assign.watermark.get(),
             Work::Sink(sink) => {
                 snapshot.prepared = Some(sink.prepare(barrier.epoch)?);

@@ -146,6 +146,33 @@ fn a_process_function_with_a_list_a_map_and_a_value_that_expires() {
     check("collect", &Description { graph: plan.graph(), sources: vec![("in", splits)], compared: all, at_least: 900 });
 }
 
+/// What one subtask knows at the end is what all rows of the broadcast stream said, whatever was killed and rescaled.
+#[test]
+fn broadcast_state_beside_keyed_state() {
+    let mut plan = Plan::default();
+    let source = plan.source("in", in_order());
+    let rules = plan.source("rules", in_order());
+    let process = plan.judging("judge", source, rules);
+    plan.sink("timers", (process, 0));
+    plan.sink("rows", (process, 1));
+    let sources = vec![("in", splits(25)), ("rules", splits(26))];
+    check("broadcast", &Description { graph: plan.graph(), sources, compared: all, at_least: 550 });
+}
+
+#[test]
+fn broadcast_state_without_a_key() {
+    let mut plan = Plan::default();
+    let source = plan.source("in", in_order());
+    let rules = plan.source("rules", in_order());
+    let judged = plan.judging_unkeyed("judge without a key", source, rules);
+    // Behind it, so that what it hands on is seen to be in order of event time.
+    let window = plan.window("window", judged, tumbling(100), 0, builtin());
+    plan.sink("results", (window, 0));
+    plan.sink("late", (window, 1));
+    let sources = vec![("in", splits(27)), ("rules", splits(28))];
+    check("broadcast, no key", &Description { graph: plan.graph(), sources, compared: all, at_least: 250 });
+}
+
 fn window(seed: u64, name: &str, windows: Windows, functions: Vec<AggregateFunction>) {
     let mut plan = Plan::default();
     let source = plan.source("in", in_order());

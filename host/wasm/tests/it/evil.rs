@@ -177,6 +177,23 @@ fn collections() {
     check(&message(answer.expect_err("it reads")), &["there is nothing to read in this call"]);
 }
 
+/// A broadcast state has one key, number 0, however many the call has, and also if it has none.
+#[test]
+fn broadcast_states() {
+    let call = |keys: usize, key_of_row: &[u32], counts: &[i64]| {
+        let mut code = open("map-remove", &sharing(vec![]));
+        let states: [ArrayRef; 1] = [ids(counts)];
+        let collections: Option<Arc<dyn ReadCollections>> = Some(Arc::new(Collections));
+        let keys = KeySet { keys, key_of_row, states: &states, collections };
+        let mut effects = Effects::default();
+        code.process(CLOCK, 0, &batch(vec![ids(&[1, 2, 3])]), &keys, &mut effects).map(|()| effects.collections)
+    };
+    let refused = message(call(2, &[0, 1, 0], &[10, 20]).expect_err("key 2"));
+    check(&refused, &["collections.remove: state 'entries': its keys name 2, but there are only 1"]);
+    let removed = call(0, &[], &[]).expect("key 0");
+    assert!(matches!(&removed[..], [update] if update.state == 2 && update.keys[..] == [0]), "{removed:?}");
+}
+
 #[test]
 fn timers() {
     let key_columns: [ArrayRef; 1] = [ids(&[1])];

@@ -113,6 +113,15 @@ pub fn collecting(fields: Vec<OutputField>) -> Node {
     node(NodeKind::Process { reads_timestamps: false, states }, fields)
 }
 
+/// The same with a broadcast state in the place of the map.
+pub fn sharing(fields: Vec<OutputField>) -> Node {
+    let mut node = collecting(fields);
+    if let NodeKind::Process { states, .. } = &mut node.kind {
+        states[2].kind = StateKind::Broadcast { key: DataType::Int64 };
+    }
+    node
+}
+
 /// Of each key the list of its number and one more, and the map of 7 to 70.
 pub struct Collections;
 

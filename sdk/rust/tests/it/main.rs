@@ -7,6 +7,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod broadcast;
 mod compile_errors;
 mod guest;
 mod host;

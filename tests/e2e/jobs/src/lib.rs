@@ -353,3 +353,93 @@ pub fn files(flow: &mut Flow) {
     lines.clone().map(|l| Keyed { key: l.key }).key_by(|k| k.key).process(RunningCount::new).sink("counts");
     lines.map(|l| Id { id: l.id }).key_by(|i| i.id).process(|states| Once { seen: states.value("seen") }).sink("timed");
 }
+
+/// What was added up of an auction: what every subtask knows.
+pub struct Known {
+    auctions: BroadcastState<i64, i64>,
+    rows: ValueState<i64>,
+}
+
+/// What is known at the end: of a key its rows, and a number that tells of all auctions.
+#[derive(Row)]
+pub struct AtEnd {
+    key: i64,
+    rows: i64,
+    auctions: i64,
+}
+
+/// After every record.
+const END: Timestamp = Timestamp::from_millis(START_MS * 2);
+
+fn learn<O: tidemill::EmitRow>(known: &BroadcastState<i64, i64>, auction: &Event, ctx: &mut BroadcastContext<'_, O>) {
+    let sum = known.get(ctx, &auction.auction).unwrap_or(0) + number(auction.date_time);
+    known.insert(ctx, auction.auction, sum);
+}
+
+impl KeyedBroadcastProcess for Known {
+    type Key = i64;
+    type In = Event;
+    type Broadcast = Event;
+    type Out = AtEnd;
+
+    fn process(&mut self, _bid: Event, ctx: &mut Context<'_, AtEnd>) -> Result<(), RowError> {
+        let rows = self.rows.get(ctx).unwrap_or(0) + 1;
+        self.rows.set(ctx, rows);
+        ctx.set_event_timer(END);
+        Ok(())
+    }
+
+    fn process_broadcast(&mut self, auction: Event, ctx: &mut BroadcastContext<'_, AtEnd>) -> Result<(), RowError> {
+        learn(&self.auctions, &auction, ctx);
+        Ok(())
+    }
+
+    fn on_timer(&mut self, key: i64, _timestamp: Timestamp, ctx: &mut Context<'_, AtEnd>) -> Result<(), RowError> {
+        let mut auctions = 0;
+        self.auctions.for_each(ctx, |auction, sum| auctions += (auction + 1) * sum);
+        let rows = self.rows.get(ctx).unwrap_or(0);
+        ctx.emit(AtEnd { key, rows, auctions });
+        Ok(())
+    }
+}
+
+/// Without a key: hands bids on, and knows auctions.
+pub struct Told {
+    auctions: BroadcastState<i64, i64>,
+}
+
+impl BroadcastProcess for Told {
+    type In = Event;
+    type Broadcast = Event;
+    type Out = Id;
+
+    fn process(&mut self, bid: Event, ctx: &mut UnkeyedContext<'_, Id>) -> Result<(), RowError> {
+        // When which auction is known depends on which stream is read first.
+        if self.auctions.get(ctx, &bid.auction).is_some_and(|sum| sum < 0) {
+            return Err(RowError::new("a sum of numbers of records below 0"));
+        }
+        ctx.emit(Id { id: number(bid.date_time) });
+        Ok(())
+    }
+
+    fn process_broadcast(&mut self, auction: Event, ctx: &mut BroadcastContext<'_, Id>) -> Result<(), RowError> {
+        learn(&self.auctions, &auction, ctx);
+        Ok(())
+    }
+}
+
+/// State that all keys share, beside keyed state with timers and without a key.
+#[cfg_attr(feature = "broadcast", tidemill::job)]
+pub fn broadcast(flow: &mut Flow) {
+    let events = flow.source::<Event>("bids").watermark(|e| e.date_time, IN_ORDER);
+    let bids = events.clone().filter_on::<Kind, _>(|e| e.kind == 0).share();
+    let auctions = events.filter_on::<Kind, _>(|e| e.kind == 1).share();
+    bids.clone()
+        .with_broadcast(auctions.clone())
+        .process(|states| Told { auctions: states.broadcast("auctions") })
+        .sink("told");
+    bids.key_by(|b| b.auction)
+        .with_broadcast(auctions)
+        .process(|states| Known { auctions: states.broadcast("auctions"), rows: states.value("rows") })
+        .sink("known");
+}

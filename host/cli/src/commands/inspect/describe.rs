@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use console::style;
-use tidemill_core::graph::{JobGraph, key_of, runs_user_code};
+use tidemill_core::graph::{JobGraph, key_of, keyed_input, runs_user_code};
 use tidemill_core::ids::NodeId;
 use tidemill_core::plan::{
     Aggregate, AggregateFunction, EventTime, Exchange, Field, Input, Node, NodeKind, Origin, OutputField, State,
@@ -32,7 +32,8 @@ pub fn kind(node: &Node) -> String {
         NodeKind::Union => "union".to_owned(),
         NodeKind::AssignEventTime(_) => "event time".to_owned(),
         NodeKind::Transform { .. } => "transform".to_owned(),
-        NodeKind::Process { .. } => "keyed process".to_owned(),
+        NodeKind::Process { .. } if keyed_input(node).is_some() => "keyed process".to_owned(),
+        NodeKind::Process { .. } => "process".to_owned(),
         NodeKind::Window { windows: w, .. } => format!("window, {}", windows(*w)),
         NodeKind::WindowJoin { windows: w } => format!("join, {}", windows(*w)),
         NodeKind::IntervalJoin { lower_ms, upper_ms } => {
@@ -113,6 +114,7 @@ fn state(state: &State) -> String {
         StateKind::Value => data_type.to_string(),
         StateKind::List => format!("list of {data_type}"),
         StateKind::Map { key } => format!("map of {key} to {data_type}"),
+        StateKind::Broadcast { key } => format!("broadcast map of {key} to {data_type}"),
     };
     let lives = state.ttl.map(|ttl| {
         let since = match ttl.update {

@@ -112,20 +112,31 @@ struct Part {
 
 fn parts(found: &Found, operator: &OperatorState) -> Result<Vec<Part>> {
     let handles: Vec<StateHandle> = operator.subtasks.iter().filter_map(|s| s.state.clone()).collect();
-    if handles.iter().any(|handle| handle.format != StateHandle::PORTABLE) {
+    let mut parts = if handles.iter().any(|handle| handle.format != StateHandle::PORTABLE) {
         let (kind, name) = ("state", "in its backend's own format; make a savepoint to look into it".to_owned());
-        return Ok(vec![Part { kind, name, written: 0, fields: Vec::new() }]);
+        vec![Part { kind, name, written: 0, fields: Vec::new() }]
+    } else {
+        parts_in(found, &handles, super::rows::kind_name)?
+    };
+    // All subtasks have the same.
+    for state in operator.broadcast_of(0).into_iter().flat_map(|subtask| &subtask.broadcast) {
+        parts.extend(parts_in(found, std::slice::from_ref(&state.state), |_| "broadcast")?);
     }
-    let reader = StateReader::open(&handles, found.files.clone())?;
-    let parts = reader.parts().map(|part| Part {
-        kind: super::rows::kind_name(part.kind),
+    Ok(parts)
+}
+
+fn parts_in(found: &Found, handles: &[StateHandle], kind: impl Fn(PartKind) -> &'static str) -> Result<Vec<Part>> {
+    let reader = StateReader::open(handles, found.files.clone())?;
+    // Every operator with state has timers that could be set.
+    let timers = [PartKind::EventTimers, PartKind::ProcessingTimers];
+    let parts = reader.parts().filter(|part| part.written > 0 || !timers.contains(&part.kind));
+    let described = parts.map(|part| Part {
+        kind: kind(part.kind),
         name: part.name.clone(),
         written: part.written,
         fields: part.schema.fields().iter().map(|f| (f.name().clone(), type_name(part, f))).collect(),
     });
-    // Every operator with state has timers that could be set.
-    let timers = [PartKind::EventTimers, PartKind::ProcessingTimers].map(super::rows::kind_name);
-    Ok(parts.filter(|part| part.written > 0 || !timers.contains(&part.kind)).collect())
+    Ok(described.collect())
 }
 
 /// The type of a column, and how long its values live.

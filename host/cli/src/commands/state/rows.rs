@@ -84,9 +84,21 @@ pub(super) fn kind_name(kind: PartKind) -> &'static str {
     }
 }
 
+/// Of the broadcast state of this name, if there is one: one subtask's, since all have the same. Else of keyed state.
 fn reader(found: &Found, args: &StatePartArgs) -> Result<StateReader> {
     let operator = found.operator(&args.operator)?;
-    let handles: Vec<StateHandle> = operator.subtasks.iter().filter_map(|s| s.state.clone()).collect();
+    let keyed: Vec<StateHandle> = operator.subtasks.iter().filter_map(|s| s.state.clone()).collect();
+    let broadcast = operator.broadcast_of(0).map_or(&[][..], |subtask| &subtask.broadcast);
+    let meant = match &args.part {
+        Some(name) => broadcast.iter().find(|b| b.name == *name),
+        None => broadcast.first().filter(|_| keyed.is_empty() && broadcast.len() == 1),
+    };
+    if meant.is_none() && keyed.is_empty() && !broadcast.is_empty() {
+        let names: Vec<&str> = broadcast.iter().map(|b| b.name.as_str()).collect();
+        let error = Error::invalid(format!("operator '{}' has broadcast states only", args.operator));
+        return Err(error.mend(format!("Name one of: {}.", names.join(", "))));
+    }
+    let handles = meant.map_or(keyed, |broadcast| vec![broadcast.state.clone()]);
     StateReader::open(&handles, found.files.clone())
 }
 

@@ -1,16 +1,19 @@
 //! One transaction of a process function: the call with states, and what its effects do.
 
+use std::sync::Arc;
+
 use arrow::buffer::ScalarBuffer;
 use tidemill_core::ids::InputIndex;
 use tidemill_core::keys::Keys;
 use tidemill_core::operator::Output;
 use tidemill_core::state::Slot;
 use tidemill_core::user::{
-    CallClock, CollectionChange, CollectionUpdate, DueTimers, Effects, Emission, EmittedRows, KeySet, StateUpdate,
-    TimeDomain, TimerUpdate, UserFailure,
+    CallClock, CollectionChange, CollectionUpdate, DueTimers, Effects, Emission, EmittedRows, KeySet, ReadCollections,
+    StateUpdate, TimeDomain, TimerUpdate, UserFailure,
 };
 use tidemill_core::{Batch, Error, Result};
 
+use super::broadcast::Reader;
 use super::{Engine, What, Work};
 use crate::transaction::{Attempt, Rows};
 
@@ -36,12 +39,12 @@ impl Attempt for Call<'_> {
     fn call(&mut self, rows: &Rows, effects: &mut Effects) -> Result<Result<(), UserFailure>> {
         let selected = rows.of(&self.work.rows)?;
         let engine = &mut *self.engine;
-        engine.load(rows, &self.work.slots, self.clock)?;
+        engine.load(rows, self.work, self.clock)?;
         let keys = KeySet {
             keys: engine.numbering.slots.len(),
             key_of_row: &engine.numbering.key_of_row,
             states: &engine.values,
-            collections: engine.states.reader(&engine.numbering.slots),
+            collections: engine.reader(),
         };
         let called = match &self.work.what {
             What::Rows { input } => {
@@ -63,6 +66,11 @@ impl Attempt for Call<'_> {
         self.rows = Some(selected);
         if called.is_ok()
             && let Some(why) = engine.states.too_large(&effects.collections, &engine.numbering.slots)?
+        {
+            return Ok(Err(UserFailure::Trap(why)));
+        }
+        if called.is_ok()
+            && let Some(why) = engine.broadcast.refused(&effects.collections, engine.is_broadcast(self.work)?)?
         {
             return Ok(Err(UserFailure::Trap(why)));
         }
@@ -124,11 +132,21 @@ impl Attempt for Call<'_> {
 
 impl Engine {
     /// Numbers the keys of these rows and reads their states.
-    fn load(&mut self, rows: &Rows, slots: &[Slot], clock: CallClock) -> Result<()> {
-        self.numbering.number(rows, slots)?;
+    fn load(&mut self, rows: &Rows, work: &Work, clock: CallClock) -> Result<()> {
+        let no_rows = Rows::Range { start: 0, len: 0 };
+        self.numbering.number(if work.slots.is_empty() { &no_rows } else { rows }, &work.slots)?;
         let now = clock.processing_time.0;
         self.may_be_vacant |= self.states.load(&self.numbering.slots, now, &mut self.values)?;
         Ok(())
+    }
+
+    /// Reads what does not travel with the call.
+    fn reader(&self) -> Option<Arc<dyn ReadCollections>> {
+        let keyed = self.states.reader(&self.numbering.slots);
+        if self.broadcast.is_empty() {
+            return keyed;
+        }
+        Some(Arc::new(Reader { broadcast: self.broadcast.clone(), keyed }))
     }
 
     /// Timers have no rows whose columns could be copied; the new rows of one timer have its time.
@@ -157,6 +175,9 @@ impl Engine {
     }
 
     fn change(&mut self, update: &CollectionUpdate) -> Result<()> {
+        if self.broadcast.has(update.state) {
+            return self.broadcast.change(update);
+        }
         self.may_be_vacant |= matches!(update.change, CollectionChange::Remove(_) | CollectionChange::Clear);
         self.states.change(update, &self.slots_of(&update.keys)?)
     }

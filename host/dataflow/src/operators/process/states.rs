@@ -174,7 +174,8 @@ impl States {
     pub(super) fn too_large(&self, updates: &[CollectionUpdate], slots: &[Slot]) -> Result<Option<String>> {
         // By state and key: bytes that are added, and whether what is there goes.
         let mut added = BTreeMap::<(usize, u32), (usize, bool)>::new();
-        for CollectionUpdate { state, keys, change } in updates {
+        // Broadcast states, which are behind, have a limit of their own.
+        for CollectionUpdate { state, keys, change } in updates.iter().filter(|u| u.state < self.kept.len()) {
             let bytes = |row: usize| match change {
                 CollectionChange::Append(items) => PIECE + value_bytes(items, row),
                 CollectionChange::Insert { map_keys, values } => {
@@ -229,7 +230,7 @@ impl States {
 const PIECE: usize = 4;
 
 /// About how many bytes a value takes.
-fn value_bytes(array: &dyn Array, row: usize) -> usize {
+pub(super) fn value_bytes(array: &dyn Array, row: usize) -> usize {
     let view = |views: &[u128]| views.get(row).map_or(0, |&view| view as u32 as usize);
     match array.data_type() {
         ArrowType::Utf8View => 2 + view(array.as_string_view().views()),

@@ -168,6 +168,71 @@ fn collected(timers: &DueTimers<'_>, effects: &mut Effects) {
     emit(&rows, effects);
 }
 
+/// Which state has the rules, of a node with a key.
+const RULES: usize = 1;
+
+/// What rows of the broadcast input say is added up, by key.
+fn learn(state: usize, batch: &Batch, keys: &KeySet<'_>, effects: &mut Effects) {
+    let mut sums = BTreeMap::<i64, i64>::new();
+    let (rules, values) = (ints(&batch.columns()[0]), ints(&batch.columns()[2]));
+    rules.iter().zip(values).for_each(|(rule, value)| *sums.entry(*rule).or_default() += value);
+    let map_keys = numbers(sums.keys().copied());
+    let of = vec![0; sums.len()];
+    let reader = keys.collections.as_ref().unwrap();
+    let before = reader.get(state, &of, &map_keys, usize::MAX).unwrap().unwrap();
+    let sums = before.as_primitive::<Int64Type>().iter().zip(sums.values()).map(|(b, sum)| b.unwrap_or(0) + sum);
+    let values = numbers(sums);
+    change(state, &of, CollectionChange::Insert { map_keys, values }, effects);
+}
+
+/// A number that tells of all rules.
+fn checksum(state: usize, keys: &KeySet<'_>) -> i64 {
+    let lists = keys.collections.as_ref().unwrap().read(state, &[0], usize::MAX).unwrap().unwrap();
+    let entries = lists.as_list::<i32>().value(0);
+    let entries = entries.as_struct();
+    let pairs = ints(entries.column(0)).iter().zip(ints(entries.column(1)));
+    pairs.map(|(rule, value)| (rule + 1) * 1_000_003 * value).sum()
+}
+
+impl Instance {
+    /// Rows of the first input: sums values by key until the end; then, and after all rows of the second input, the sum is
+    /// emitted, and what all rules are.
+    fn judge(&self, input: u32, batch: &Batch, keys: &KeySet<'_>, effects: &mut Effects) -> Result<(), UserFailure> {
+        let state = if self.name == "judge" { RULES } else { 0 };
+        if input == 1 {
+            assert_eq!(keys.keys, 0);
+            learn(state, batch, keys, effects);
+            // Of the rest of such a batch nothing may be left either.
+            return poison(ints(&batch.columns()[2]));
+        }
+        assert!(checksum(state, keys) >= 0);
+        let port = Port(u32::from(self.name == "judge"));
+        effects.emissions.push(Emission { port, rows: EmittedRows::All, columns: vec![] });
+        if self.name != "judge" {
+            return Ok(());
+        }
+        let mut kept = BTreeMap::<u32, Kept>::new();
+        for (value, &key) in ints(&batch.columns()[2]).iter().zip(keys.key_of_row) {
+            let of_key = kept.entry(key).or_insert_with(|| read(keys.states, key as usize));
+            *of_key.entry(0).or_default() += value;
+        }
+        set_timers(TimeDomain::Event, kept.keys().map(|key| (*key, LAST)).collect(), effects);
+        write(&kept, effects);
+        Ok(())
+    }
+
+    fn judged(&self, timers: &DueTimers<'_>, effects: &mut Effects) {
+        let (key_column, rules) = (ints(&timers.key_columns[0]), checksum(RULES, &timers.keys));
+        let mut rows = Vec::new();
+        for &key in timers.keys.key_of_row {
+            let k = key_column[key as usize];
+            rows.push((k, LAST, read(timers.keys.states, key as usize)[&0]));
+            rows.push((k, LAST + 1, rules));
+        }
+        emit(&rows, effects);
+    }
+}
+
 impl UserCode for Instance {
     fn transform(&mut self, _: CallClock, _: u32, batch: &Batch, effects: &mut Effects) -> Result<(), UserFailure> {
         poison(ints(&batch.columns()[2]))?;
@@ -175,15 +240,18 @@ impl UserCode for Instance {
         Ok(())
     }
 
-    /// `settle`: counts rows until the clock has gone on; `collect`: see there; else: sums values by bucket of event time.
+    /// `settle`: counts rows until the clock has gone on; `collect`, `judge`: see there; else: sums values by bucket of event time.
     fn process(
         &mut self,
         clock: CallClock,
-        _: u32,
+        input: u32,
         batch: &Batch,
         keys: &KeySet<'_>,
         effects: &mut Effects,
     ) -> Result<(), UserFailure> {
+        if self.name.starts_with("judge") {
+            return self.judge(input, batch, keys, effects);
+        }
         let values = ints(&batch.columns()[2]);
         if self.name == "collect" {
             // Before what is poisonous shows: nothing of it may be left.
@@ -220,6 +288,10 @@ impl UserCode for Instance {
     fn on_timers(&mut self, _: CallClock, timers: &DueTimers<'_>, effects: &mut Effects) -> Result<(), UserFailure> {
         if self.name == "collect" {
             collected(timers, effects);
+            return Ok(());
+        }
+        if self.name == "judge" {
+            self.judged(timers, effects);
             return Ok(());
         }
         let key_column = ints(&timers.key_columns[0]);

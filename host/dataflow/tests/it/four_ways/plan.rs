@@ -98,6 +98,28 @@ impl Plan {
         self.node(name, vec![Self::keyed(from, &[0, 1, 2])], outputs, kind)
     }
 
+    /// A keyed function with the state `kept`, and one that all keys share, which rows of `rules` change. Ports as of
+    /// `process`.
+    pub fn judging(&mut self, name: &str, from: From, rules: From) -> u32 {
+        let states = vec![State::value("kept", DataType::Utf8), Self::rules()];
+        let kind = NodeKind::Process { reads_timestamps: false, states };
+        let outputs = vec![output("timers", new(["k", "t", "v"])), output("rows", copied("t?"))];
+        let inputs = vec![Self::keyed(from, &[0, 1, 2]), Self::input(rules, Exchange::Broadcast, &[0, 1, 2])];
+        self.node(name, inputs, outputs, kind)
+    }
+
+    /// A function without a key that knows what rows of `rules` say: hands on the rows.
+    pub fn judging_unkeyed(&mut self, name: &str, from: From, rules: From) -> From {
+        let kind = NodeKind::Process { reads_timestamps: false, states: vec![Self::rules()] };
+        let main = Self::input(from, Exchange::Rebalance, &[0, 1, 2]);
+        let inputs = vec![main, Self::input(rules, Exchange::Broadcast, &[0, 1, 2])];
+        (self.node(name, inputs, vec![output("rows", copied("t?"))], kind), 0)
+    }
+
+    fn rules() -> State {
+        State { kind: StateKind::Broadcast { key: DataType::Int64 }, ..State::value("rules", DataType::Int64) }
+    }
+
     /// Port 0: k, the window's start and end, the aggregates; port 1: late rows.
     pub fn window(
         &mut self,

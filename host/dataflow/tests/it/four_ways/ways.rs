@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tempfile::TempDir;
 use tidemill_checkpoint::manifest::ManifestKind;
 use tidemill_checkpoint::protocol::Settings;
 use tidemill_checkpoint::{Begun, Start, Store};
@@ -11,6 +12,7 @@ use tidemill_core::connector::{Sink, Source};
 use tidemill_core::graph::JobGraph;
 use tidemill_core::keys::hash_fixed;
 use tidemill_core::plan::NodeKind;
+use tidemill_core::state::StateBackend;
 use tidemill_dataflow::{Checkpoints, JobSettings, JobSpec, Stepped, Stepper, commit_ended};
 use tidemill_state::MemoryBackend;
 
@@ -29,6 +31,13 @@ pub struct Description {
     /// How many (different) rows that has at least; so that a description which tests nothing is noticed.
     pub at_least: usize,
 }
+
+/// Of state on disk: less than a job of these needs, so that entries are evicted and read back.
+#[cfg(feature = "rocksdb")]
+const LITTLE_MEMORY: usize = 256 << 10;
+
+/// How often the ways are run with state on disk, which opens databases and takes its time.
+const SEEDS_ON_DISK: u64 = if cfg!(feature = "rocksdb") { 2 } else { 0 };
 
 /// How often each way is run.
 fn seeds() -> u64 {
@@ -89,6 +98,8 @@ pub struct Run<'a> {
     pub calm: bool,
     /// Checkpoints may turn unaligned.
     pub unaligned: bool,
+    /// Where state is, if it is on disk: in little memory, so that it is read back.
+    pub disk: Option<TempDir>,
     /// Not drawn.
     pub settings: Option<Settings>,
     /// Processes that were begun from a checkpoint with something in flight; of these, at another parallelism.
@@ -107,6 +118,7 @@ impl<'a> Run<'a> {
             start,
             calm: false,
             unaligned: false,
+            disk: None,
             settings: None,
             replayed: [0; 2],
         }
@@ -129,9 +141,20 @@ impl<'a> Run<'a> {
             sinks: bindings.map(|binding| (binding.clone(), sink(binding))).collect(),
             dead_letters: Some(sink("letters")),
             user_code: Arc::new(Code),
-            state: Arc::new(MemoryBackend::new()),
+            state: self.backend(),
             clock: self.world.clock.clone(),
             settings: JobSettings { parallelism, exchange_bytes: 512, ..JobSettings::default() },
+        }
+    }
+
+    fn backend(&self) -> Arc<dyn StateBackend> {
+        match &self.disk {
+            #[cfg(feature = "rocksdb")]
+            Some(folder) => {
+                let settings = tidemill_state::RocksSettings::new(LITTLE_MEMORY, folder.path().to_owned());
+                Arc::new(tidemill_state::RocksBackend::new(settings))
+            }
+            _ => Arc::new(MemoryBackend::new()),
         }
     }
 
@@ -307,6 +330,13 @@ pub fn check(name: &str, description: &Description) {
             });
             replayed = [replayed[0] + replays[0], replayed[1] + replays[1]];
         }
+    }
+    for seed in 0..SEEDS_ON_DISK {
+        let _failing = on_failure(format!("{name}, on disk, seed {seed}"));
+        let on_disk = |run| Run { disk: Some(tempfile::tempdir().unwrap()), ..run };
+        killed(on_disk(Run::new(description, seed + 3_000)), &expected, |_| 2);
+        let other = |attempt| [1, 3, 2, 4][(attempt + seed as usize) % 4];
+        killed(on_disk(Run::new(description, seed + 4_000)), &expected, other);
     }
     assert!(completed > seeds(), "{completed} checkpoints in {} runs", seeds());
     eprintln!("{name}: {replayed:?} replays of what was in flight, at the same and at another parallelism");
