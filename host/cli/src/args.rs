@@ -1,6 +1,6 @@
 //! The command line as it is typed. Help texts and completions come from here, and from nowhere else.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -48,6 +48,9 @@ pub enum Command {
     Savepoint(SavepointArgs),
     /// Stop a running job cleanly, with a checkpoint if it takes any
     Stop(StopArgs),
+    /// Start, look at and stop a cluster of processes of this machine
+    #[command(subcommand)]
+    Cluster(LocalCommand),
     /// Run a cluster's coordinator: it keeps jobs, and runs them in the slots of workers
     Coordinator(CoordinatorArgs),
     /// Run a worker: it offers slots to a coordinator
@@ -57,7 +60,7 @@ pub enum Command {
     /// The jobs of a cluster
     List(ClusterArgs),
     /// A job of a cluster: its state, operators and checkpoints
-    Status(ClusterJobArgs),
+    Status(StatusArgs),
     /// End a job of a cluster at once; nothing more is written
     Cancel(ClusterJobArgs),
     /// Give a job of a cluster another number of slots
@@ -66,6 +69,11 @@ pub enum Command {
     Workers(ClusterArgs),
     /// The components that were uploaded to a cluster
     Artifacts(ClusterArgs),
+    /// Names for clusters, so that commands need no --cluster
+    #[command(subcommand)]
+    Context(ContextCommand),
+    /// Make certificates for trying a cluster under TLS
+    Certs(CertsArgs),
     /// Look into checkpoints and savepoints, without the job's code
     #[command(subcommand)]
     State(StateCommand),
@@ -73,6 +81,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Show the connectors and their options
     Connectors(ConnectorsArgs),
+    /// Print all settings of coordinators and workers, as Markdown
+    Configuration,
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -267,9 +277,18 @@ pub struct RunningArgs {
 /// Which cluster.
 #[derive(Args, Debug)]
 pub struct ClusterArgs {
-    /// Where the cluster's API is
-    #[arg(long, env = "TIDEMILL_CLUSTER", default_value = "http://127.0.0.1:8081", value_name = "URL")]
-    pub cluster: String,
+    /// Where the cluster's API is [default: that of the context in use, or http://127.0.0.1:8081]
+    #[arg(long, env = "TIDEMILL_CLUSTER", value_name = "URL", conflicts_with = "context")]
+    pub cluster: Option<String>,
+    /// A cluster by the name that `tidemill context add` gave it
+    #[arg(long, env = "TIDEMILL_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+    /// The file with the token that the cluster asks for; the environment may also have the token itself: TIDEMILL_TOKEN
+    #[arg(long, env = "TIDEMILL_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The certificate of the authority that signed that of the API, if it is not one that this machine knows
+    #[arg(long, env = "TIDEMILL_AUTHORITY", value_name = "FILE")]
+    pub authority: Option<PathBuf>,
     /// Answer with JSON
     #[arg(long)]
     pub json: bool,
@@ -284,12 +303,24 @@ pub struct ClusterJobArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub job: ClusterJobArgs,
+    /// Look again every second, until the job is over
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Args, Debug)]
 pub struct RescaleArgs {
     #[command(flatten)]
     pub job: ClusterJobArgs,
     /// How many slots
     #[arg(long, short, value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..))]
     pub parallelism: u32,
+    /// Wait until the job runs so
+    #[arg(long)]
+    pub wait: bool,
 }
 
 #[derive(Args, Debug)]
@@ -305,37 +336,105 @@ pub struct SubmitArgs {
     pub cluster: ClusterArgs,
 }
 
+#[derive(Subcommand, Debug)]
+pub enum LocalCommand {
+    /// Start a coordinator and workers, or what is missing of them, and wait until they are ready
+    Start(ClusterStartArgs),
+    /// What runs, by its pids
+    Status(LocalArgs),
+    /// End the processes that were started; jobs that have not ended go on when the cluster is started again
+    Stop(LocalArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct LocalArgs {
+    /// The run folder: pids and logs [default: tidemill/cluster in XDG_STATE_HOME or ~/.local/state]
+    #[arg(long, value_name = "FOLDER")]
+    pub folder: Option<PathBuf>,
+    /// Answer with JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ClusterStartArgs {
+    /// How many workers
+    #[arg(long, default_value = "2", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub workers: u32,
+    /// How many slots each has [default: 2]
+    #[arg(long, value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub slots: Option<u32>,
+    /// How much memory each may use [default: 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = size_text)]
+    pub memory: Option<String>,
+    /// Where artifacts and jobs are kept: a folder, or s3://BUCKET/PREFIX [default: as before, at first in the run folder]
+    #[arg(long, value_name = "LOCATION")]
+    pub storage: Option<String>,
+    /// Where workers register, on loopback; 0: any that is free [default: as before, at first 6123]
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// Where the API is, on loopback; 0: any that is free [default: as before, at first 8081]
+    #[arg(long, value_name = "PORT")]
+    pub rest_port: Option<u16>,
+    #[command(flatten)]
+    pub local: LocalArgs,
+}
+
+impl ClusterStartArgs {
+    pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6123);
+    pub const DEFAULT_REST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
+    pub const DEFAULT_SLOTS: u32 = 2;
+}
+
 #[derive(Args, Debug)]
 pub struct CoordinatorArgs {
+    /// Settings, YAML: docs/configuration.md. The environment and this command line win over it
+    #[arg(long, env = "TIDEMILL_COORDINATOR_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Where artifacts and jobs are kept: a folder that all processes of the cluster reach, or s3://BUCKET/PREFIX
-    #[arg(long, value_name = "LOCATION")]
+    #[arg(long, env = "TIDEMILL_COORDINATOR_STORAGE", value_name = "LOCATION")]
     pub storage: String,
     /// Where workers register
-    #[arg(long, default_value = "127.0.0.1:6123", value_name = "ADDRESS")]
+    #[arg(long, env = "TIDEMILL_COORDINATOR_LISTEN", default_value = "127.0.0.1:6123", value_name = "ADDRESS")]
     pub listen: SocketAddr,
     /// Where the API is
-    #[arg(long, default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
+    #[arg(long, env = "TIDEMILL_COORDINATOR_REST", default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
     pub rest: SocketAddr,
+    /// Who may use the API: a file of tokens, each with a name and a role. Without it, only this machine
+    #[arg(long, env = "TIDEMILL_COORDINATOR_TOKENS", value_name = "FILE")]
+    pub tokens: Option<PathBuf>,
+    /// The certificate of the API, PEM: with it, the API speaks TLS
+    #[arg(long, env = "TIDEMILL_COORDINATOR_REST_CERTIFICATE", value_name = "FILE", requires = "rest_key")]
+    pub rest_certificate: Option<PathBuf>,
+    /// The private key of the API
+    #[arg(long, env = "TIDEMILL_COORDINATOR_REST_KEY", value_name = "FILE", requires = "rest_certificate")]
+    pub rest_key: Option<PathBuf>,
     #[command(flatten)]
     pub tls: TlsArgs,
+    /// All of these, as the API shows them.
+    #[arg(skip)]
+    pub shown: serde_json::Value,
 }
 
 #[derive(Args, Debug)]
 pub struct WorkerArgs {
+    /// Settings, YAML: docs/configuration.md. The environment and this command line win over it
+    #[arg(long, env = "TIDEMILL_WORKER_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Where the coordinator is
-    #[arg(long, default_value = "127.0.0.1:6123", value_name = "HOST:PORT")]
+    #[arg(long, env = "TIDEMILL_WORKER_COORDINATOR", default_value = "127.0.0.1:6123", value_name = "HOST:PORT")]
     pub coordinator: String,
     /// How many slots it offers: each runs a slice of a job, on a thread
-    #[arg(long, default_value = "1", value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, env = "TIDEMILL_WORKER_SLOTS", default_value = "1", value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub slots: u32,
     /// How much memory it may use; shown, and not enforced yet
-    #[arg(long, default_value = "1GiB", value_name = "SIZE", value_parser = size)]
+    #[arg(long, env = "TIDEMILL_WORKER_MEMORY", default_value = "1GiB", value_name = "SIZE", value_parser = size)]
     pub memory: ByteSize,
     /// Where other workers connect; port 0: any that is free
-    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS")]
+    #[arg(long, env = "TIDEMILL_WORKER_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     pub listen: SocketAddr,
     /// What others are told of where that is, if it is not what it listens on
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, env = "TIDEMILL_WORKER_ADVERTISE", value_name = "HOST:PORT")]
     pub advertise: Option<String>,
     #[command(flatten)]
     pub tls: TlsArgs,
@@ -345,14 +444,63 @@ pub struct WorkerArgs {
 #[derive(Args, Debug)]
 pub struct TlsArgs {
     /// The certificate of the authority that signed all certificates of the cluster
-    #[arg(long, value_name = "FILE", requires_all = ["tls_certificate", "tls_key"])]
+    #[arg(long, env = "TIDEMILL_TLS_AUTHORITY", value_name = "FILE", requires_all = ["tls_certificate", "tls_key"])]
     pub tls_authority: Option<PathBuf>,
     /// This process's certificate, for the name `tidemill-cluster`
-    #[arg(long, value_name = "FILE", requires = "tls_authority")]
+    #[arg(long, env = "TIDEMILL_TLS_CERTIFICATE", value_name = "FILE", requires = "tls_authority")]
     pub tls_certificate: Option<PathBuf>,
     /// Its private key
-    #[arg(long, value_name = "FILE", requires = "tls_authority")]
+    #[arg(long, env = "TIDEMILL_TLS_KEY", value_name = "FILE", requires = "tls_authority")]
     pub tls_key: Option<PathBuf>,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ContextCommand {
+    /// Add a name, or replace it; the first one is used from then on
+    Add(ContextAddArgs),
+    /// Use a cluster where none is named
+    Use {
+        /// Which
+        name: String,
+    },
+    /// The names that there are
+    List {
+        /// Answer with JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget a name
+    Remove {
+        /// Which
+        name: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct ContextAddArgs {
+    /// What it is to be called
+    pub name: String,
+    /// Where its API is
+    #[arg(long, value_name = "URL")]
+    pub cluster: String,
+    /// The file with the token that it asks for
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The certificate of the authority that signed that of its API
+    #[arg(long, value_name = "FILE")]
+    pub authority: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct CertsArgs {
+    /// Where: a folder, which is made if it is not there
+    pub folder: PathBuf,
+    /// Another name or address under which processes are reached
+    #[arg(long = "name", value_name = "HOST")]
+    pub names: Vec<String>,
+    /// How long they are good for
+    #[arg(long, default_value = "365", value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub days: u32,
 }
 
 #[derive(Args, Debug)]
@@ -400,4 +548,8 @@ pub enum Color {
 
 fn size(text: &str) -> Result<ByteSize, String> {
     ByteSize::from_default(text)
+}
+
+fn size_text(text: &str) -> Result<String, String> {
+    size(text).map(|_| text.to_owned())
 }

@@ -1,10 +1,13 @@
 //! The commands, one module each.
 
 pub mod build;
+pub mod certs;
 pub mod cluster;
 pub mod connectors;
+pub mod context;
 pub mod control;
 pub mod inspect;
+pub mod local;
 pub mod new;
 pub mod run;
 pub mod serve;

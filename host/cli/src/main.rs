@@ -3,8 +3,11 @@
 //! `args` says what can be typed; each command is a module of `commands`; `manifest` reads `tidemill.toml`. Output for
 //! people goes to stderr, so that what a job prints is alone on stdout; what a command is asked to print goes to stdout.
 
+mod api;
 mod args;
 mod commands;
+mod config;
+mod contexts;
 mod control;
 mod failure;
 mod process;
@@ -13,15 +16,16 @@ mod report;
 mod screen;
 mod units;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory as _, FromArgMatches as _};
 use mimalloc::MiMalloc;
 use tidemill_core::failpoint;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Color, Command};
-use failure::Outcome;
+use failure::{Failure, Outcome};
 use screen::Screen;
 
 /// Batches of many small buffers are allocated and freed on different threads, which is what it is good at.
@@ -29,17 +33,31 @@ use screen::Screen;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match config::completed(std::env::args_os().collect()) {
+        Ok(words) => parsed(words),
+        Err(error) => return Failure::from(error).report(),
+    };
     if cli.color == Color::Never {
         console::set_colors_enabled(false);
         console::set_colors_enabled_stderr(false);
     }
     let screen = Screen::new();
-    log_to_stderr(cli.verbose, screen.clone());
+    let in_service = matches!(cli.command, Command::Coordinator(_) | Command::Worker(_));
+    log_to_stderr(cli.verbose, in_service, screen.clone());
     match arm_failpoint().and_then(|()| dispatch(cli.command, &screen)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// The command line as it is meant. Help, and what is wrong with it, is said here.
+fn parsed(words: Vec<OsString>) -> Cli {
+    let matches = Cli::command().get_matches_from(words);
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    if let (Command::Coordinator(args), Some((name, matches))) = (&mut cli.command, matches.subcommand()) {
+        args.shown = config::effective(name, matches);
+    }
+    cli
 }
 
 /// For the tests that kill: see the module.
@@ -59,6 +77,7 @@ fn dispatch(command: Command, screen: &Screen) -> Outcome {
         Command::Run(args) => commands::run::run(&args, screen),
         Command::Savepoint(args) => commands::control::savepoint(&args),
         Command::Stop(args) => commands::control::stop(&args),
+        Command::Cluster(command) => commands::local::run(&command),
         Command::Coordinator(args) => commands::serve::coordinator(&args),
         Command::Worker(args) => commands::serve::worker(&args),
         Command::Submit(args) => commands::cluster::submit(&args),
@@ -68,9 +87,15 @@ fn dispatch(command: Command, screen: &Screen) -> Outcome {
         Command::Rescale(args) => commands::cluster::rescale(&args),
         Command::Workers(args) => commands::cluster::workers(&args),
         Command::Artifacts(args) => commands::cluster::artifacts(&args),
+        Command::Context(command) => commands::context::run(&command),
+        Command::Certs(args) => commands::certs::run(&args),
         Command::State(command) => commands::state::run(&command),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Connectors(args) => commands::connectors::run(&args),
+        Command::Configuration => {
+            screen::print(&config::documentation());
+            Ok(())
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tidemill", &mut script);
@@ -80,20 +105,18 @@ fn dispatch(command: Command, screen: &Screen) -> Outcome {
     }
 }
 
-/// Warnings, and what jobs log, beside the progress display; more on request.
-fn log_to_stderr(verbose: u8, screen: Screen) {
+/// Warnings, and what jobs log, beside the progress display; more on request. With times, if it runs for long.
+fn log_to_stderr(verbose: u8, in_service: bool, screen: Screen) {
     let default = match verbose {
         0 => "info",
         1 => "debug",
         _ => "trace",
     };
     let filter = EnvFilter::try_from_env("TIDEMILL_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(screen)
-        .with_ansi(console::colors_enabled_stderr())
-        .with_target(false)
-        .without_time()
-        .compact()
-        .init();
+    let ansi = console::colors_enabled_stderr();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(screen).with_ansi(ansi).with_target(false);
+    match in_service {
+        true => log.compact().init(),
+        false => log.without_time().compact().init(),
+    }
 }

@@ -21,7 +21,7 @@ use tidemill_rpc::proto::Running;
 use crate::execution::{Execution, ExecutionEvent};
 use crate::lock;
 use crate::storage::{Accepted, KeptWish, Storage};
-use crate::view::{CheckpointsView, JobState, JobView, SubtaskView, VertexView};
+use crate::view::{CheckpointsView, JobState, JobView, SubtaskCounters, SubtaskView, VertexView};
 use crate::workers::Worker;
 
 pub use master::{Due, JobMaster};
@@ -125,6 +125,11 @@ impl Job {
     /// Its component's SHA-256.
     pub fn artifact(&self) -> &str {
         &self.accepted.definition.artifact
+    }
+
+    /// What was submitted.
+    pub fn definition(&self) -> &JobDefinition {
+        &self.accepted.definition
     }
 
     /// Whether it came to its end.
@@ -306,6 +311,7 @@ fn vertices(tasks: &[TaskStatus], execution: Option<&Execution>) -> Vec<VertexVi
             records_in: task.metrics.records_in.get(),
             records_out: task.metrics.records_out.get(),
             watermark: Some(watermark).filter(|ms| *ms != i64::MIN && *ms != i64::MAX),
+            counters: SubtaskCounters::of(&task.metrics),
         };
         match vertices.last_mut().filter(|vertex| vertex.uid == task.uid) {
             Some(vertex) => vertex.subtasks.push(subtask),

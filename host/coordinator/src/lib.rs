@@ -7,6 +7,7 @@
 pub mod view;
 
 mod execution;
+mod inspect;
 mod job;
 mod serve;
 mod storage;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use tidemill_blobs as blobs;
+use tidemill_checkpoint::Start;
 use tidemill_connector_kit::Registry;
 use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_job::{Components, Environment, check_bindings, component};
@@ -60,6 +62,7 @@ impl Coordinator {
         run: impl Fn(JobMaster) -> Result<()> + Send + Sync + 'static,
     ) -> Result<Arc<Self>> {
         let storage = Arc::new(Storage::new(storage, (environment.place)(storage)?));
+        storage.mark()?;
         // Unique also over coordinators that come after each other.
         let next_execution = AtomicU64::new(environment.now_ms().unsigned_abs() << 16);
         let (workers, executions, jobs) = Default::default();
@@ -91,19 +94,27 @@ impl Coordinator {
         self.storage.artifacts()
     }
 
-    /// Deletes an artifact that no job needs which is running.
-    pub fn delete_artifact(&self, id: &str) -> Result<()> {
+    /// Deletes an artifact that no job needs which is running. False: there is none.
+    pub fn delete_artifact(&self, id: &str) -> Result<bool> {
         let users = lock(&self.jobs).values().find(|job| job.artifact() == id && !job.is_over()).cloned();
         if let Some(job) = users {
             return Err(Error::invalid(format!("the artifact {id} is in use by the job {}", job.id()))
                 .mend("Cancel or stop the job first."));
         }
-        self.storage.delete_artifact(id)
+        let found = self.storage.has_artifact(id)?;
+        if found {
+            self.storage.delete_artifact(id)?;
+        }
+        Ok(found)
     }
 
     /// Accepts a job, or says what is wrong with it before anything runs.
     pub fn submit(self: &Arc<Self>, submission: Submission) -> Result<JobView> {
         let manifest = submission.definition.manifest(submission.parallelism)?;
+        if manifest.checkpoints.is_none() && matches!(submission.from, Start::GoOn | Start::At(_)) {
+            return Err(Error::invalid("a job that takes no checkpoints can't start from one")
+                .mend("Give its manifest a [checkpoints] section with a location."));
+        }
         check_bindings(&manifest, &self.environment.program(&submission.definition.artifact, &manifest)?.graph)?;
         let job = self.run(JobMaster::submit(self.clone(), submission)?)?;
         lock(&self.jobs).insert(job.id().to_owned(), job.clone());

@@ -14,6 +14,8 @@ use tidemill_job::definition::{ARTIFACTS, artifact_path, digest};
 use crate::view::{ArtifactView, JobView};
 
 const JOBS: &str = "jobs";
+/// Is there as long as the storage is.
+const MARK: &str = "cluster";
 const WISH: &str = ".wish-";
 
 /// A job as it was accepted.
@@ -58,6 +60,19 @@ impl Storage {
         Self { location: location.to_owned(), blobs }
     }
 
+    /// Leaves the mark by which it is known to be there. What can't be written to is no storage.
+    pub fn mark(&self) -> Result<()> {
+        match self.blobs.put_new(MARK, &[])? {
+            PutNew::Done | PutNew::Exists => Ok(()),
+        }
+    }
+
+    /// Whether it is there and answers.
+    pub fn answers(&self) -> Result<()> {
+        let gone = || Error::new(ErrorKind::Retry, format!("{} is not there any more", self.location));
+        self.blobs.open(MARK)?.map(drop).ok_or_else(gone)
+    }
+
     pub fn location(&self) -> &str {
         &self.location
     }
@@ -73,6 +88,12 @@ impl Storage {
         let listed = self.blobs.list(ARTIFACTS)?;
         let named = listed.iter().filter_map(|blob| Some((blob.name.strip_suffix(".wasm")?, blob.bytes)));
         Ok(named.map(|(id, bytes)| ArtifactView { id: id.to_owned(), job: None, bytes }).collect())
+    }
+
+    /// Also what names none is not there.
+    pub fn has_artifact(&self, id: &str) -> Result<bool> {
+        let Ok(path) = artifact_path(id) else { return Ok(false) };
+        Ok(self.blobs.open(&path)?.is_some())
     }
 
     pub fn delete_artifact(&self, id: &str) -> Result<()> {

@@ -3,9 +3,11 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use tidemill_core::metrics::TaskMetrics;
+use utoipa::ToSchema;
 
 /// Where a job is in its life. The names are those of Flink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum JobState {
     /// Accepted; it waits for slots, or is being deployed.
@@ -40,7 +42,7 @@ impl JobState {
 }
 
 /// A job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobView {
     /// Names it in the cluster.
     pub id: String,
@@ -74,7 +76,7 @@ pub struct JobView {
 }
 
 /// When an attempt at a job came how far, in milliseconds since 1970. 0: not yet.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AttemptView {
     /// It began: it looks for slots.
     pub began_ms: i64,
@@ -85,7 +87,7 @@ pub struct AttemptView {
 }
 
 /// A failure of a job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExceptionView {
     /// When, in milliseconds since 1970.
     pub at_ms: i64,
@@ -94,7 +96,7 @@ pub struct ExceptionView {
 }
 
 /// An operator of a job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VertexView {
     /// Its uid.
     pub uid: String,
@@ -107,7 +109,7 @@ pub struct VertexView {
 }
 
 /// A subtask of an operator.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SubtaskView {
     /// The worker on which it runs.
     pub worker: Option<String>,
@@ -117,10 +119,57 @@ pub struct SubtaskView {
     pub records_out: u64,
     /// Its watermark, in milliseconds since 1970, if it has one.
     pub watermark: Option<i64>,
+    /// What else it counted.
+    #[serde(default)]
+    pub counters: SubtaskCounters,
+}
+
+/// What a subtask counted since its attempt began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct SubtaskCounters {
+    /// Batches that came in.
+    pub batches_in: u64,
+    /// Rows that came too late for every window.
+    pub records_late: u64,
+    /// Rows that were set aside.
+    pub records_dead_lettered: u64,
+    /// Malformed records that were skipped.
+    pub records_skipped: u64,
+    /// Calls into the sandbox.
+    pub crossings: u64,
+    /// Bytes copied into and out of the sandbox.
+    pub bytes_copied: u64,
+    /// Calls of user code that were repeated after a failure.
+    pub retries: u64,
+    /// Log messages of user code that exceeded the bound.
+    pub logs_dropped: u64,
+    /// Entries, rows and timers held in state, now.
+    pub state_entries: u64,
+    /// Bytes of state in memory, now.
+    pub state_bytes: u64,
+}
+
+impl SubtaskCounters {
+    /// As they are now.
+    pub fn of(metrics: &TaskMetrics) -> Self {
+        Self {
+            batches_in: metrics.batches_in.get(),
+            records_late: metrics.records_late.get(),
+            records_dead_lettered: metrics.records_dead_lettered.get(),
+            records_skipped: metrics.records_skipped.get(),
+            crossings: metrics.crossings.get(),
+            bytes_copied: metrics.bytes_copied.get(),
+            retries: metrics.retries.get(),
+            logs_dropped: metrics.logs_dropped.get(),
+            state_entries: metrics.state_entries.get(),
+            state_bytes: metrics.state_bytes.get(),
+        }
+    }
 }
 
 /// The checkpoints of the attempt at a job that runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckpointsView {
     /// How many are complete.
     pub completed: u64,
@@ -139,7 +188,7 @@ pub struct CheckpointsView {
 }
 
 /// A component that was uploaded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ArtifactView {
     /// Its SHA-256, in hexadecimal.
     pub id: String,
@@ -149,8 +198,111 @@ pub struct ArtifactView {
     pub bytes: u64,
 }
 
+/// What a component is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ArtifactDetail {
+    /// Its SHA-256, in hexadecimal.
+    pub id: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The size of its machine code and data.
+    pub compiled_bytes: u64,
+    /// The version of the contract between components and this host.
+    pub contract: String,
+    /// What it needs of its host.
+    pub imports: Vec<ExternView>,
+    /// What it offers to its host.
+    pub exports: Vec<ExternView>,
+    /// Its operators.
+    pub plan: PlanView,
+}
+
+/// Something that a component imports or exports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ExternView {
+    /// Like `tidemill:job/output@0.1.1`.
+    pub name: String,
+    /// The functions in it.
+    pub functions: Vec<String>,
+}
+
+/// The plan of a job: its operators, without the columns that nobody reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlanView {
+    /// Of the plan document's shapes.
+    pub version: u32,
+    /// The job's name.
+    pub name: String,
+    /// Its operators, each after those that it reads from; in the shapes of the plan document.
+    #[schema(value_type = Vec<Object>)]
+    pub nodes: Vec<serde_json::Value>,
+}
+
+/// A checkpoint that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckpointView {
+    /// Names it among the checkpoints of the job.
+    pub number: u64,
+    /// Which barrier it was taken at.
+    pub epoch: u64,
+    /// Which attempt at the job took it.
+    pub attempt: u64,
+    /// What it was taken for.
+    pub kind: CheckpointKind,
+    /// When, in milliseconds since 1970.
+    pub taken_ms: i64,
+    /// Whether what its sinks prepared is known to be committed.
+    pub committed: bool,
+    /// What its files have together.
+    pub bytes: u64,
+    /// How much of that was on its way between subtasks.
+    pub in_flight_bytes: u64,
+    /// What it keeps of each operator.
+    pub operators: Vec<OperatorCheckpointView>,
+}
+
+/// What a checkpoint was taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum CheckpointKind {
+    /// To go on from after a failure.
+    Checkpoint,
+    /// For whoever asked for it.
+    Savepoint,
+    /// The last one of a job that was stopped.
+    Stopped,
+    /// The last one of a job whose input has ended.
+    Finished,
+}
+
+/// What a checkpoint keeps of an operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperatorCheckpointView {
+    /// Its uid.
+    pub uid: String,
+    /// Its name.
+    pub name: String,
+    /// What it keeps of each subtask.
+    pub subtasks: Vec<SubtaskCheckpointView>,
+}
+
+/// What a checkpoint keeps of a subtask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SubtaskCheckpointView {
+    /// Which.
+    pub index: u32,
+    /// What the files of its state have.
+    pub bytes: u64,
+    /// How many splits it had that were not at their end.
+    pub splits: u64,
+    /// How much was on its way to it.
+    pub in_flight_bytes: u64,
+    /// Its watermark, in milliseconds since 1970, if it had one.
+    pub watermark: Option<i64>,
+}
+
 /// A worker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WorkerView {
     /// Names its process.
     pub id: String,
@@ -167,7 +319,7 @@ pub struct WorkerView {
 }
 
 /// The cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Overview {
     /// The version of Tidemill.
     pub version: String,

@@ -29,7 +29,15 @@ impl Components {
 
     /// An artifact, for a job with these limits.
     pub fn get(&self, artifact: &str, limits: &manifest::Limits) -> Result<Loaded> {
-        let limits = component::limits(limits);
+        self.load(artifact, component::limits(limits))
+    }
+
+    /// An artifact with the limits that hold where no manifest says otherwise.
+    pub fn get_by_default(&self, artifact: &str) -> Result<Loaded> {
+        self.load(artifact, Limits::default())
+    }
+
+    fn load(&self, artifact: &str, limits: Limits) -> Result<Loaded> {
         let key = key(artifact, &limits);
         if let Some(loaded) = self.kept().get(&key) {
             return Ok(loaded.clone());

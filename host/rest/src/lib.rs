@@ -1,240 +1,115 @@
-//! The management API of a cluster: JSON over HTTP, below `/api/v1`.
+//! The management API of a cluster: JSON over HTTP, below `/api/v1`, described by itself at `/api/v1/openapi.json` and, for
+//! people, at `/docs`.
 //!
-//! Errors are `application/problem+json` (RFC 9457); `detail` names the thing and the mend. There are no users yet, so
-//! whoever serves it on more than loopback gives the cluster away.
+//! Errors are `application/problem+json` (RFC 9457), whoever finds them; `detail` names the thing and the mend. What takes
+//! long is an *operation*: it is answered at once with an id to ask with. In reading order:
+
+pub mod access;
+pub mod listen;
+pub mod operations;
+
+mod artifacts;
+mod cluster;
+mod docs;
+mod extract;
+mod jobs;
+mod metrics;
+mod problem;
 
 use std::sync::Arc;
 
-use axum::extract::rejection::{BytesRejection, JsonRejection};
-use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::routing::get;
 use axum::{Json, Router};
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use tidemill_coordinator::view::{ArtifactView, JobView, Overview, WorkerView};
-use tidemill_coordinator::{Coordinator, Job, Submission};
-use tidemill_core::{Error, ErrorKind};
+use serde_json::Value;
+use tidemill_coordinator::Coordinator;
+use tokio::sync::Semaphore;
+use utoipa::OpenApi as _;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::access::Access;
+use crate::operations::Operations;
+use crate::problem::Problem;
+
+pub use jobs::{RescaleRequest, SavepointRequest, StartFrom, StopRequest, SubmitRequest};
+pub use problem::ProblemBody;
 
 /// No component is larger.
 pub const UPLOAD_BYTES: usize = 64 << 20;
 /// No other request is larger: a manifest and what is set over it.
 const REQUEST_BYTES: usize = 1 << 20;
+/// So many uploads are in memory at once, the next ones wait for them.
+const UPLOADS: usize = 4;
 
-type Shared = State<Arc<Coordinator>>;
+/// What the API is told when it is started.
+#[derive(Default)]
+pub struct Settings {
+    /// Who may do what.
+    pub access: Access,
+    /// The settings of the coordinator's process, to be shown: without secrets.
+    pub configuration: Value,
+}
+
+/// What handlers share.
+#[derive(Clone)]
+struct Shared {
+    coordinator: Arc<Coordinator>,
+    operations: Arc<Operations>,
+    uploads: Arc<Semaphore>,
+    configuration: Arc<Value>,
+}
+
 type Answer<T> = Result<T, Problem>;
 
 /// The API.
-pub fn router(coordinator: Arc<Coordinator>) -> Router {
-    let api = Router::new()
-        .route("/overview", get(overview))
-        .route("/workers", get(workers))
-        .route("/artifacts", get(artifacts).post(upload).layer(DefaultBodyLimit::max(UPLOAD_BYTES)))
-        .route("/artifacts/{id}", delete(delete_artifact))
-        .route("/jobs", get(jobs).post(submit))
-        .route("/jobs/{id}", get(job))
-        .route("/jobs/{id}/cancel", post(cancel))
-        .route("/jobs/{id}/stop", post(stop))
-        .route("/jobs/{id}/savepoints", post(savepoint))
-        .route("/jobs/{id}/rescale", post(rescale))
-        .fallback(nothing_here)
-        .layer(DefaultBodyLimit::max(REQUEST_BYTES))
-        .with_state(coordinator);
-    Router::new().nest("/api/v1", api).route("/health", get(async || "ok\n")).fallback(nothing_here)
-}
-
-/// What `POST /jobs/{id}/stop` takes.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StopRequest {
-    /// Where a savepoint is to be: an absolute folder that is not there yet, or a URL.
-    #[serde(default)]
-    pub savepoint: Option<String>,
-}
-
-/// What `POST /jobs/{id}/savepoints` takes, and what it answers when the savepoint is there.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Savepoint {
-    /// An absolute folder, or a URL.
-    pub location: String,
-}
-
-/// What `POST /jobs/{id}/rescale` takes.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RescaleRequest {
-    /// How many slots.
-    pub parallelism: u32,
-}
-
-/// An error as it is answered.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct ProblemBody {
-    /// What kind of error, in a few words.
-    pub title: String,
-    /// The status of the answer.
-    pub status: u16,
-    /// What is wrong, and the mend.
-    pub detail: String,
-}
-
-struct Problem {
-    status: StatusCode,
-    detail: String,
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let title = self.status.canonical_reason().unwrap_or("Error").to_owned();
-        let body = ProblemBody { title, status: self.status.as_u16(), detail: self.detail };
-        let kind = [(header::CONTENT_TYPE, "application/problem+json")];
-        (self.status, kind, Json(body).into_response().into_body()).into_response()
-    }
-}
-
-impl From<Error> for Problem {
-    fn from(error: Error) -> Self {
-        let status = match error.kind() {
-            ErrorKind::Invalid | ErrorKind::UserCode => StatusCode::UNPROCESSABLE_ENTITY,
-            ErrorKind::Fenced => StatusCode::CONFLICT,
-            ErrorKind::Limit => StatusCode::PAYLOAD_TOO_LARGE,
-            ErrorKind::Retry | ErrorKind::Lost => StatusCode::SERVICE_UNAVAILABLE,
-            ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self { status, detail: error.text() }
-    }
-}
-
-impl From<JsonRejection> for Problem {
-    fn from(rejection: JsonRejection) -> Self {
-        Self { status: rejection.status(), detail: rejection.body_text() }
-    }
-}
-
-impl From<BytesRejection> for Problem {
-    fn from(rejection: BytesRejection) -> Self {
-        let detail = match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                format!("an upload may have {} MiB; build the component without debug information", UPLOAD_BYTES >> 20)
-            }
-            _ => rejection.body_text(),
-        };
-        Self { status: rejection.status(), detail }
-    }
-}
-
-async fn nothing_here() -> Problem {
-    Problem {
-        status: StatusCode::NOT_FOUND,
-        detail: "there is nothing at this path; the API is below /api/v1".to_owned(),
-    }
-}
-
-async fn overview(State(coordinator): Shared) -> Json<Overview> {
-    Json(coordinator.overview())
-}
-
-async fn workers(State(coordinator): Shared) -> Json<Vec<WorkerView>> {
-    Json(coordinator.workers())
-}
-
-async fn artifacts(State(coordinator): Shared) -> Answer<Json<Vec<ArtifactView>>> {
-    blocking(move || coordinator.artifacts()).await.map(Json)
-}
-
-async fn upload(
-    State(coordinator): Shared,
-    body: Result<Bytes, BytesRejection>,
-) -> Answer<(StatusCode, Json<ArtifactView>)> {
-    let body = body?;
-    let kept = blocking(move || coordinator.upload(&body)).await?;
-    Ok((StatusCode::CREATED, Json(kept)))
-}
-
-async fn delete_artifact(State(coordinator): Shared, Path(id): Path<String>) -> Answer<StatusCode> {
-    blocking(move || coordinator.delete_artifact(&id)).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-async fn jobs(State(coordinator): Shared) -> Json<Vec<JobView>> {
-    Json(coordinator.jobs())
-}
-
-async fn submit(
-    State(coordinator): Shared,
-    body: Result<Json<Submission>, JsonRejection>,
-) -> Answer<(StatusCode, Json<JobView>)> {
-    let Json(submission) = body?;
-    let job = blocking(move || coordinator.submit(submission)).await?;
-    Ok((StatusCode::CREATED, Json(job)))
-}
-
-async fn job(State(coordinator): Shared, Path(id): Path<String>) -> Answer<Json<JobView>> {
-    Ok(Json(find(&coordinator, &id)?.view()))
-}
-
-async fn cancel(State(coordinator): Shared, Path(id): Path<String>) -> Answer<(StatusCode, Json<JobView>)> {
-    let job = find(&coordinator, &id)?;
-    job.cancel().map_err(conflict)?;
-    Ok((StatusCode::ACCEPTED, Json(job.view())))
-}
-
-async fn stop(
-    State(coordinator): Shared,
-    Path(id): Path<String>,
-    body: Result<Json<StopRequest>, JsonRejection>,
-) -> Answer<(StatusCode, Json<JobView>)> {
-    let job = find(&coordinator, &id)?;
-    let Json(request) = body?;
-    let stopped = job.clone();
-    blocking(move || Ok(stopped.stop(request.savepoint))).await?.map_err(conflict)?;
-    Ok((StatusCode::ACCEPTED, Json(job.view())))
-}
-
-async fn savepoint(
-    State(coordinator): Shared,
-    Path(id): Path<String>,
-    body: Result<Json<Savepoint>, JsonRejection>,
-) -> Answer<(StatusCode, Json<Savepoint>)> {
-    let job = find(&coordinator, &id)?;
-    let Json(request) = body?;
-    let location = blocking(move || Ok(job.savepoint(request.location))).await?.map_err(conflict)?;
-    Ok((StatusCode::CREATED, Json(Savepoint { location })))
-}
-
-async fn rescale(
-    State(coordinator): Shared,
-    Path(id): Path<String>,
-    body: Result<Json<RescaleRequest>, JsonRejection>,
-) -> Answer<(StatusCode, Json<JobView>)> {
-    let job = find(&coordinator, &id)?;
-    let Json(request) = body?;
-    job.rescale(request.parallelism).map_err(conflict)?;
-    Ok((StatusCode::ACCEPTED, Json(job.view())))
-}
-
-fn find(coordinator: &Coordinator, id: &str) -> Answer<Arc<Job>> {
-    let none = || Problem {
-        status: StatusCode::NOT_FOUND,
-        detail: format!("there is no job '{id}'; GET /api/v1/jobs lists all"),
+pub fn router(coordinator: Arc<Coordinator>, settings: Settings) -> Router {
+    let shared = Shared {
+        coordinator,
+        operations: Arc::default(),
+        uploads: Arc::new(Semaphore::new(UPLOADS)),
+        configuration: Arc::new(settings.configuration),
     };
-    coordinator.job(id).ok_or_else(none)
+    let (routes, document) = described();
+    let document = docs::complete(document);
+    let page = docs::page(&document);
+    routes
+        .route("/api/v1/openapi.json", get(move || async { Json(document) }))
+        .route("/docs", get(move || async { page }))
+        .fallback(problem::nothing_here)
+        .method_not_allowed_fallback(problem::no_such_method)
+        .layer(DefaultBodyLimit::max(REQUEST_BYTES))
+        .layer(middleware::from_fn_with_state(Arc::new(settings.access), access::check))
+        .layer(middleware::map_response(problem::always))
+        .with_state(shared)
 }
 
-/// What can't be done to a job as it is now.
-fn conflict(error: Error) -> Problem {
-    let problem = Problem::from(error);
-    match problem.status {
-        StatusCode::UNPROCESSABLE_ENTITY => Problem { status: StatusCode::CONFLICT, ..problem },
-        _ => problem,
-    }
-}
-
-/// What takes the disk or a compiler does not hold up other requests.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Answer<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    let done = done.unwrap_or_else(|panic| Err(Error::internal(format!("a request ended badly: {panic}"))));
-    done.map_err(Problem::from)
+/// The routes with their description.
+fn described() -> (Router<Shared>, utoipa::openapi::OpenApi) {
+    let api = OpenApiRouter::new()
+        .routes(routes!(cluster::overview))
+        .routes(routes!(cluster::workers))
+        .routes(routes!(cluster::configuration))
+        .routes(routes!(artifacts::list, artifacts::upload))
+        .routes(routes!(artifacts::detail, artifacts::delete))
+        .routes(routes!(jobs::list, jobs::submit))
+        .routes(routes!(jobs::detail))
+        .routes(routes!(jobs::plan))
+        .routes(routes!(jobs::vertices))
+        .routes(routes!(jobs::exceptions))
+        .routes(routes!(jobs::checkpoints))
+        .routes(routes!(metrics::of_job))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::stop))
+        .routes(routes!(jobs::savepoint))
+        .routes(routes!(jobs::rescale))
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::detail));
+    OpenApiRouter::with_openapi(docs::Description::openapi())
+        .nest("/api/v1", api)
+        .routes(routes!(cluster::health))
+        .routes(routes!(cluster::ready))
+        .routes(routes!(metrics::metrics))
+        .split_for_parts()
 }

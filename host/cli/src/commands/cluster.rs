@@ -4,25 +4,26 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidemill_checkpoint::{Origin, Start};
-use tidemill_coordinator::Submission;
 use tidemill_coordinator::view::{ArtifactView, JobState, JobView, WorkerView};
-use tidemill_core::Error;
-use tidemill_job::{JobDefinition, component};
-use tidemill_rest::{ProblemBody, RescaleRequest, Savepoint, StopRequest};
+use tidemill_job::component;
+use tidemill_rest::{RescaleRequest, SavepointRequest, StopRequest, SubmitRequest};
 
 use super::build::say;
 use super::control::absolute;
 use super::{build, manifest, manifest_path};
-use crate::args::{ClusterArgs, ClusterJobArgs, RescaleArgs, SubmitArgs};
+use crate::api::Api;
+use crate::args::{ClusterArgs, ClusterJobArgs, RescaleArgs, StatusArgs, SubmitArgs};
 use crate::failure::{Failure, INTERRUPTED, JOB_FAILED, Outcome};
 use crate::report::{Align, table};
 use crate::screen::print;
 use crate::units;
 
+/// How often a job that is watched is looked at.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// How often a job that is followed is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -36,19 +37,22 @@ pub fn submit(args: &SubmitArgs) -> Outcome {
     let text = fs::read_to_string(&path).with_context(|| format!("{} can't be read", path.display()))?;
     let api = Api::new(&args.cluster)?;
     let artifact: ArtifactView = api.answer(api.post("artifacts").body(bytes))?;
-    let definition = JobDefinition {
-        artifact: artifact.id,
-        manifest: text,
-        manifest_name: path.clone(),
-        folder: std::path::absolute(path.parent().filter(|of| !of.as_os_str().is_empty()).unwrap_or(Path::new(".")))?,
-        set: args.project.set.clone(),
-    };
     let from = match args.start.start() {
         Start::At(Origin::Savepoint(location)) => Start::At(Origin::Savepoint(absolute(&location)?)),
         start => start,
     };
-    let (parallelism, allow_non_restored) = (args.start.parallelism, args.start.allow_non_restored);
-    let submission = Submission { definition, parallelism, from, allow_non_restored };
+    let submission = SubmitRequest {
+        artifact: artifact.id,
+        manifest: text,
+        manifest_name: Some(path.clone()),
+        folder: Some(std::path::absolute(
+            path.parent().filter(|of| !of.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+        )?),
+        set: args.project.set.clone(),
+        parallelism: args.start.parallelism,
+        from: from.into(),
+        allow_non_restored: args.start.allow_non_restored,
+    };
     let job: JobView = api.answer(api.json("jobs", &submission))?;
     said(&args.cluster, &job, "submitted", &format!("{} as {}", job.name, job.id))?;
     if args.detach { Ok(()) } else { follow(&api, &job.id) }
@@ -80,14 +84,36 @@ pub fn list(args: &ClusterArgs) -> Outcome {
     })
 }
 
-pub fn status(args: &ClusterJobArgs) -> Outcome {
-    let api = Api::new(&args.cluster)?;
-    let job: JobView = api.answer(api.get(&format!("jobs/{}", args.job)))?;
-    if args.cluster.json {
-        print(&json(&job)?);
-        return Ok(());
+pub fn status(args: &StatusArgs) -> Outcome {
+    let (cluster, path) = (&args.job.cluster, format!("jobs/{}", args.job.job));
+    let api = Api::new(cluster)?;
+    loop {
+        let job: JobView = api.answer(api.get(&path))?;
+        if args.watch {
+            clear();
+        }
+        match cluster.json {
+            true => print(&json_text(&job)?),
+            false => show_job(&job),
+        }
+        if !args.watch || job.state.is_final() {
+            return Ok(());
+        }
+        std::thread::sleep(WATCH_EVERY);
     }
-    let mut text = format!("{} ({}): {}\n", job.name, job.id, state_text(&job));
+}
+
+/// A terminal shows the newest look alone; elsewhere they follow each other.
+fn clear() {
+    let terminal = console::Term::stdout();
+    if terminal.is_term() {
+        // That it can't be cleared shows.
+        _ = terminal.clear_screen();
+    }
+}
+
+fn show_job(job: &JobView) {
+    let mut text = format!("{} ({}): {}\n", job.name, job.id, state_text(job));
     if let Some(checkpoints) = &job.checkpoints {
         let took = units::duration(Duration::from_millis(checkpoints.duration_ms));
         text.push_str(&format!(
@@ -113,7 +139,6 @@ pub fn status(args: &ClusterJobArgs) -> Outcome {
         })
     });
     print_table(&["operator", "kind", "subtask", "worker", "in", "out"], rows, 4);
-    Ok(())
 }
 
 pub fn cancel(args: &ClusterJobArgs) -> Outcome {
@@ -122,30 +147,40 @@ pub fn cancel(args: &ClusterJobArgs) -> Outcome {
     said(&args.cluster, &job, "cancelling", &job.id)
 }
 
-/// Stops a job of a cluster.
+/// Stops a job of a cluster; with a savepoint, when that is there and the job over.
 pub fn stop(cluster: &ClusterArgs, id: &str, savepoint: Option<&str>) -> Outcome {
     let api = Api::new(cluster)?;
     let request = StopRequest { savepoint: savepoint.map(absolute).transpose()? };
-    let job: JobView = api.answer(api.json(&format!("jobs/{id}/stop"), &request))?;
-    match &job.savepoint {
-        Some(location) => said(cluster, &job, "stopped", &format!("{id} with a savepoint in {location}")),
-        None => said(cluster, &job, "stopping", id),
+    let begun = api.begin(&format!("jobs/{id}/stop"), &request)?;
+    if savepoint.is_none() {
+        return said(cluster, &begun, "stopping", id);
     }
+    let done = api.finish(begun).map_err(Failure::job)?;
+    let location = done.location.clone().unwrap_or_default();
+    said(cluster, &done, "stopped", &format!("{id} with a savepoint in {location}"))
 }
 
 /// Takes a savepoint of a job of a cluster.
 pub fn savepoint(cluster: &ClusterArgs, id: &str, location: &str) -> Outcome {
     let api = Api::new(cluster)?;
-    let request = Savepoint { location: absolute(location)? };
-    let taken: Savepoint = api.answer(api.json(&format!("jobs/{id}/savepoints"), &request))?;
-    said(cluster, &taken, "savepoint", &taken.location)
+    let request = SavepointRequest { location: absolute(location)? };
+    let begun = api.begin(&format!("jobs/{id}/savepoints"), &request)?;
+    let done = api.finish(begun).map_err(Failure::job)?;
+    said(cluster, &done, "savepoint", &done.location.clone().unwrap_or_default())
 }
 
 pub fn rescale(args: &RescaleArgs) -> Outcome {
-    let api = Api::new(&args.job.cluster)?;
+    let (id, api) = (&args.job.job, Api::new(&args.job.cluster)?);
     let request = RescaleRequest { parallelism: args.parallelism };
-    let job: JobView = api.answer(api.json(&format!("jobs/{}/rescale", args.job.job), &request))?;
-    said(&args.job.cluster, &job, "rescaling", &format!("{} to {} slots", job.id, args.parallelism))
+    let begun = api.begin(&format!("jobs/{id}/rescale"), &request)?;
+    let words = format!("{id} to {} slots", args.parallelism);
+    if !args.wait {
+        return said(&args.job.cluster, &begun, "rescaling", &words);
+    }
+    let done = api.finish(begun).map_err(Failure::job)?;
+    let took = done.ended_ms.unwrap_or(done.started_ms).abs_diff(done.started_ms);
+    let words = format!("{words} in {}", units::duration(Duration::from_millis(took)));
+    said(&args.job.cluster, &done, "rescaled", &words)
 }
 
 pub fn workers(args: &ClusterArgs) -> Outcome {
@@ -182,7 +217,7 @@ fn show<T: DeserializeOwned + Serialize>(
         api.answer(api.get(path))?
     };
     match args.json {
-        true => print(&json(&all)?),
+        true => print(&json_text(&all)?),
         false => print_table(heads, all.iter().map(row), numbers),
     }
     Ok(())
@@ -191,14 +226,14 @@ fn show<T: DeserializeOwned + Serialize>(
 /// Says what was done: as JSON, or in words.
 fn said(args: &ClusterArgs, answer: &impl Serialize, verb: &str, words: &str) -> Outcome {
     match args.json {
-        true => print(&json(answer)?),
+        true => print(&json_text(answer)?),
         false => say(verb, words),
     }
     Ok(())
 }
 
 /// The columns from `numbers` on are numbers.
-fn print_table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>, numbers: usize) {
+pub fn print_table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>, numbers: usize) {
     let heads: Vec<String> = heads.iter().map(|head| (*head).to_owned()).collect();
     let align: Vec<Align> =
         (0..heads.len()).map(|column| if column < numbers { Align::Left } else { Align::Right }).collect();
@@ -211,52 +246,6 @@ fn print_table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>, numbers:
     print(&text);
 }
 
-fn json(value: &impl Serialize) -> anyhow::Result<String> {
+pub fn json_text(value: &impl Serialize) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
-}
-
-/// A cluster's API.
-struct Api {
-    client: reqwest::blocking::Client,
-    base: String,
-}
-
-impl Api {
-    fn new(args: &ClusterArgs) -> anyhow::Result<Self> {
-        // That there is one already is fine.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        // No time limit: an upload is compiled before it is answered, a savepoint written.
-        let client = reqwest::blocking::Client::builder().timeout(None).build().context("no HTTP client")?;
-        Ok(Self { client, base: format!("{}/api/v1", args.cluster.trim_end_matches('/')) })
-    }
-
-    fn get(&self, path: &str) -> reqwest::blocking::RequestBuilder {
-        self.client.get(format!("{}/{path}", self.base))
-    }
-
-    fn post(&self, path: &str) -> reqwest::blocking::RequestBuilder {
-        self.client.post(format!("{}/{path}", self.base))
-    }
-
-    fn json(&self, path: &str, body: &impl Serialize) -> reqwest::blocking::RequestBuilder {
-        self.post(path).json(body)
-    }
-
-    fn answer<T: DeserializeOwned>(&self, request: reqwest::blocking::RequestBuilder) -> anyhow::Result<T> {
-        let unreachable = |e: reqwest::Error| {
-            let reason = Error::invalid(format!("the cluster at {} can't be reached: {e}", self.base))
-                .mend("Start one with `tidemill coordinator` and `tidemill worker`, or name it with --cluster URL.");
-            anyhow!(reason)
-        };
-        let response = request.send().map_err(unreachable)?;
-        let status = response.status();
-        if status.is_success() {
-            return response.json().context("the cluster's answer can't be read");
-        }
-        let text = response.text().unwrap_or_default();
-        match serde_json::from_str::<ProblemBody>(&text) {
-            Ok(problem) => Err(anyhow!(problem.detail)),
-            Err(_) => Err(anyhow!("the cluster answered {status}: {text}")),
-        }
-    }
 }

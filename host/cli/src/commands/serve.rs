@@ -1,15 +1,21 @@
 //! `tidemill coordinator` and `tidemill worker`: the processes of a cluster.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use axum::Router;
 use tidemill_coordinator::Coordinator;
 use tidemill_core::Error;
+use tidemill_rest::Settings;
+use tidemill_rest::access::{Access, Tokens};
+use tidemill_rest::listen::{CertificateFiles, Encrypted};
 use tidemill_rpc::tls::{Tls, TlsFiles};
 use tidemill_worker::WorkerSettings;
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 use tokio::sync::Notify;
 
 use super::build::say;
@@ -17,36 +23,67 @@ use super::registry;
 use crate::args::{CoordinatorArgs, TlsArgs, WorkerArgs};
 use crate::failure::{Failure, Outcome};
 
+/// How long a process that was told to end waits for what it has under way.
+const LINGER: Duration = Duration::from_secs(1);
+
 pub fn coordinator(args: &CoordinatorArgs) -> Outcome {
     let tls = tls(&args.tls)?;
-    if !args.rest.ip().is_loopback() {
-        return Err(Error::invalid(format!(
-            "the API may not listen on {}: whoever reaches it may run jobs",
-            args.rest
-        ))
-        .mend("Listen on 127.0.0.1, and put what checks users before it where others need it.")
-        .into());
-    }
-    if tls.is_none() && !args.listen.ip().is_loopback() {
-        return Err(Error::invalid(format!("workers on other machines reach {} without certificates", args.listen))
-            .mend("Give --tls-authority, --tls-certificate and --tls-key, or listen on 127.0.0.1.")
-            .into());
-    }
+    let access = args.tokens.as_deref().map(Tokens::read).transpose()?.map_or(Access::Local, Access::Tokens);
+    let certificate = match (args.rest_certificate.clone(), args.rest_key.clone()) {
+        (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
+        _ => None,
+    };
+    check_addresses(args, &access, certificate.is_some(), tls.is_some())?;
     let storage = super::control::absolute(&args.storage)?;
-    let stop = stop_on_ctrl_c()?;
-    runtime()?.block_on(async {
+    let settings = Settings { access, configuration: args.shown.clone() };
+    let stop = stop_on_signal()?;
+    serve(async {
         let (workers, address) = listen(args.listen, "for workers").await?;
         let (rest, api) = listen(args.rest, "for the API").await?;
         let started = tokio::task::spawn_blocking(move || Coordinator::start(&storage, Arc::new(registry()))).await;
         let coordinator = started.context("the coordinator can't start")??;
         let serving = tidemill_coordinator::serve(coordinator.clone(), workers, tls.as_ref())?;
-        say("coordinator", &format!("for workers on {address}, with the API on http://{api}/api/v1"));
-        let api = axum::serve(rest, tidemill_rest::router(coordinator)).into_future();
+        let router = tidemill_rest::router(coordinator, settings);
+        let (scheme, answering) = answer(rest, router, certificate.as_ref())?;
+        say("coordinator", &format!("for workers on {address}, with the API on {scheme}://{api}/api/v1"));
         tokio::select! {
             ended = serving => ended.map_err(Failure::job),
-            ended = api => ended.map_err(Failure::job),
+            ended = answering => ended.map_err(Failure::job),
             () = stop.notified() => Ok(()),
         }
+    })
+}
+
+/// What is reached from other machines has to know who asks.
+fn check_addresses(args: &CoordinatorArgs, access: &Access, rest_tls: bool, tls: bool) -> Result<(), Error> {
+    let (rest, listen) = (args.rest, args.listen);
+    if !rest.ip().is_loopback() && matches!(access, Access::Local) {
+        return Err(Error::invalid(format!("the API may not listen on {rest}: whoever reaches it may run jobs"))
+            .mend("Give --tokens FILE, or listen on 127.0.0.1."));
+    }
+    if !rest.ip().is_loopback() && !rest_tls {
+        tracing::warn!(
+            "the API on {rest} is not encrypted, and neither are the tokens that are sent to it; give --rest-certificate and --rest-key, unless something before it speaks TLS"
+        );
+    }
+    if !tls && !listen.ip().is_loopback() {
+        return Err(Error::invalid(format!("workers on other machines reach {listen} without certificates"))
+            .mend("Give --tls-authority, --tls-certificate and --tls-key, or listen on 127.0.0.1."));
+    }
+    Ok(())
+}
+
+type Answering = Pin<Box<dyn Future<Output = std::io::Result<()>>>>;
+
+/// Answers at the API until the process ends; with the scheme of its URL.
+fn answer(
+    listener: TcpListener,
+    router: Router,
+    certificate: Option<&CertificateFiles>,
+) -> Result<(&'static str, Answering), Error> {
+    Ok(match certificate {
+        Some(files) => ("https", Box::pin(axum::serve(Encrypted::new(listener, files)?, router).into_future())),
+        None => ("http", Box::pin(axum::serve(listener, router).into_future())),
     })
 }
 
@@ -64,28 +101,38 @@ pub fn worker(args: &WorkerArgs) -> Outcome {
             .mend("Give --tls-authority, --tls-certificate and --tls-key, or listen on 127.0.0.1.")
             .into());
     }
-    let stop = stop_on_ctrl_c()?;
-    runtime()?.block_on(async {
+    let stop = stop_on_signal()?;
+    serve(async {
         say("worker", &format!("with {} slots for the coordinator at {}", args.slots, args.coordinator));
-        tidemill_worker::run(settings, Arc::new(registry()), async move { stop.notified().await }).await
-    })?;
-    Ok(())
+        tidemill_worker::run(settings, Arc::new(registry()), async move { stop.notified().await }).await?;
+        Ok(())
+    })
 }
 
-fn runtime() -> anyhow::Result<Runtime> {
-    Builder::new_multi_thread().enable_all().build().context("no threads for the network could be started")
+/// Runs a process to its end. What still waits then (for a savepoint, for slots to end) does not hold it up for long:
+/// what matters is in the storage.
+fn serve(process: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("no threads for the network could be started")?;
+    let ended = runtime.block_on(process);
+    runtime.shutdown_timeout(LINGER);
+    ended
 }
 
 async fn listen(address: SocketAddr, what: &str) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("can't listen on {address} {what}"))?;
+    let listener = TcpListener::bind(address).await.map_err(|e| {
+        Error::invalid(format!("can't listen on {address} {what}: {e}"))
+            .mend("End what listens there, or name another address (`tidemill coordinator --help`).")
+    })?;
     let bound = listener.local_addr()?;
     Ok((listener, bound))
 }
 
-fn stop_on_ctrl_c() -> anyhow::Result<Arc<Notify>> {
+/// Ctrl-C, SIGTERM and SIGHUP end a process cleanly.
+fn stop_on_signal() -> anyhow::Result<Arc<Notify>> {
     let stop = Arc::new(Notify::new());
     let stopping = stop.clone();
-    ctrlc::set_handler(move || stopping.notify_one()).context("Ctrl-C can't be caught")?;
+    ctrlc::set_handler(move || stopping.notify_one()).context("signals can't be caught")?;
     Ok(stop)
 }
 

@@ -9,6 +9,7 @@
 
 mod manifest;
 mod new;
+mod settings;
 
 use std::path::Path;
 use std::process::{Command, Output};

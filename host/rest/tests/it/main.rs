@@ -1,0 +1,132 @@
+//! The API as its users meet it: a real coordinator on a folder of its own, asked without a network. What needs workers is
+//! tested in `tests/cli`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking"
+)]
+
+mod access;
+mod described;
+mod guests;
+mod refusals;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Method, Request, StatusCode, header};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tidemill_connector_kit::Registry;
+use tidemill_coordinator::Coordinator;
+use tidemill_rest::Settings;
+use tower::ServiceExt as _;
+
+/// A cluster without workers.
+struct Cluster {
+    storage: TempDir,
+    router: Router,
+}
+
+/// What was answered.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    text: String,
+}
+
+impl Cluster {
+    fn start() -> Self {
+        Self::with(Settings::default())
+    }
+
+    fn with(settings: Settings) -> Self {
+        let storage = tempfile::tempdir().unwrap();
+        let mut registry = Registry::new();
+        tidemill_connector_builtin::register(&mut registry);
+        tidemill_connector_files::register(&mut registry);
+        let coordinator = Coordinator::start(storage.path().to_str().unwrap(), Arc::new(registry)).unwrap();
+        Self { storage, router: tidemill_rest::router(coordinator, settings) }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let text = String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap();
+        Answer { status: parts.status, headers: parts.headers, text }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    async fn post(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.send(Request::post(path).body(body.into()).unwrap()).await
+    }
+
+    async fn json(&self, path: &str, body: &Value) -> Answer {
+        let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+        self.send(request.body(Body::from(body.to_string())).unwrap()).await
+    }
+
+    /// A job of the evil guest on its best behaviour; it waits for slots that never come.
+    async fn job(&self, more: &str) -> String {
+        let folder = self.storage.path().display();
+        let manifest = format!(
+            "[job]\nname = \"evil\"\ncomponent = \"x\"\n{more}\n[sources.in]\nconnector = \"files\"\npath = \"{folder}\"\nformat = \"csv\"\ndiscover-every = \"1 s\"\n[sinks.out]\nconnector = \"blackhole\"\n"
+        );
+        let submitted =
+            self.json("/api/v1/jobs", &json!({"artifact": self.artifact().await, "manifest": manifest})).await;
+        assert_eq!(submitted.status, StatusCode::CREATED, "{}", submitted.text);
+        submitted.value()["id"].as_str().unwrap().to_owned()
+    }
+
+    async fn artifact(&self) -> String {
+        let kept = self.post("/api/v1/artifacts", guests::good()).await;
+        assert_eq!(kept.status, StatusCode::CREATED, "{}", kept.text);
+        kept.value()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Until what is at a path is as wished; whoever runs the tests gives them their time.
+    async fn until(&self, path: &str, wished: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let found = self.get(path).await.value();
+            if wished(&found) {
+                return found;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Answer {
+    fn value(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    /// That it is a refusal which says so.
+    #[track_caller]
+    fn refuses(&self, status: u16, words: &str) {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        assert_eq!(self.headers[header::CONTENT_TYPE], "application/problem+json", "{}", self.text);
+        let problem = self.value();
+        assert_eq!(problem["status"], status);
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(words), "not '{words}': {detail}");
+    }
+}
+
+/// All operations of the document, with an id where one belongs.
+fn operations(document: &Value) -> Vec<(Method, String, Value)> {
+    let paths = document["paths"].as_object().unwrap();
+    let all = paths.iter().flat_map(|(path, item)| {
+        item.as_object().unwrap().iter().map(move |(method, operation)| {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            (method, path.clone(), operation.clone())
+        })
+    });
+    all.collect()
+}
