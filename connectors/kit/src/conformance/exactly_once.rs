@@ -153,20 +153,22 @@ fn commit_by_another_process_after_a_rescale(outside: &dyn Outside) {
 }
 
 fn two_processes_commit_at_once(outside: &dyn Outside) {
-    let mut died = begin(&outside.sink(), 1, false, 8);
-    let mut prepared = Vec::new();
-    for (n, writer) in (0..).zip(&mut died) {
-        write(writer, &[n]);
-        prepared.extend(writer.prepare(Epoch(1)).unwrap());
-    }
-    std::mem::forget(died);
+    let mut writers = begin(&outside.sink(), 1, false, 8);
     let sinks = [outside.sink(), outside.sink()];
-    std::thread::scope(|scope| {
-        for sink in &sinks {
-            scope.spawn(|| commit(sink, &prepared));
+    // Not every time do they come to the same thing at the same moment.
+    for round in 0..10 {
+        let mut prepared = Vec::new();
+        for (n, writer) in (0..).zip(&mut writers) {
+            write(writer, &[8 * round + n]);
+            prepared.extend(writer.prepare(Epoch(1 + round as u64)).unwrap());
         }
-    });
-    assert_visible(outside, &(0..8).collect::<Vec<_>>());
+        std::thread::scope(|scope| {
+            for sink in &sinks {
+                scope.spawn(|| commit(sink, &prepared));
+            }
+        });
+        assert_visible(outside, &(0..8 * (round + 1)).collect::<Vec<_>>());
+    }
 }
 
 fn the_replaced_process_is_still_there(outside: &dyn Outside) {

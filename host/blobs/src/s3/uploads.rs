@@ -5,6 +5,7 @@
 //! are under way at once than [`Uploads`] was told, over all of its uploads.
 
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use object_store::multipart::{MultipartStore as _, PartId};
 use object_store::path::Path;
@@ -17,6 +18,11 @@ use crate::BlobError;
 
 /// Uploads are completed in groups of this number, each at once: the store answers in its own time.
 const COMPLETED_AT_ONCE: usize = 16;
+
+/// What is neither an upload nor an object is looked for again, after this time, then twice of it, and so on: for six
+/// seconds in all, before it is taken for lost.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LAST_WAIT: Duration = Duration::from_millis(3_200);
 
 /// Begins uploads, which share what may be under way at once.
 pub struct Uploads {
@@ -99,19 +105,25 @@ impl S3 {
         let (store, key) = (Arc::clone(&self.store), self.path(&upload.path));
         let PendingUpload { id, parts, bytes, .. } = upload.clone();
         spawn(async move {
-            let parts = parts.into_iter().map(|content_id| PartId { content_id }).collect();
-            match store.complete_multipart(&key, &id, parts).await {
-                Ok(_) => {}
-                // Completed before, maybe by a request whose answer was lost; or aborted.
-                Err(e) if is_absent(&e) || says(&e, "NoSuchUpload") => {}
-                Err(e) => return Err(e),
-            }
-            // Also after a success: so that it may be repeated, some stores report one whatever object is there.
-            match store.head(&key).await {
-                Ok(object) if object.size == bytes => Ok(Completion::Done),
-                Ok(object) => Ok(Completion::Replaced { bytes: object.size }),
-                Err(e) if is_absent(&e) => Ok(Completion::Lost),
-                Err(e) => Err(e),
+            let parts: Vec<PartId> = parts.into_iter().map(|content_id| PartId { content_id }).collect();
+            let mut wait = FIRST_WAIT;
+            loop {
+                match store.complete_multipart(&key, &id, parts.clone()).await {
+                    Ok(_) => {}
+                    // Completed before, maybe by a request whose answer was lost; or aborted.
+                    Err(e) if is_absent(&e) || says(&e, "NoSuchUpload") => {}
+                    Err(e) => return Err(e),
+                }
+                // Also after a success: so that it may be repeated, some stores report one whatever object is there.
+                match store.head(&key).await {
+                    Ok(object) if object.size == bytes => return Ok(Completion::Done),
+                    Ok(object) => return Ok(Completion::Replaced { bytes: object.size }),
+                    Err(e) if !is_absent(&e) => return Err(e),
+                    Err(_) if wait > LAST_WAIT => return Ok(Completion::Lost),
+                    // Another process may be completing it at this moment: not all stores do so in one step.
+                    Err(_) => tokio::time::sleep(wait).await,
+                }
+                wait *= 2;
             }
         })
     }
