@@ -10,18 +10,39 @@ end_all() { for pid in "${pids[@]}"; do end "$pid"; done; }
 trap 'end_all; rm -rf "$scratch"' EXIT
 cd "$scratch"
 
-openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout authority.key -out authority.pem 2>/dev/null
-openssl req -newkey rsa:2048 -nodes -subj /CN=tidemill-cluster -keyout cluster.key -out cluster.csr 2>/dev/null
-printf 'subjectAltName=DNS:tidemill-cluster\nextendedKeyUsage=serverAuth,clientAuth\n' >cluster.ext
-openssl x509 -req -in cluster.csr -CA authority.pem -CAkey authority.key -CAcreateserial -days 2 \
-    -extfile cluster.ext -out cluster.pem 2>/dev/null
-tls=(--tls-authority authority.pem --tls-certificate cluster.pem --tls-key cluster.key)
+tidemill certs certs 2>/dev/null
+[[ $(stat -c %a certs/cluster.key certs/authority.key) == $'600\n600' ]]
+tidemill certs certs 2>refused && exit 1
+grep -q 'is there already' refused
+tls=(--tls-authority certs/authority.pem --tls-certificate certs/cluster.pem --tls-key certs/cluster.key)
 
 # Ports that the system does not hand out by itself, apart for each process that runs this.
 base=$((20000 + $$ % 5000 * 2))
 listen=127.0.0.1:$base
-export TIDEMILL_CLUSTER=http://127.0.0.1:$((base + 1))
+export TIDEMILL_CLUSTER=https://127.0.0.1:$((base + 1)) TIDEMILL_AUTHORITY=$scratch/certs/authority.pem
 api=$TIDEMILL_CLUSTER/api/v1
+
+# Everything that the coordinator needs is in a file; who may ask is in another.
+printf 'a-token-that-reads\n' >reads
+printf 'a-token-that-submits\n' >submits
+cat >tokens.yaml <<END
+tokens:
+  - {name: dashboard, role: read, token-file: $scratch/reads}
+  - {name: ada, role: submit, sha256: $(tr -d '\n' <submits | sha256sum | cut -d ' ' -f 1)}
+END
+cat >coordinator.yaml <<END
+storage: $scratch/storage
+listen: $listen
+rest: ${TIDEMILL_CLUSTER#https://}
+tokens: $scratch/tokens.yaml
+rest-certificate: $scratch/certs/cluster.pem
+rest-key: $scratch/certs/cluster.key
+tls-authority: $scratch/certs/authority.pem
+tls-certificate: $scratch/certs/cluster.pem
+tls-key: $scratch/certs/cluster.key
+END
+export TIDEMILL_TOKEN_FILE=$scratch/submits
+ask() { curl -sS --cacert "$TIDEMILL_AUTHORITY" -H "Authorization: Bearer $(cat "$TIDEMILL_TOKEN_FILE")" "$@"; }
 
 # until_true COMMAND...: within a minute.
 until_true() {
@@ -31,7 +52,7 @@ until_true() {
         read -r -t 0.1 <> <(:) || true
     done
 }
-has_workers() { [[ $(curl -fsS "$api/overview" 2>/dev/null) == *"\"workers\":$1,"* ]]; }
+has_workers() { [[ $(ask -f "$api/overview" 2>/dev/null) == *"\"workers\":$1,"* ]]; }
 is_in() { [[ $(tidemill status "$1") == *": $2"* ]]; }
 has_checkpoints() { [[ $(tidemill status "$1") =~ checkpoints:\ [1-9] ]]; }
 worker() {
@@ -39,8 +60,7 @@ worker() {
     pids+=($!)
 }
 
-tidemill coordinator --storage storage --listen "$listen" --rest "${TIDEMILL_CLUSTER#http://}" "${tls[@]}" \
-    >coordinator.log 2>&1 &
+tidemill coordinator --config coordinator.yaml >coordinator.log 2>&1 &
 pids+=($!)
 for number in 1 2 3; do worker "$number"; done
 until_true has_workers 3
@@ -48,6 +68,13 @@ until_true has_workers 3
 # Who has no certificate is not heard.
 timeout 3 tidemill worker --coordinator "$listen" >stranger.log 2>&1 && exit 1
 has_workers 3
+
+# Nor is who has no token, and who has one may do what its role says.
+env -u TIDEMILL_TOKEN_FILE tidemill list 2>refused && exit 1
+grep -q 'asks for a token' refused
+TIDEMILL_TOKEN_FILE=$scratch/reads tidemill list >/dev/null
+TIDEMILL_TOKEN_FILE=$scratch/reads tidemill cancel none 2>refused && exit 1
+grep -q "'dashboard' has the role 'read'" refused
 
 # A job that runs until it is stopped.
 tidemill new clicks >/dev/null 2>&1
@@ -87,11 +114,14 @@ printf 'ebb\n' >in/2.txt
 until_true wrote ebb,3
 until_true is_in "$job" RUNNING
 
-tidemill rescale "$job" --parallelism 1
+tidemill rescale "$job" --parallelism 1 --wait
 printf 'ebb\n' >in/3.txt
 until_true wrote ebb,4
 [[ $(tidemill status "$job" --json) == *'"parallelism": 1,'* ]]
 until_true has_checkpoints "$job"
+tidemill savepoint --job "$job" on-the-way
+[[ -d on-the-way ]]
+tidemill savepoint --job "$job" on-the-way 2>refused && exit 1
 tidemill stop --job "$job" --savepoint savepoint
 until_true is_in "$job" FINISHED
 
@@ -104,24 +134,15 @@ tidemill cancel "$second"
 until_true is_in "$second" CANCELED
 for n in 1 2 3 4 5; do wrote "ebb,$n" || { echo "ebb,$n is there $(lines "ebb,$n") times"; exit 1; }; done
 
-# refused STATUS WORDS CURL-ARGUMENTS...
-refused() {
-    local status=$1 words=$2 got
-    shift 2
-    got=$(curl -sS -o answer -w '%{http_code} %{content_type}' "$@")
-    [[ $got == "$status application/problem+json" ]] || { echo "$got instead of $status: $*"; cat answer; exit 1; }
-    grep -q "$words" answer || { echo "not '$words':"; cat answer; exit 1; }
-}
-json=(-H 'content-type: application/json')
-refused 404 'no job' "$api/jobs/none"
-refused 404 'no job' -X POST "$api/jobs/none/cancel"
-refused 404 'below /api/v1' "$api/nothing"
-refused 409 'is over' -X POST "$api/jobs/$job/cancel"
-refused 409 'is over' -X POST "${json[@]}" -d '{}' "$api/jobs/$job/stop"
-refused 422 'parallelism' -X POST "${json[@]}" -d '{"parallelism":-1}' "$api/jobs/$job/rescale"
-refused 422 'wasm' -X POST --data-binary 'no component' "$api/artifacts"
-head -c 70000000 /dev/zero >large
-refused 413 'MiB' -X POST --data-binary @large "$api/artifacts"
-refused 400 'JSON' -X POST "${json[@]}" -d '{' "$api/jobs"
-refused 422 'names no artifact' -X POST "${json[@]}" -d '{"artifact":"../x","manifest":"[job]\ncomponent=\"x\""}' "$api/jobs"
-refused 415 'Content-Type' -X POST -d '{}' "$api/jobs"
+# What only a job that ran has.
+[[ $(ask "$api/jobs/$job/checkpoints") =~ \"kept\":\[\{\"number\":.*\"uid\":\"process\".*\"bytes\":[1-9] ]]
+[[ $(ask "$api/jobs/$job") == *'"savepoint":'* ]]
+[[ $(ask "$api/configuration") == *'"storage":{"from":"given"'* ]]
+
+# No token is ever said.
+if grep -e "$(cat submits)" -e "$(cat reads)" ./*.log; then exit 1; fi
+# Who is told to end does, and well.
+for pid in "${pids[3]}" "${pids[0]}"; do
+    kill -TERM "$pid"
+    wait "$pid"
+done

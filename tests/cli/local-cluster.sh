@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# `tidemill cluster start|status|stop`: processes of this machine, as a new user has them.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+scratch=$(mktemp -d)
+cd "$scratch"
+export XDG_STATE_HOME=$scratch/state XDG_CONFIG_HOME=$scratch/config
+unset TIDEMILL_CLUSTER
+trap 'tidemill cluster stop >/dev/null 2>&1 || true; rm -rf "$scratch"' EXIT
+
+# until_true COMMAND...: within a minute.
+until_true() {
+    local end=$((SECONDS + 60))
+    until "$@"; do
+        ((SECONDS < end)) || { echo "never: $*"; tidemill list; cat state/tidemill/cluster/*.log; exit 1; }
+        read -r -t 0.1 <> <(:) || true
+    done
+}
+# pid NAME: of a process that runs.
+pid() { tidemill cluster status --json | tr -d ' \n' | grep -o "\"name\":\"$1\",\"pid\":[0-9]*,\"state\":\"running\"" | grep -o '"pid":[0-9]*' | cut -d : -f 2; }
+ended() { [[ ! -e /proc/$1 || $(cut -d ')' -f 2 "/proc/$1/stat") == ' Z '* ]]; }
+
+tidemill cluster stop 2>refused && exit 1
+grep -q 'no cluster was started' refused
+tidemill cluster start --workers 2 --slots 2 --port 0 --rest-port 0 --json >started
+rest=$(grep -o '"rest": "[^"]*"' started | cut -d '"' -f 4)
+tidemill context add here --cluster "http://$rest"
+[[ $(tidemill workers | grep -c worker-) == 2 ]]
+
+# Again: nothing is started, and what runs is not moved.
+first=$(pid worker-1) coordinator=$(pid coordinator)
+tidemill cluster start --workers 2 2>again
+grep -q 'running' again
+[[ $(pid worker-1) == "$first" && $(pid coordinator) == "$coordinator" ]]
+tidemill cluster start --storage elsewhere 2>refused && exit 1
+grep -q 'runs already' refused
+tidemill cluster start --folder other --rest-port "${rest#*:}" --port 0 2>refused && exit 1
+grep -q "port ${rest#*:} of this machine can't be listened on" refused
+
+tidemill new clicks >/dev/null 2>&1
+cat >clicks/tidemill.toml <<END
+[job]
+name = "clicks"
+component = "$root/plugins-examples/word-count/target/tidemill/word-count.wasm"
+[checkpoints]
+location = "$scratch/checkpoints"
+interval = "100 ms"
+[sources.lines]
+connector = "files"
+path = "$scratch/in"
+format = "lines"
+discover-every = "50 ms"
+[sinks.counts]
+connector = "files"
+path = "$scratch/out"
+format = "csv"
+END
+tidemill build "$root/plugins-examples/word-count" >/dev/null 2>&1
+mkdir in
+printf 'ebb flood\nebb\n' >in/1.txt
+wrote() { [[ $(cat out/* 2>/dev/null | grep -cx "$1") == 1 ]]; }
+job=$(tidemill submit clicks --detach --parallelism 2 --json | grep -o '"id": "[^"]*"' | cut -d '"' -f 4)
+until_true wrote ebb,2
+
+# A worker dies; the job goes on; another comes in its place.
+kill -KILL "$first"
+until_true ended "$first"
+printf 'ebb\n' >in/2.txt
+until_true wrote ebb,3
+tidemill cluster status >status
+grep -q 'worker-1 *gone' status
+tidemill cluster start --workers 2
+[[ $(pid worker-1) != "$first" ]]
+
+# Nothing is left, also of a coordinator that was killed; the job goes on with the cluster.
+kill -KILL "$(pid coordinator)"
+second=$(pid worker-1)
+tidemill cluster stop
+until_true ended "$second"
+tidemill cluster start --workers 1
+grep -q "$rest" <(tidemill cluster status)
+printf 'ebb\n' >in/3.txt
+until_true wrote ebb,4
+tidemill status --watch "$job" >watched &
+watching=$!
+tidemill stop --job "$job" --savepoint savepoint
+wait "$watching"
+tail -n 20 watched | grep -q FINISHED
+last=$(pid coordinator)
+tidemill cluster stop 2>stopped
+grep -q '2 processes' stopped
+ended "$last"
