@@ -123,9 +123,7 @@ impl Tokens {
     fn find(&self, token: &str) -> Option<&Entry> {
         let digest = digest(token);
         // All are compared, whichever it is.
-        let found =
-            self.0.iter().fold(None, |found, of| if of.digest.ct_eq(&digest).into() { Some(of) } else { found });
-        found
+        self.0.iter().fold(None, |found, of| if of.digest.ct_eq(&digest).into() { Some(of) } else { found })
     }
 }
 

@@ -227,7 +227,7 @@ fn stop(args: &LocalArgs) -> Outcome {
         print(&json_text(&json!({"ended": running, "unfinished_jobs": left}))?);
         return Ok(());
     }
-    say("stopped", &format!("{running} processes"));
+    say("stopped", &if running == 1 { "1 process".to_owned() } else { format!("{running} processes") });
     if left > 0 {
         let jobs = if left == 1 { "1 job".to_owned() } else { format!("{} jobs", units::count(left)) };
         say("jobs", &format!("{jobs} did not end: `tidemill cluster start` goes on with them"));
