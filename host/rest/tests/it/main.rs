@@ -45,6 +45,8 @@ impl Cluster {
 
     fn with(settings: Settings) -> Self {
         let storage = tempfile::tempdir().unwrap();
+        // Where jobs look for their input, in vain.
+        std::fs::create_dir(storage.path().join("in")).unwrap();
         let mut registry = Registry::new();
         tidemill_connector_builtin::register(&mut registry);
         tidemill_connector_files::register(&mut registry);
@@ -74,7 +76,7 @@ impl Cluster {
 
     /// A job of the evil guest on its best behaviour; it waits for slots that never come.
     async fn job(&self, more: &str) -> String {
-        let folder = self.storage.path().display();
+        let folder = self.storage.path().join("in").display().to_string();
         let manifest = format!(
             "[job]\nname = \"evil\"\ncomponent = \"x\"\n{more}\n[sources.in]\nconnector = \"files\"\npath = \"{folder}\"\nformat = \"csv\"\ndiscover-every = \"1 s\"\n[sinks.out]\nconnector = \"blackhole\"\n"
         );
@@ -90,15 +92,17 @@ impl Cluster {
         kept.value()["id"].as_str().unwrap().to_owned()
     }
 
-    /// Until what is at a path is as wished; whoever runs the tests gives them their time.
+    /// What is at a path, when it is as wished: soon, however busy the machine is.
     async fn until(&self, path: &str, wished: impl Fn(&Value) -> bool) -> Value {
-        loop {
-            let found = self.get(path).await.value();
+        let mut found = Value::Null;
+        for _ in 0..60_000 {
+            found = self.get(path).await.value();
             if wished(&found) {
                 return found;
             }
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
+        panic!("never as wished: {found}")
     }
 }
 
