@@ -29,18 +29,21 @@ pub fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]))
 }
 
+/// Its name, and what it does.
+type Scenario = (&'static str, fn(&dyn Outside));
+
 /// Runs every scenario, each with an outside of its own.
 pub fn exactly_once<O: Outside>(outside: impl Fn() -> O) {
-    let scenarios: [(&str, fn(&O)); 9] = [
-        ("nothing is visible before the commit", |o| nothing_is_visible_before_the_commit(o)),
-        ("crash before prepare", |o| crash_before_prepare(o)),
-        ("crash between prepare and claim", |o| crash_between_prepare_and_claim(o)),
-        ("crash between claim and commit", |o| crash_between_claim_and_commit(o)),
-        ("crash during commit", |o| crash_during_commit(o)),
-        ("commit by another process after a rescale", |o| commit_by_another_process_after_a_rescale(o)),
-        ("two processes commit at once", |o| two_processes_commit_at_once(o)),
-        ("the process that was replaced is still there", |o| the_replaced_process_is_still_there(o)),
-        ("given up checkpoints", |o| given_up_checkpoints(o)),
+    let scenarios: [Scenario; 9] = [
+        ("nothing is visible before the commit", nothing_is_visible_before_the_commit),
+        ("crash before prepare", crash_before_prepare),
+        ("crash between prepare and claim", crash_between_prepare_and_claim),
+        ("crash between claim and commit", crash_between_claim_and_commit),
+        ("crash during commit", crash_during_commit),
+        ("commit by another process after a rescale", commit_by_another_process_after_a_rescale),
+        ("two processes commit at once", two_processes_commit_at_once),
+        ("the process that was replaced is still there", the_replaced_process_is_still_there),
+        ("given up checkpoints", given_up_checkpoints),
     ];
     for (name, scenario) in scenarios {
         // The name of the scenario that fails is the last one that is printed.

@@ -55,14 +55,13 @@ fn exponential_delay_grows_to_its_maximum_and_starts_again_after_a_good_run() {
 fn what_was_lost_is_replaced_at_once_while_the_job_gets_on() {
     let lost = |strategy: Strategy, progresses: bool| {
         let mut restarts = Restarts::new(strategy, 7);
-        let decided = [0, 10_000, 20_000].map(|at| {
+        [0, 10_000, 20_000].map(|at| {
             let decided = after(restarts.lost(at, "worker"));
             if progresses {
                 restarts.progressed();
             }
             decided
-        });
-        decided
+        })
     };
     assert_eq!(lost(exponential(0.0, None), true), [Some(0), Some(0), Some(0)]);
     assert_eq!(lost(Strategy::FIXED_DELAY, true), [Some(0), Some(0), Some(0)]);
