@@ -119,20 +119,33 @@ printf 'ebb\n' >in/3.txt
 until_true wrote ebb,4
 [[ $(tidemill status "$job" --json) == *'"parallelism": 1,'* ]]
 until_true has_checkpoints "$job"
+
+# The coordinator dies. The job runs on, and the next one takes it over: an attempt that began again would have read nothing.
+has_read() { [[ $(ask "$api/jobs/$job") =~ \"records_out\":[1-9] ]]; }
+until_true has_read
+end "${pids[0]}"
+tidemill coordinator --config coordinator.yaml >>coordinator.log 2>&1 &
+pids+=($!)
+until_true is_in "$job" RUNNING
+until_true has_read
+printf 'ebb\n' >in/4.txt
+until_true wrote ebb,5
+until_true has_checkpoints "$job"
+
 tidemill savepoint --job "$job" on-the-way
 [[ -d on-the-way ]]
 tidemill savepoint --job "$job" on-the-way 2>refused && exit 1
 tidemill stop --job "$job" --savepoint savepoint
 until_true is_in "$job" FINISHED
 
-printf 'ebb\n' >in/4.txt
+printf 'ebb\n' >in/5.txt
 submitted=$(tidemill submit clicks --detach --parallelism 3 --from savepoint --json)
 [[ $submitted =~ \"id\":\ \"([0-9a-f]+)\" ]]
 second=${BASH_REMATCH[1]}
-until_true wrote ebb,5
+until_true wrote ebb,6
 tidemill cancel "$second"
 until_true is_in "$second" CANCELED
-for n in 1 2 3 4 5; do wrote "ebb,$n" || { echo "ebb,$n is there $(lines "ebb,$n") times"; exit 1; }; done
+for n in 1 2 3 4 5 6; do wrote "ebb,$n" || { echo "ebb,$n is there $(lines "ebb,$n") times"; exit 1; }; done
 
 # What only a job that ran has.
 [[ $(ask "$api/jobs/$job/checkpoints") =~ \"kept\":\[\{\"number\":.*\"uid\":\"process\".*\"bytes\":[1-9] ]]

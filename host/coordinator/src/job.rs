@@ -132,6 +132,13 @@ impl Job {
         &self.accepted.definition
     }
 
+    /// Whether it is called so, and keeps its checkpoints there.
+    pub(crate) fn keeps_checkpoints(&self, name: &str, location: &str) -> bool {
+        let manifest = self.accepted.definition.manifest(None).ok();
+        let there = manifest.and_then(|manifest| manifest.checkpoints).is_some_and(|of| of.location == location);
+        there && lock(&self.shared).view.name == name
+    }
+
     /// Whether it came to its end.
     pub fn is_over(&self) -> bool {
         lock(&self.shared).view.state.is_final()

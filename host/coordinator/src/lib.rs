@@ -115,10 +115,28 @@ impl Coordinator {
             return Err(Error::invalid("a job that takes no checkpoints can't start from one")
                 .mend("Give its manifest a [checkpoints] section with a location."));
         }
-        check_bindings(&manifest, &self.environment.program(&submission.definition.artifact, &manifest)?.graph)?;
-        let job = self.run(JobMaster::submit(self.clone(), submission)?)?;
+        let program = self.environment.program(&submission.definition.artifact, &manifest)?;
+        check_bindings(&manifest, &program.graph)?;
+        let name = manifest.job.name.as_deref().unwrap_or(program.graph.name());
+        if let Some(settings) = &manifest.checkpoints {
+            self.is_alone(name, &settings.location)?;
+        }
+        let job = self.run(JobMaster::submit(self.clone(), submission, name)?)?;
         lock(&self.jobs).insert(job.id().to_owned(), job.clone());
         Ok(job.view())
+    }
+
+    /// Refuses a second job with the same checkpoints: each would end the other.
+    fn is_alone(&self, name: &str, location: &str) -> Result<()> {
+        let jobs: Vec<Arc<Job>> = lock(&self.jobs).values().cloned().collect();
+        match jobs.iter().find(|job| !job.is_over() && job.keeps_checkpoints(name, location)) {
+            None => Ok(()),
+            Some(job) => Err(Error::invalid(format!(
+                "the job {} is called '{name}' too and keeps its checkpoints in '{location}' too",
+                job.id()
+            ))
+            .mend("Stop it first, or give this one another name or another location of checkpoints.")),
+        }
     }
 
     /// All jobs, the oldest first.

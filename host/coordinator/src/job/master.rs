@@ -91,12 +91,18 @@ enum Made {
 
 impl JobMaster {
     /// Of a new job, which is accepted.
-    pub(crate) fn submit(coordinator: Arc<Coordinator>, submission: Submission) -> Result<(Arc<Job>, Self)> {
+    pub(crate) fn submit(
+        coordinator: Arc<Coordinator>,
+        submission: Submission,
+        name: &str,
+    ) -> Result<(Arc<Job>, Self)> {
         let Submission { definition, parallelism, from, allow_non_restored } = submission;
         let submitted_ms = coordinator.environment.now_ms();
         let accepted = Accepted { id: String::new(), definition, parallelism, from, allow_non_restored, submitted_ms };
         let accepted = coordinator.storage.keep_job(accepted, &coordinator.environment.nonces)?;
-        Self::of(coordinator, accepted, false, &[], Phase::Due)
+        let (job, master) = Self::of(coordinator, accepted, false, &[], Phase::Due)?;
+        lock(&job.shared).view.name = name.to_owned();
+        Ok((job, master))
     }
 
     /// Of a job that a coordinator before this one accepted.

@@ -76,14 +76,17 @@ impl Cluster {
 
     /// A job of the evil guest on its best behaviour; it waits for slots that never come.
     async fn job(&self, more: &str) -> String {
+        let submitted = self.submit(more).await;
+        assert_eq!(submitted.status, StatusCode::CREATED, "{}", submitted.text);
+        submitted.value()["id"].as_str().unwrap().to_owned()
+    }
+
+    async fn submit(&self, more: &str) -> Answer {
         let folder = self.storage.path().join("in").display().to_string();
         let manifest = format!(
             "[job]\nname = \"evil\"\ncomponent = \"x\"\n{more}\n[sources.in]\nconnector = \"files\"\npath = \"{folder}\"\nformat = \"csv\"\ndiscover-every = \"1 s\"\n[sinks.out]\nconnector = \"blackhole\"\n"
         );
-        let submitted =
-            self.json("/api/v1/jobs", &json!({"artifact": self.artifact().await, "manifest": manifest})).await;
-        assert_eq!(submitted.status, StatusCode::CREATED, "{}", submitted.text);
-        submitted.value()["id"].as_str().unwrap().to_owned()
+        self.json("/api/v1/jobs", &json!({"artifact": self.artifact().await, "manifest": manifest})).await
     }
 
     async fn artifact(&self) -> String {

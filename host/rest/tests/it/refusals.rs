@@ -148,6 +148,7 @@ async fn what_a_job_can_not_do_as_it_is_now_is_a_conflict() {
     let other = Cluster::start();
     let saved = format!("/api/v1/jobs/{}/savepoints", other.job(CHECKPOINTS).await);
     other.json(&saved, &json!({"location": "/x"})).await.refuses(409, "does not run now");
+    other.submit(CHECKPOINTS).await.refuses(422, "keeps its checkpoints in");
 
     assert_eq!(cluster.post(&format!("{job}/cancel"), "").await.status, StatusCode::ACCEPTED);
     cluster.until(&job, |job| job["state"] == "CANCELED").await;
