@@ -125,7 +125,7 @@ has_read() { [[ $(ask "$api/jobs/$job") =~ \"records_out\":[1-9] ]]; }
 until_true has_read
 end "${pids[0]}"
 tidemill coordinator --config coordinator.yaml >>coordinator.log 2>&1 &
-pids+=($!)
+pids[0]=$!
 until_true is_in "$job" RUNNING
 until_true has_read
 printf 'ebb\n' >in/4.txt
