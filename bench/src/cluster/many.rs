@@ -56,9 +56,9 @@ pub fn measure(folder: &Path, jobs: usize) -> Result<ManyFigures> {
     }
     cluster.until(|cluster| Ok(answer::<Overview>(cluster.get("overview"))?.jobs_running == jobs as u64))?;
     let started_s = begin.elapsed().as_secs_f64();
-    let at_first = progresses(&cluster)?;
+    let at_first = progresses(&cluster, &ids)?;
     thread::sleep(PROGRESSES);
-    let at_last = progresses(&cluster)?;
+    let at_last = progresses(&cluster, &ids)?;
     let progressing = at_first.iter().zip(&at_last).filter(|(first, last)| last > first).count();
     let grown = |before: u64, after: u64| after.saturating_sub(before) as f64 / 1_048_576.0 / (jobs.max(2) - 1) as f64;
     let worker_mib_per_job = grown(worker_before, worker_bytes(&cluster)?);
@@ -101,10 +101,13 @@ interval = "10 s"
     )
 }
 
-fn progresses(cluster: &Cluster) -> Result<Vec<u64>> {
-    let jobs: Vec<JobView> = answer(cluster.get("jobs"))?;
-    ensure!(jobs.iter().all(|job| job.state == JobState::Running), "a job does not run");
-    Ok(jobs.iter().map(progress).collect())
+fn progresses(cluster: &Cluster, ids: &[String]) -> Result<Vec<u64>> {
+    let each = ids.iter().map(|id| {
+        let job = cluster.job(id)?;
+        ensure!(job.state == JobState::Running, "the job {id} does not run");
+        Ok(progress(&job))
+    });
+    each.collect()
 }
 
 /// What its source has read.
