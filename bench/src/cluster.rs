@@ -26,6 +26,8 @@ use tidemill_coordinator::Submission;
 use tidemill_coordinator::view::{ArtifactView, JobState, JobView, WorkerView};
 use tidemill_job::JobDefinition;
 
+use crate::measure::quantile;
+
 /// Nothing that is measured takes so long but what hangs.
 const HANGS: Duration = Duration::from_secs(120);
 /// Between two looks at something that is not measured by them.
@@ -265,11 +267,7 @@ pub struct Spread {
 impl Spread {
     /// Of these.
     pub fn of(mut ms: Vec<f64>) -> Self {
-        ms.sort_by(f64::total_cmp);
-        let at = |share: f64| {
-            let index = ((ms.len() as f64 * share).ceil() as usize).clamp(1, ms.len().max(1)) - 1;
-            ms.get(index).copied().unwrap_or(f64::NAN)
-        };
+        let mut at = |share| quantile(&mut ms, share);
         Self { median_ms: at(0.5), p90_ms: at(0.9), max_ms: at(1.0) }
     }
 }

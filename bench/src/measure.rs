@@ -77,8 +77,23 @@ fn cpu_seconds() -> f64 {
 
 /// Largest resident memory of this process up to now, in MiB.
 pub fn peak_rss_mb() -> f64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-    kib.unwrap_or_default() / 1024.0
+    memory_mb("self", "VmHWM:").unwrap_or_default()
+}
+
+/// Resident memory of a process now, in MiB. `None`: it has ended.
+pub fn rss_mb(process: u32) -> Option<f64> {
+    memory_mb(&process.to_string(), "VmRSS:")
+}
+
+fn memory_mb(process: &str, field: &str) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let rest = status.lines().find_map(|line| line.strip_prefix(field))?;
+    Some(rest.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
+}
+
+/// The smallest of these values that such a share of them does not exceed: 0.5 is the median, 1 the largest. Sorts them.
+pub fn quantile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let index = ((values.len() as f64 * share).ceil() as usize).clamp(1, values.len().max(1)) - 1;
+    values.get(index).copied().unwrap_or(f64::NAN)
 }

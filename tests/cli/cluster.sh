@@ -4,11 +4,14 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 scratch=$(mktemp -d)
 pids=()
+logs=(coordinator.log worker-{1,2,3}.log)
 # Who has ended by itself needs no ending.
 end() { kill -KILL "$1" 2>/dev/null && wait "$1" 2>/dev/null || true; }
 end_all() { for pid in "${pids[@]}"; do end "$pid"; done; }
 trap 'end_all; rm -rf "$scratch"' EXIT
 cd "$scratch"
+# shellcheck source=tests/cli/clusters.bash
+. "$root/tests/cli/clusters.bash"
 
 tidemill certs certs 2>/dev/null
 [[ $(stat -c %a certs/cluster.key certs/authority.key) == $'600\n600' ]]
@@ -44,14 +47,6 @@ END
 export TIDEMILL_TOKEN_FILE=$scratch/submits
 ask() { curl -sS --cacert "$TIDEMILL_AUTHORITY" -H "Authorization: Bearer $(cat "$TIDEMILL_TOKEN_FILE")" "$@"; }
 
-# until_true COMMAND...: within a minute.
-until_true() {
-    local end=$((SECONDS + 60))
-    until "$@"; do
-        ((SECONDS < end)) || { echo "never: $*"; tidemill list; cat ./*.log; exit 1; }
-        read -r -t 0.1 <> <(:) || true
-    done
-}
 has_workers() { [[ $(ask -f "$api/overview" 2>/dev/null) == *"\"workers\":$1,"* ]]; }
 is_in() { [[ $(tidemill status "$1") == *": $2"* ]]; }
 has_checkpoints() { [[ $(tidemill status "$1") =~ checkpoints:\ [1-9] ]]; }
@@ -77,36 +72,13 @@ TIDEMILL_TOKEN_FILE=$scratch/reads tidemill cancel none 2>refused && exit 1
 grep -q "'dashboard' has the role 'read'" refused
 
 # A job that runs until it is stopped.
-tidemill new clicks >/dev/null 2>&1
-cat >clicks/tidemill.toml <<END
-[job]
-name = "clicks"
-component = "$root/plugins-examples/word-count/target/tidemill/word-count.wasm"
-[checkpoints]
-location = "$scratch/checkpoints"
-interval = "100 ms"
-[restart]
+new_clicks '[restart]
 strategy = "fixed-delay"
 attempts = 100
-delay = "10 ms"
-[sources.lines]
-connector = "files"
-path = "$scratch/in"
-format = "lines"
-discover-every = "50 ms"
-[sinks.counts]
-connector = "files"
-path = "$scratch/out"
-format = "csv"
-END
-tidemill build "$root/plugins-examples/word-count" >/dev/null 2>&1
-mkdir in
-printf 'ebb flood\nebb\n' >in/1.txt
+delay = "10 ms"'
 submitted=$(tidemill submit clicks --detach --parallelism 4 --json)
 [[ $submitted =~ \"id\":\ \"([0-9a-f]+)\" ]]
 job=${BASH_REMATCH[1]}
-lines() { cat out/* 2>/dev/null | grep -cx "$1" || true; }
-wrote() { [[ $(lines "$1") == 1 ]]; }
 until_true wrote ebb,2
 
 end "${pids[1]}"

@@ -4,18 +4,13 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 scratch=$(mktemp -d)
 cd "$scratch"
+# shellcheck source=tests/cli/clusters.bash
+. "$root/tests/cli/clusters.bash"
 export XDG_STATE_HOME=$scratch/state XDG_CONFIG_HOME=$scratch/config
 unset TIDEMILL_CLUSTER
+logs=(state/tidemill/cluster/{coordinator,worker-1,worker-2}.log)
 trap 'tidemill cluster stop >/dev/null 2>&1 || true; rm -rf "$scratch"' EXIT
 
-# until_true COMMAND...: within a minute.
-until_true() {
-    local end=$((SECONDS + 60))
-    until "$@"; do
-        ((SECONDS < end)) || { echo "never: $*"; tidemill list; cat state/tidemill/cluster/*.log; exit 1; }
-        read -r -t 0.1 <> <(:) || true
-    done
-}
 # pid NAME: of a process that runs.
 pid() { tidemill cluster status --json | tr -d ' \n' | grep -o "\"name\":\"$1\",\"pid\":[0-9]*,\"state\":\"running\"" | grep -o '"pid":[0-9]*' | cut -d : -f 2; }
 ended() { [[ ! -e /proc/$1 || $(cut -d ')' -f 2 "/proc/$1/stat") == ' Z '* ]]; }
@@ -37,28 +32,7 @@ grep -q 'runs already' refused
 tidemill cluster start --folder other --rest-port "${rest#*:}" --port 0 2>refused && exit 1
 grep -q "port ${rest#*:} of this machine can't be listened on" refused
 
-tidemill new clicks >/dev/null 2>&1
-cat >clicks/tidemill.toml <<END
-[job]
-name = "clicks"
-component = "$root/plugins-examples/word-count/target/tidemill/word-count.wasm"
-[checkpoints]
-location = "$scratch/checkpoints"
-interval = "100 ms"
-[sources.lines]
-connector = "files"
-path = "$scratch/in"
-format = "lines"
-discover-every = "50 ms"
-[sinks.counts]
-connector = "files"
-path = "$scratch/out"
-format = "csv"
-END
-tidemill build "$root/plugins-examples/word-count" >/dev/null 2>&1
-mkdir in
-printf 'ebb flood\nebb\n' >in/1.txt
-wrote() { [[ $(cat out/* 2>/dev/null | grep -cx "$1") == 1 ]]; }
+new_clicks
 job=$(tidemill submit clicks --detach --parallelism 2 --json | grep -o '"id": "[^"]*"' | cut -d '"' -f 4)
 until_true wrote ebb,2
 

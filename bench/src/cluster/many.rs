@@ -10,6 +10,7 @@ use tidemill_coordinator::view::{JobState, JobView, Overview};
 
 use super::{Cluster, answer};
 use crate::guests;
+use crate::measure::{quantile, rss_mb};
 
 /// Requests of each kind that are timed.
 const REQUESTS: usize = 400;
@@ -48,7 +49,7 @@ pub fn measure(folder: &Path, jobs: usize) -> Result<ManyFigures> {
     // What the first job brings along is not each job's.
     let first = cluster.submit(&artifact, &manifest(0))?;
     cluster.until(|cluster| Ok(progress(&cluster.job(&first.id)?) > 0))?;
-    let (worker_before, coordinator_before) = (worker_bytes(&cluster)?, resident_bytes(cluster.coordinator.id())?);
+    let (worker_before, coordinator_before) = (worker_mib(&cluster)?, mib(cluster.coordinator.id())?);
     let begin = Instant::now();
     let mut ids = vec![first.id];
     for number in 1..jobs {
@@ -60,9 +61,9 @@ pub fn measure(folder: &Path, jobs: usize) -> Result<ManyFigures> {
     thread::sleep(PROGRESSES);
     let at_last = progresses(&cluster, &ids)?;
     let progressing = at_first.iter().zip(&at_last).filter(|(first, last)| last > first).count();
-    let grown = |before: u64, after: u64| after.saturating_sub(before) as f64 / 1_048_576.0 / (jobs.max(2) - 1) as f64;
-    let worker_mib_per_job = grown(worker_before, worker_bytes(&cluster)?);
-    let coordinator_mib_per_job = grown(coordinator_before, resident_bytes(cluster.coordinator.id())?);
+    let grown = |before: f64, after: f64| (after - before) / (jobs.max(2) - 1) as f64;
+    let worker_mib_per_job = grown(worker_before, worker_mib(&cluster)?);
+    let coordinator_mib_per_job = grown(coordinator_before, mib(cluster.coordinator.id())?);
     let mut times = Vec::new();
     for id in ids.iter().cycle().take(REQUESTS) {
         times.push(timed(&cluster, &format!("jobs/{id}"))?);
@@ -122,20 +123,11 @@ fn timed(cluster: &Cluster, path: &str) -> Result<f64> {
     Ok(begin.elapsed().as_secs_f64() * 1e3)
 }
 
-fn quantile(ms: &mut [f64], share: f64) -> f64 {
-    ms.sort_by(f64::total_cmp);
-    let index = ((ms.len() as f64 * share).ceil() as usize).clamp(1, ms.len().max(1)) - 1;
-    ms.get(index).copied().unwrap_or(f64::NAN)
+fn worker_mib(cluster: &Cluster) -> Result<f64> {
+    mib(cluster.workers.first().context("a worker")?.id())
 }
 
-fn worker_bytes(cluster: &Cluster) -> Result<u64> {
-    resident_bytes(cluster.workers.first().context("a worker")?.id())
-}
-
-/// What a process has in memory, in bytes.
-fn resident_bytes(process: u32) -> Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib * 1_024)
+/// What a process has in memory.
+fn mib(process: u32) -> Result<f64> {
+    rss_mb(process).context("a process has ended")
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Cluster;
 use crate::guests;
+use crate::measure::quantile;
 
 /// What was measured.
 #[derive(Debug, Serialize)]
@@ -46,7 +47,7 @@ pub fn measure(folder: &Path, query: &str, records: u64, rounds: usize) -> Resul
         of_two.push(apart);
         ratios.push(apart / alone);
     }
-    let [one_process_rps, two_processes_rps, ratio] = [of_one, of_two, ratios].map(median);
+    let [one_process_rps, two_processes_rps, ratio] = [of_one, of_two, ratios].map(|mut of| quantile(&mut of, 0.5));
     Ok(ShuffleFigures { query: query.to_owned(), records, rounds, one_process_rps, two_processes_rps, ratio })
 }
 
@@ -77,9 +78,4 @@ records = {records}
 connector = "blackhole"
 "#
     )
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of.get((of.len().max(1) - 1) / 2).copied().unwrap_or(f64::NAN)
 }

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tidemill_connector_kit::suggest::{did_you_mean, list};
 use tidemill_core::Error;
+use tidemill_job::component::user_folder;
 
 /// The file.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,9 +94,7 @@ impl Contexts {
 
 /// Where the file is; None: the user has no home.
 fn path() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let folder = variable("XDG_CONFIG_HOME").or_else(|| Some(variable("HOME")?.join(".config")))?;
-    Some(folder.join("tidemill/contexts.toml"))
+    Some(user_folder("XDG_CONFIG_HOME", ".config")?.join("tidemill/contexts.toml"))
 }
 
 #[cfg(test)]

@@ -243,7 +243,7 @@ fn signals(execution: u64, workers: Vec<Arc<Worker>>) -> Arc<Signals> {
             }
             for worker in &workers {
                 for what in &news {
-                    worker.say(tells::Says::Signal(proto::Signal { execution, what: Some(*what) }));
+                    worker.signal(execution, *what);
                 }
             }
         })])

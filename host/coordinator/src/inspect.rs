@@ -1,7 +1,7 @@
 //! What is looked up when somebody asks: what a component is, what a job is made of, which checkpoints of it are kept.
 
+use tidemill_checkpoint::Checkpoint;
 use tidemill_checkpoint::manifest::{Manifest as Stored, ManifestKind, SubtaskState};
-use tidemill_checkpoint::{Checkpoint, Store};
 use tidemill_core::Result;
 use tidemill_core::graph::JobGraph;
 use tidemill_core::plan::PLAN_VERSION;
@@ -40,8 +40,7 @@ impl Coordinator {
     /// The plan of a job, as it runs.
     pub fn plan(&self, job: &Job) -> Result<PlanView> {
         let definition = job.definition();
-        let limits = definition.manifest(None)?.limits;
-        Ok(plan_view(self.components.get(&definition.artifact, &limits)?.graph))
+        Ok(plan_view(self.environment.program(&definition.artifact, &definition.manifest(None)?)?.graph))
     }
 
     /// The checkpoints of a job that are kept, the newest first.
@@ -52,7 +51,7 @@ impl Coordinator {
             // Nobody has looked into its component yet, so it never ran.
             return Ok(Vec::new());
         }
-        let store = Store::open(&settings.location, &name)?;
+        let store = self.environment.store(&settings, &name)?;
         Ok(store.checkpoints()?.into_iter().map(checkpoint_view).collect())
     }
 }

@@ -15,7 +15,7 @@ use tidemill_checkpoint::Start;
 use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_dataflow::driver::MasterEvent;
 use tidemill_dataflow::{CheckpointFigures, JobControl, SavepointRequest, TaskStatus};
-use tidemill_job::JobDefinition;
+use tidemill_job::{JobDefinition, Manifest};
 use tidemill_rpc::proto::Running;
 
 use crate::execution::{Execution, ExecutionEvent};
@@ -134,14 +134,18 @@ impl Job {
 
     /// Whether it is called so, and keeps its checkpoints there.
     pub(crate) fn keeps_checkpoints(&self, name: &str, location: &str) -> bool {
-        let manifest = self.accepted.definition.manifest(None).ok();
-        let there = manifest.and_then(|manifest| manifest.checkpoints).is_some_and(|of| of.location == location);
-        there && lock(&self.shared).view.name == name
+        let checkpoints = || self.accepted.definition.manifest(None).ok()?.checkpoints;
+        lock(&self.shared).view.name == name && checkpoints().is_some_and(|of| of.location == location)
     }
 
     /// Whether it came to its end.
     pub fn is_over(&self) -> bool {
         lock(&self.shared).view.state.is_final()
+    }
+
+    /// What there is to show of it, without its operators.
+    pub fn summary(&self) -> JobView {
+        JobView { vertices: Vec::new(), ..lock(&self.shared).view.clone() }
     }
 
     /// What there is to show of it.
@@ -174,7 +178,7 @@ impl Job {
     /// Ends it with everything that it read processed and committed; with a savepoint, if a location is given. Blocks
     /// until the savepoint is there, and gives its location.
     pub fn stop(&self, savepoint: Option<String>) -> Result<Option<String>> {
-        drop(running(&*self.unless_over("stopped")?, "stopped")?);
+        self.check_runs("stopped")?;
         if savepoint.is_none() {
             self.storage.keep_wish(self.id(), KeptWish::Stop)?;
         }
@@ -212,10 +216,7 @@ impl Job {
     pub fn rescale(&self, parallelism: u32) -> Result<()> {
         let manifest = self.accepted.definition.manifest(Some(parallelism))?;
         let now = self.unless_over("rescaled")?;
-        if manifest.checkpoints.is_none() {
-            return Err(Error::invalid(format!("the job {} takes no checkpoints, so it can't be rescaled", self.id()))
-                .mend("Give its manifest a [checkpoints] section with a location."));
-        }
+        self.has_checkpoints(&manifest, "rescaled")?;
         if now.wish != Wish::Run {
             return Err(Error::invalid(format!("the job {} is being stopped", self.id())));
         }
@@ -242,6 +243,24 @@ impl Job {
         let waiting = |shared: &mut Shared| !shared.view.state.is_final();
         drop(self.changed.wait_timeout_while(now, longest, waiting).unwrap_or_else(PoisonError::into_inner));
         self.view()
+    }
+
+    /// Whether it takes checkpoints; an error says that without any it can't be `what`.
+    pub fn check_checkpoints(&self, what: &str) -> Result<()> {
+        self.has_checkpoints(&self.accepted.definition.manifest(None)?, what)
+    }
+
+    /// Whether it runs; an error says that as it is it can't be `what`.
+    pub fn check_runs(&self, what: &str) -> Result<()> {
+        running(&*self.unless_over(what)?, what).map(drop)
+    }
+
+    fn has_checkpoints(&self, manifest: &Manifest, what: &str) -> Result<()> {
+        match manifest.checkpoints {
+            Some(_) => Ok(()),
+            None => Err(Error::invalid(format!("the job {} takes no checkpoints, so it can't be {what}", self.id()))
+                .mend("Give its manifest a [checkpoints] section with a location.")),
+        }
     }
 
     fn unless_over(&self, what: &str) -> Result<MutexGuard<'_, Shared>> {
@@ -281,7 +300,8 @@ fn accepted_view(accepted: &Accepted) -> Result<JobView> {
 }
 
 fn running(now: &Shared, what: &str) -> Result<JobControl> {
-    now.control.clone().ok_or_else(|| {
+    let control = now.control.clone().filter(|_| now.view.state == JobState::Running);
+    control.ok_or_else(|| {
         let (id, state) = (&now.view.id, now.view.state);
         Error::invalid(format!("the job {id} does not run now ({state}), it can't be {what}"))
             .mend("Try again when it runs, or cancel it.")

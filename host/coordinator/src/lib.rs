@@ -128,8 +128,7 @@ impl Coordinator {
 
     /// Refuses a second job with the same checkpoints: each would end the other.
     fn is_alone(&self, name: &str, location: &str) -> Result<()> {
-        let jobs: Vec<Arc<Job>> = lock(&self.jobs).values().cloned().collect();
-        match jobs.iter().find(|job| !job.is_over() && job.keeps_checkpoints(name, location)) {
+        match self.all_jobs().iter().find(|job| !job.is_over() && job.keeps_checkpoints(name, location)) {
             None => Ok(()),
             Some(job) => Err(Error::invalid(format!(
                 "the job {} is called '{name}' too and keeps its checkpoints in '{location}' too",
@@ -141,8 +140,16 @@ impl Coordinator {
 
     /// All jobs, the oldest first.
     pub fn jobs(&self) -> Vec<JobView> {
-        let jobs: Vec<Arc<Job>> = lock(&self.jobs).values().cloned().collect();
-        jobs.iter().map(|job| job.view()).collect()
+        self.all_jobs().iter().map(|job| job.view()).collect()
+    }
+
+    /// All jobs, without their operators.
+    pub fn summaries(&self) -> Vec<JobView> {
+        self.all_jobs().iter().map(|job| job.summary()).collect()
+    }
+
+    fn all_jobs(&self) -> Vec<Arc<Job>> {
+        lock(&self.jobs).values().cloned().collect()
     }
 
     /// A job, by its id. `None`: there is none.
@@ -157,7 +164,7 @@ impl Coordinator {
 
     /// The cluster in a few numbers.
     pub fn overview(&self) -> Overview {
-        let (workers, jobs) = (self.workers(), self.jobs());
+        let (workers, jobs) = (self.workers(), self.summaries());
         let running = jobs.iter().filter(|job| job.state == view::JobState::Running).count();
         Overview {
             version: env!("CARGO_PKG_VERSION").to_owned(),

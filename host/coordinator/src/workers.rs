@@ -58,6 +58,11 @@ impl Worker {
         self.slots.saturating_sub(*lock(&self.used))
     }
 
+    /// Says something to its slots of an execution.
+    pub fn signal(&self, execution: u64, what: signal::What) {
+        self.say(tells::Says::Signal(proto::Signal { execution, what: Some(what) }));
+    }
+
     /// Says something to it. If it is gone, that is noticed elsewhere.
     pub fn say(&self, says: tells::Says) {
         (self.say)(ToldWorker::Says(Box::new(to_worker(says))));
@@ -183,8 +188,7 @@ impl Coordinator {
 
     /// Ends what a worker runs since before this coordinator and nobody wants.
     pub(crate) fn decline(&self, worker: &Arc<Worker>, running: &Running) {
-        let what = Some(signal::What::Cancel(true));
-        worker.say(tells::Says::Signal(proto::Signal { execution: running.execution, what }));
+        worker.signal(running.execution, signal::What::Cancel(true));
         self.workers.give_back(&vec![worker.clone(); running.slots.len()]);
     }
 

@@ -61,7 +61,15 @@ pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
 
 /// Where compiled components are kept: `TIDEMILL_CACHE`, or a folder of our own in the user's cache folder.
 fn cache_folder() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let cache = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-    variable("TIDEMILL_CACHE").or_else(|| Some(cache()?.join("tidemill/compiled")))
+    variable("TIDEMILL_CACHE").or_else(|| Some(user_folder("XDG_CACHE_HOME", ".cache")?.join("tidemill/compiled")))
+}
+
+/// A folder of the user's, as the XDG specification has it: what this variable names, or else this one in the home folder.
+/// `None`: the user has no home.
+pub fn user_folder(name: &str, in_home: &str) -> Option<PathBuf> {
+    variable(name).or_else(|| Some(variable("HOME")?.join(in_home)))
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }

@@ -17,4 +17,4 @@ pub use components::Components;
 pub use definition::JobDefinition;
 pub use environment::{Environment, Program};
 pub use manifest::Manifest;
-pub use spec::{checkpoint_settings, job_name, spec};
+pub use spec::{checkpoints, job_name, spec};

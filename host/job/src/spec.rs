@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_checkpoint::protocol::Settings;
+use tidemill_checkpoint::{Owner, Store};
 use tidemill_connector_kit::Registry;
 use tidemill_core::state::StateBackend;
 use tidemill_core::time::{Clock, SystemClock};
 use tidemill_core::{Error, Result};
-use tidemill_dataflow::{JobSettings, JobSpec};
+use tidemill_dataflow::{Checkpoints, JobSettings, JobSpec};
 use tidemill_state::MemoryBackend;
 use tidemill_wasm::WasmCode;
 
@@ -59,8 +60,13 @@ pub fn job_name(manifest: &Manifest) -> Result<String> {
     }
 }
 
+/// What is needed to take checkpoints as a manifest says, by the attempt that owns this store.
+pub fn checkpoints(from: &manifest::Checkpoints, store: Store, owner: Owner) -> Checkpoints {
+    Checkpoints { store, owner, settings: checkpoint_settings(from), retained: from.retained }
+}
+
 /// When checkpoints are taken.
-pub fn checkpoint_settings(from: &manifest::Checkpoints) -> Settings {
+fn checkpoint_settings(from: &manifest::Checkpoints) -> Settings {
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Settings {
         interval_ms: Some(ms(from.interval)),

@@ -137,9 +137,7 @@ pub struct JobCheckpoints {
 /// All jobs, the oldest first; without their operators
 #[utoipa::path(get, operation_id = "list_jobs", path = "/jobs", tag = "jobs", responses((status = 200, body = Vec<JobView>)))]
 pub async fn list(State(shared): State<Shared>) -> Json<Vec<JobView>> {
-    let mut jobs = shared.coordinator.jobs();
-    jobs.iter_mut().for_each(|job| job.vertices.clear());
-    Json(jobs)
+    Json(shared.coordinator.summaries())
 }
 
 /// Submit a job
@@ -233,7 +231,7 @@ pub async fn stop(State(shared): State<Shared>, Id(id): Id, Body(request): Body<
     if let Some(location) = &request.savepoint {
         can_save(&job, location)?;
     }
-    runs(&job, "stopped")?;
+    job.check_runs("stopped").map_err(conflict)?;
     begin(&shared, OperationKind::Stop, &job, move |job| {
         let location = job.stop(request.savepoint)?;
         let ended = loop {
@@ -263,7 +261,7 @@ pub async fn savepoint(
 ) -> Answer<Accepted> {
     let job = find(&shared.coordinator, &id)?;
     can_save(&job, &request.location)?;
-    runs(&job, "saved")?;
+    job.check_runs("saved").map_err(conflict)?;
     begin(&shared, OperationKind::Savepoint, &job, move |job| {
         let location = Some(job.savepoint(request.location)?);
         Ok(Done { location, ..Done::default() })
@@ -327,27 +325,6 @@ pub(crate) fn find(coordinator: &Coordinator, id: &str) -> Answer<Arc<Job>> {
     coordinator.job(id).ok_or_else(none)
 }
 
-/// Only a job that runs can take a savepoint.
-fn runs(job: &Job, what: &str) -> Answer<()> {
-    let view = job.view();
-    let (id, state) = (&view.id, view.state);
-    match state {
-        JobState::Running => Ok(()),
-        _ if state.is_final() => {
-            let detail = format!(
-                "the job {id} is over ({state}), it can't be {what}\n  mend: GET /api/v1/jobs shows which run."
-            );
-            Err(Problem::conflict(detail))
-        }
-        _ => {
-            let detail = format!(
-                "the job {id} does not run now ({state}), it can't be {what}\n  mend: Try again when it runs, or cancel it."
-            );
-            Err(Problem::conflict(detail))
-        }
-    }
-}
-
 /// A savepoint is a checkpoint of a job that takes some, at a place that means the same wherever it is read.
 fn can_save(job: &Job, location: &str) -> Answer<()> {
     if !location.contains("://") && !Path::new(location).is_absolute() {
@@ -356,14 +333,7 @@ fn can_save(job: &Job, location: &str) -> Answer<()> {
         );
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
-    if job.definition().manifest(None)?.checkpoints.is_none() {
-        let id = job.id();
-        let detail = format!(
-            "the job {id} takes no checkpoints, so it can't be saved\n  mend: Give its manifest a [checkpoints] section with a location."
-        );
-        return Err(Problem::conflict(detail));
-    }
-    Ok(())
+    job.check_checkpoints("saved").map_err(conflict)
 }
 
 /// What can't be done to a job as it is now.

@@ -3,22 +3,20 @@
 //! Rows of the broadcast stream come to every subtask and change the map; rows of the other stream, with a key or without,
 //! read it. The code must do the same with the same broadcast row everywhere: so it may not look at anything but the row
 //! and the map. The map does not come with a batch: what is read of it is asked for, once per batch where the whole of it
-//! is read ([`BroadcastState::iter`]).
+//! is read ([`BroadcastState::for_each`]).
 
 use std::ops::{Deref, DerefMut};
-use std::rc::Rc;
 
-use tidemill_plan::{Exchange, Input, NodeKind};
+use tidemill_plan::{Exchange, Input};
 
 use crate::abi::{BatchView, CallClock, Failure, HostCalls, KeySetView, NodeRuntime, RowError, TimersView};
 use crate::cells::Handle;
 use crate::collections::MapCell;
-use crate::flow::Label;
 use crate::keyed::{Key, KeyView, KeyedStream};
-use crate::process::{Call, Context, Machine, Side, States};
+use crate::process::{Call, Context, Machine, Side, States, add, columns_of};
 use crate::row::{EmitRow, IntoRow, Row};
-use crate::stage::{Columns, Reads, Stage};
-use crate::stream::{Stream, find_columns};
+use crate::stage::{Columns, Stage};
+use crate::stream::Stream;
 use crate::time::Timestamp;
 use crate::value::Owned;
 
@@ -342,34 +340,8 @@ fn bound<R: EmitRow, B: EmitRow>(stream: &Stream<R>, broadcast: &Stream<B>) -> B
     (columns, broadcast_columns, (reads, broadcast_reads))
 }
 
-fn columns_of<R: EmitRow>(stream: &Stream<R>, what: &str) -> (Columns<R>, Vec<u32>) {
-    let mut graph = stream.graph.borrow_mut();
-    let mut columns = Columns::new(find_columns::<R>(&mut graph, stream.node, stream.port, what));
-    let mut reads = Reads::new(graph.fields(stream.node, stream.port));
-    columns.bind(&mut reads);
-    (columns, reads.into_columns())
-}
-
 fn broadcast_input<B: Row>(broadcast: &Stream<B>, reads: Vec<u32>) -> Input {
     Input { exchange: Exchange::Broadcast, reads, ..broadcast.input() }
-}
-
-/// Adds the node of a process function.
-fn add<R: Row, P, O: EmitRow>(
-    stream: &Stream<R>,
-    inputs: Vec<Input>,
-    reads_timestamps: bool,
-    make: impl FnOnce(&mut States) -> P,
-    runtime: impl FnOnce(P, Machine<O>) -> Box<dyn NodeRuntime>,
-) -> Stream<O> {
-    let mut states = States::default();
-    let process = make(&mut states);
-    let graph = Rc::clone(&stream.graph);
-    let (machine, outputs, states) = Machine::new(states);
-    let kind = NodeKind::Process { reads_timestamps, states };
-    let runtime = runtime(process, machine);
-    let node = graph.borrow_mut().add(Label::default().or("process"), inputs, outputs, kind, Some(runtime));
-    Stream::direct(graph, node, 0, (0..O::WIDTH as u32).collect())
 }
 
 /// Rows with a key come by the first input, broadcast ones by the second.

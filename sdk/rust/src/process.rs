@@ -6,7 +6,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use tidemill_plan::{NodeKind, Origin, Output, OutputField, State, StateKind, TtlUpdate};
+use tidemill_plan::{Input, NodeKind, Origin, Output, OutputField, State, StateKind, TtlUpdate};
 
 use crate::abi::{
     BatchView, CallClock, ColumnView, Failure, HostCalls, KeySetView, NodeRuntime, RowError, TimeDomain, TimersView,
@@ -353,23 +353,12 @@ impl<K: Key, R: EmitRow> KeyedStream<K, R> {
 impl<K: Key, R: Row> KeyedStream<K, R> {
     /// As `process`, for a function that reads other (fewer) columns than the row type has; they are found by name.
     pub fn process_on<P: KeyedProcess<Key = K>>(self, make: impl FnOnce(&mut States) -> P) -> Stream<P::Out> {
-        let mut states = States::default();
-        let process = make(&mut states);
-        let graph = Rc::clone(&self.stream.graph);
-        let (from, port) = (self.stream.node, self.stream.port);
-        let node = {
-            let mut graph = graph.borrow_mut();
-            let mut columns = Columns::new(find_columns::<P::In>(&mut graph, from, port, "the stream"));
-            let key_starts = self.key_starts(&graph);
-            let mut reads = Reads::new(graph.fields(from, port));
-            columns.bind(&mut reads);
-            let inputs = vec![self.input(reads.into_columns())];
-            let (machine, outputs, states) = Machine::new(states);
-            let kind = NodeKind::Process { reads_timestamps: P::TIMESTAMPS, states };
-            let runtime = ProcessNode::<P> { process, columns, key_starts, machine };
-            graph.add(Label::default().or("process"), inputs, outputs, kind, Some(Box::new(runtime)))
-        };
-        Stream::direct(graph, node, 0, (0..P::Out::WIDTH as u32).collect())
+        let (columns, reads) = columns_of(&self.stream, "the stream");
+        let key_starts = self.key_starts(&self.stream.graph.borrow());
+        let inputs = vec![self.input(reads)];
+        add(&self.stream, inputs, P::TIMESTAMPS, make, |process, machine| {
+            Box::new(ProcessNode::<P> { process, columns, key_starts, machine })
+        })
     }
 
     /// Where the key's columns start among the flattened ones that come with timers.
@@ -379,6 +368,34 @@ impl<K: Key, R: Row> KeyedStream<K, R> {
         let next = |start: &mut u32, &column: &u32| Some(std::mem::replace(start, *start + width(column)));
         self.key.iter().scan(0, next).collect()
     }
+}
+
+/// Where the columns that a function reads stand in batches, and which columns of the stream these are. `what`: what a
+/// message calls the stream.
+pub(crate) fn columns_of<T: EmitRow, R: Row>(stream: &Stream<R>, what: &str) -> (Columns<T>, Vec<u32>) {
+    let mut graph = stream.graph.borrow_mut();
+    let mut columns = Columns::new(find_columns::<T>(&mut graph, stream.node, stream.port, what));
+    let mut reads = Reads::new(graph.fields(stream.node, stream.port));
+    columns.bind(&mut reads);
+    (columns, reads.into_columns())
+}
+
+/// Adds the node of a process function.
+pub(crate) fn add<R: Row, P, O: EmitRow>(
+    stream: &Stream<R>,
+    inputs: Vec<Input>,
+    reads_timestamps: bool,
+    make: impl FnOnce(&mut States) -> P,
+    runtime: impl FnOnce(P, Machine<O>) -> Box<dyn NodeRuntime>,
+) -> Stream<O> {
+    let mut states = States::default();
+    let process = make(&mut states);
+    let graph = Rc::clone(&stream.graph);
+    let (machine, outputs, states) = Machine::new(states);
+    let kind = NodeKind::Process { reads_timestamps, states };
+    let runtime = runtime(process, machine);
+    let node = graph.borrow_mut().add(Label::default().or("process"), inputs, outputs, kind, Some(runtime));
+    Stream::direct(graph, node, 0, (0..O::WIDTH as u32).collect())
 }
 
 /// The code of a process node.

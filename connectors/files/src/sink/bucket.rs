@@ -16,10 +16,9 @@ use tidemill_core::connector::{Attempt, Committable, SinkCommitter};
 use tidemill_core::error::{Error, Result};
 use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::Epoch;
-use tidemill_core::keys::hash_row;
 
-use super::place::Place;
-use super::{Existing, PREFIX, folder, is_part, outside};
+use super::place::{Place, attempt_of, attempt_prefix, committable, read};
+use super::{Existing, folder, is_part, outside};
 
 /// Stores refuse smaller parts, but for the last one.
 pub(super) const MIN_PART_BYTES: u64 = 5 << 20;
@@ -53,7 +52,7 @@ pub(super) fn clean_up(s3: &S3, attempt: &Attempt<'_>) -> Result<()> {
         Err(error) => return Err(error.into()),
     };
     for upload in unfinished {
-        let earlier = begun_by(attempt.job, file_name(&upload.path));
+        let earlier = attempt_of(attempt.job, file_name(&upload.path));
         if earlier.is_some_and(|number| number < attempt.number) {
             s3.abort(&upload.path, &upload.id)?;
             Failpoint::SinkDeleted.reach();
@@ -62,19 +61,9 @@ pub(super) fn clean_up(s3: &S3, attempt: &Attempt<'_>) -> Result<()> {
     Ok(())
 }
 
-/// How the names of a job's part files begin.
-fn job_prefix(job: &str) -> String {
-    format!("{PREFIX}{:016x}-", hash_row(job.as_bytes()))
-}
-
 /// How the names of one writer's part files begin; `nonce` is nobody else's.
 pub(super) fn writer_prefix(job: &str, attempt: u64, subtask: u32, nonce: &str) -> String {
-    format!("{}{attempt}-{subtask}-{nonce}-", job_prefix(job))
-}
-
-/// Which attempt at this job gives such a name, if one does.
-fn begun_by(job: &str, name: &str) -> Option<u64> {
-    name.strip_prefix(&job_prefix(job))?.split_once('-')?.0.parse().ok()
+    format!("{}{subtask}-{nonce}-", attempt_prefix(job, attempt))
 }
 
 fn file_name(path: &str) -> &str {
@@ -157,13 +146,11 @@ pub(super) struct Sent {
 
 impl Sent {
     pub(super) fn committable(&self) -> Result<Committable> {
-        serde_json::to_vec(self).map(Committable).map_err(|e| Error::internal(e.to_string()))
+        committable(self)
     }
 
     pub(super) fn from_committable(committable: &Committable) -> Result<Self> {
-        let sent: Self = serde_json::from_slice(&committable.0).map_err(|e| {
-            Error::invalid(format!("a committable of the files sink is damaged, or not of a bucket: {e}"))
-        })?;
+        let sent: Self = read(committable, "a bucket")?;
         match sent.uploads.iter().find(|upload| outside(&upload.path)) {
             Some(PendingUpload { path, .. }) => {
                 Err(Error::invalid(format!("a committable of the files sink names '{path}', outside its folder")))
@@ -221,8 +208,8 @@ mod tests {
     fn a_name_tells_which_attempt_at_which_job_began_it() {
         let name = format!("{}3.jsonl", writer_prefix("mine", 7, 0, "00ff"));
         assert!(is_part(&name));
-        assert_eq!(begun_by("mine", &name), Some(7));
-        assert_eq!(begun_by("other", &name), None);
-        assert_eq!(begun_by("mine", "part-0-7-1.jsonl"), None);
+        assert_eq!(attempt_of("mine", &name), Some(7));
+        assert_eq!(attempt_of("other", &name), None);
+        assert_eq!(attempt_of("mine", "part-0-7-1.jsonl"), None);
     }
 }

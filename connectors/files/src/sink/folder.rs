@@ -14,9 +14,8 @@ use tidemill_core::connector::{Attempt, Committable, SinkCommitter};
 use tidemill_core::error::{Error, Result};
 use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::Epoch;
-use tidemill_core::keys::hash_row;
 
-use super::place::Place;
+use super::place::{Place, attempt_of, attempt_prefix, committable, read};
 use super::{Existing, PREFIX, is_part, is_partition, outside};
 use crate::find::io_error;
 
@@ -57,15 +56,14 @@ pub(super) fn clean_up(root: &Path, attempt: &Attempt<'_>) -> Result<()> {
     Ok(())
 }
 
-/// How the hidden files of a job's attempt begin. Jobs that share a folder leave each other's alone.
+/// How the hidden files of a job's attempt begin.
 pub(super) fn hidden_prefix(job: &str, attempt: u64) -> String {
-    format!(".{PREFIX}{:016x}-{attempt}-", hash_row(job.as_bytes()))
+    format!(".{}", attempt_prefix(job, attempt))
 }
 
 /// Which attempt at this job wrote a hidden file, if one did.
 fn hidden_by(job: &str, name: &str) -> Option<u64> {
-    let rest = name.strip_prefix(&format!(".{PREFIX}{:016x}-", hash_row(job.as_bytes())))?;
-    rest.split_once('-')?.0.parse().ok()
+    attempt_of(job, name.strip_prefix('.')?)
 }
 
 /// The visible part files in a folder, and in the folders of partitions in it.
@@ -212,13 +210,11 @@ pub(super) struct Prepared {
 
 impl Prepared {
     pub(super) fn committable(&self) -> Result<Committable> {
-        serde_json::to_vec(self).map(Committable).map_err(|e| Error::internal(e.to_string()))
+        committable(self)
     }
 
     pub(super) fn from_committable(committable: &Committable) -> Result<Self> {
-        let prepared: Self = serde_json::from_slice(&committable.0).map_err(|e| {
-            Error::invalid(format!("a committable of the files sink is damaged, or not of a local folder: {e}"))
-        })?;
+        let prepared: Self = read(committable, "a local folder")?;
         let plain = |name: &str| !name.contains('/') && !outside(name);
         for (hidden, name) in &prepared.files {
             if let Some(bad) = (!plain(hidden)).then_some(hidden).or(outside(name).then_some(name)) {

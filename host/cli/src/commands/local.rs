@@ -16,6 +16,7 @@ use anyhow::Context as _;
 use serde_json::json;
 use tidemill_coordinator::view::{JobView, Overview};
 use tidemill_core::Error;
+use tidemill_job::component::user_folder;
 
 use self::processes::{Running, end};
 use self::record::{Record, RunFolder};
@@ -250,8 +251,7 @@ fn none(folder: &Path) -> Failure {
 
 /// The user's folder for what programs keep while and after they run.
 fn state_folder() -> anyhow::Result<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")));
+    let state = user_folder("XDG_STATE_HOME", ".local/state");
     let state =
         state.context("there is no HOME to keep the cluster's run folder in\n  mend: Name one: --folder FOLDER.")?;
     Ok(state.join("tidemill"))

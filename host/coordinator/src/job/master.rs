@@ -15,7 +15,7 @@ use tidemill_core::time::Timestamp;
 use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_dataflow::driver::Prologue;
 use tidemill_dataflow::{Checkpoints, Ending, JobSpec};
-use tidemill_job::{Manifest, checkpoint_settings};
+use tidemill_job::Manifest;
 use tidemill_rpc::proto::Running;
 
 use super::attempt::{Attempt, Progress};
@@ -267,16 +267,14 @@ impl JobMaster {
 
     /// Goes on with what runs, or ends it for another attempt.
     fn take_over(&mut self, offer: Offer, slots: &[Arc<Worker>], now: Timestamp) {
-        let workers = self.coordinator.clone();
-        let workers = &workers.workers;
         match self.resume(&offer, slots) {
             Ok(Made::Attempt(attempt)) => self.phase = Phase::Attempt(attempt),
             Ok(Made::Ended(ending)) => {
-                offer.committed(workers);
+                offer.committed(&self.coordinator.workers);
                 self.attempt_ended(Ok(ending), now);
             }
             Err(error) => {
-                offer.decline(workers);
+                offer.decline(&self.coordinator.workers);
                 self.attempt_ended(Err(error), now);
             }
         }
@@ -293,8 +291,7 @@ impl JobMaster {
                 Begun::Run(owner) if owner.may_take_over(offer.generation) => *owner,
                 _ => return Err(Error::new(ErrorKind::Lost, "what runs of it is not its newest attempt")),
             };
-            let (settings, retained) = (checkpoint_settings(settings), settings.retained);
-            checkpoints = Some(Checkpoints { store, owner, settings, retained });
+            checkpoints = Some(tidemill_job::checkpoints(settings, store, owner));
         }
         let prologue = Prologue::of_running(&spec, checkpoints.as_mut())?;
         let owner = checkpoints.as_ref().map(|checkpoints| &checkpoints.owner);
@@ -363,8 +360,7 @@ impl JobMaster {
                     return Ok(Made::Ended(Ending::Finished));
                 }
             };
-            let (settings, retained) = (checkpoint_settings(settings), settings.retained);
-            checkpoints = Some(Checkpoints { store, owner, settings, retained });
+            checkpoints = Some(tidemill_job::checkpoints(settings, store, owner));
         }
         let allow = accepted.allow_non_restored;
         let prologue = Prologue::of(&spec, checkpoints.as_mut(), allow)?;

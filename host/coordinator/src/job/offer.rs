@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tidemill_rpc::proto::{self, Running, signal, to_worker as tells};
+use tidemill_rpc::proto::{Running, signal};
 
 use crate::workers::{Worker, Workers};
 
@@ -45,19 +45,17 @@ impl Offer {
 
     /// Ends what runs: another attempt is made.
     pub fn decline(self, workers: &Workers) {
-        let slots = self.slots();
-        slots.iter().for_each(|worker| tell(worker, self.execution, signal::What::Cancel(true)));
-        workers.give_back(&slots);
+        self.end(workers, signal::What::Cancel(true));
     }
 
     /// Tells its slots that everything is committed.
     pub fn committed(self, workers: &Workers) {
+        self.end(workers, signal::What::Verdict(true));
+    }
+
+    fn end(self, workers: &Workers, what: signal::What) {
         let slots = self.slots();
-        slots.iter().for_each(|worker| tell(worker, self.execution, signal::What::Verdict(true)));
+        slots.iter().for_each(|worker| worker.signal(self.execution, what));
         workers.give_back(&slots);
     }
-}
-
-fn tell(worker: &Worker, execution: u64, what: signal::What) {
-    worker.say(tells::Says::Signal(proto::Signal { execution, what: Some(what) }));
 }

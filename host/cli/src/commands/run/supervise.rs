@@ -8,8 +8,8 @@ use tidemill_checkpoint::restart::{Restart, Restarts};
 use tidemill_checkpoint::{Begun, Origin, Owner, Start, Store};
 use tidemill_core::time::{Clock as _, SystemClock};
 use tidemill_core::{Error, ErrorKind};
-use tidemill_dataflow::{Checkpoints, Ending, JobSpec};
-use tidemill_job::{Manifest, checkpoint_settings, manifest, sources_total};
+use tidemill_dataflow::{Ending, JobSpec};
+use tidemill_job::{Manifest, checkpoints, manifest, sources_total};
 
 use super::{interrupts, watch};
 use crate::args::RunArgs;
@@ -84,12 +84,7 @@ impl Supervisor<'_> {
             }
         };
         self.announce(&owner);
-        let checkpoints = Checkpoints {
-            store: self.store.clone(),
-            owner,
-            settings: checkpoint_settings(self.settings),
-            retained: self.settings.retained,
-        };
+        let checkpoints = checkpoints(self.settings, self.store.clone(), owner);
         let spec = self.spec.clone();
         let handle = tidemill_dataflow::run_with(spec, Some(checkpoints), self.args.start.allow_non_restored)?;
         self.ran = true;
