@@ -37,12 +37,15 @@ pub use build::{
 };
 
 use crate::element::{Element, Inbox};
-use crate::exchange::queue::QueueReceiver;
+use crate::exchange::queue::{Flush, QueueReceiver};
 use crate::letters::Letters;
 use crate::signals::Signals;
 use crate::snapshot::{TaskEvent, TaskSnapshot};
 use cell::{Cell, CellStep, Taken};
 use source::SourceStep;
+
+/// So long may rows wait in a busy slot until more go the same way to another process. The peers' default is 100.
+const FLUSH_MS: i64 = 5;
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +80,10 @@ pub struct Slice {
     turn: Turn,
     /// The origins that had nothing in this step.
     tried: Vec<usize>,
+    /// Of the queues to slots of other processes.
+    flushes: Vec<Arc<Flush>>,
+    /// When all of them were flushed.
+    flushed: Timestamp,
     letters: Letters,
     /// The dead letters as a task of checkpoints.
     letters_task: Arc<SubtaskId>,
@@ -137,6 +144,25 @@ impl Waits {
 impl Slice {
     /// Does a bounded piece of work.
     pub fn step(&mut self) -> Result<Step> {
+        let step = self.work()?;
+        self.flush(step == Step::Progress);
+        Ok(step)
+    }
+
+    /// Sends on what waits for a way to other processes: when it has waited long enough, or there is nothing else to do.
+    fn flush(&mut self, busy: bool) {
+        if self.flushes.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        // A clock that is set back holds up nothing.
+        if !busy || now < self.flushed || now.0.saturating_sub(self.flushed.0) >= FLUSH_MS {
+            self.flushed = now;
+            self.flushes.iter().for_each(|flush| flush.now());
+        }
+    }
+
+    fn work(&mut self) -> Result<Step> {
         if self.finished {
             return Ok(Step::Finished);
         }

@@ -1,6 +1,7 @@
 //! `tidemill coordinator` and `tidemill worker`: the processes of a cluster.
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,17 +103,27 @@ pub fn worker(args: &WorkerArgs) -> Outcome {
             .into());
     }
     let stop = stop_on_signal()?;
-    serve(async {
+    serve_on(network_threads(), async {
         say("worker", &format!("with {} slots for the coordinator at {}", args.slots, args.coordinator));
         tidemill_worker::run(settings, Arc::new(registry()), async move { stop.notified().await }).await?;
         Ok(())
     })
 }
 
+/// How many threads carry a worker's rows over the network. Few: a thread per core would take the cores from the slots
+/// in turn, and wake one another for each batch.
+fn network_threads() -> usize {
+    (std::thread::available_parallelism().map_or(1, NonZero::get) / 4).max(1)
+}
+
+fn serve(process: impl Future<Output = Outcome>) -> Outcome {
+    serve_on(std::thread::available_parallelism().map_or(1, NonZero::get), process)
+}
+
 /// Runs a process to its end. What still waits then (for a savepoint, for slots to end) does not hold it up for long:
 /// what matters is in the storage.
-fn serve(process: impl Future<Output = Outcome>) -> Outcome {
-    let runtime = Builder::new_multi_thread().enable_all().build();
+fn serve_on(threads: usize, process: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let runtime = runtime.context("no threads for the network could be started")?;
     let ended = runtime.block_on(process);
     runtime.shutdown_timeout(LINGER);

@@ -19,6 +19,15 @@ use crate::element::Element;
 
 /// A queue of at most about `bound_bytes` (above 0) of rows, and who sleeps at either end.
 pub fn queue(bound_bytes: usize, sender: Waker, receiver: Waker) -> (QueueSender, QueueReceiver) {
+    between(bound_bytes, sender, Receiver::Slot(receiver))
+}
+
+/// As `queue`, to a slot of another process: what carries elements there is at the receiving end.
+pub fn queue_to_carrier(bound_bytes: usize, sender: Waker, carrier: Arc<Flush>) -> (QueueSender, QueueReceiver) {
+    between(bound_bytes, sender, Receiver::Carrier(carrier))
+}
+
+fn between(bound_bytes: usize, sender: Waker, receiver: Receiver) -> (QueueSender, QueueReceiver) {
     let shared = Arc::new(Shared {
         elements: Mutex::default(),
         len: AtomicUsize::new(0),
@@ -37,7 +46,47 @@ struct Shared {
     bytes: AtomicUsize,
     bound: usize,
     sender: Waker,
-    receiver: Waker,
+    receiver: Receiver,
+}
+
+/// Who is at the receiving end.
+#[derive(Debug)]
+enum Receiver {
+    Slot(Waker),
+    Carrier(Arc<Flush>),
+}
+
+/// When what carries elements to another process is woken: when enough waits for it, when something waits that must not,
+/// and when the sending slot says so. Waking it for each element costs more than the way itself.
+#[derive(Debug)]
+pub struct Flush {
+    carrier: Waker,
+    enough: usize,
+    /// Bytes that it was not woken for, and one for each element.
+    waiting: AtomicUsize,
+}
+
+impl Flush {
+    /// Of this carrier, for which so many bytes are enough.
+    pub fn new(carrier: Waker, enough: usize) -> Self {
+        Self { carrier, enough, waiting: AtomicUsize::new(0) }
+    }
+
+    /// Wakes it, if anything waits.
+    pub fn now(&self) {
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.waiting.store(0, Ordering::Relaxed);
+            self.carrier.wake();
+        }
+    }
+
+    /// These bytes came; `at_once`: they must not wait.
+    fn add(&self, bytes: usize, at_once: bool) {
+        let before = self.waiting.fetch_add(bytes + 1, Ordering::Relaxed);
+        if at_once || before + bytes >= self.enough {
+            self.now();
+        }
+    }
 }
 
 /// The end of the slot that sends.
@@ -55,11 +104,15 @@ impl QueueSender {
     pub fn push_counted(&self, element: Element, bytes: usize) {
         let shared = &self.0;
         shared.bytes.fetch_add(bytes, Ordering::AcqRel);
+        let at_once = !matches!(element, Element::Batch(_) | Element::Watermark(_));
         let mut elements = shared.elements.lock().unwrap_or_else(PoisonError::into_inner);
         elements.push_back((element, bytes));
         shared.len.store(elements.len(), Ordering::Release);
         drop(elements);
-        shared.receiver.wake();
+        match &shared.receiver {
+            Receiver::Slot(slot) => slot.wake(),
+            Receiver::Carrier(flush) => flush.add(bytes, at_once),
+        }
     }
 
     /// Bytes that wait.
@@ -153,6 +206,30 @@ mod tests {
         assert!(!tx.is_full());
         assert!(rx.pop().is_some() && rx.pop().is_none());
         assert_eq!(woken.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_carrier_is_woken_for_enough_for_what_must_not_wait_and_when_told() {
+        let woken = Arc::new(AtomicUsize::new(0));
+        let count = woken.clone();
+        let carrier = Waker::new(move || _ = count.fetch_add(1, Ordering::Relaxed));
+        let flush = Arc::new(Flush::new(carrier, 3 * batch(64).bytes()));
+        let (tx, rx) = queue_to_carrier(1 << 20, Waker::new(|| ()), flush.clone());
+        let woken = || woken.load(Ordering::Relaxed);
+        flush.now();
+        assert_eq!(woken(), 0, "nothing waits");
+        tx.push(batch(64));
+        tx.push(Element::Watermark(Watermark(1)));
+        assert_eq!(woken(), 0);
+        flush.now();
+        flush.now();
+        assert_eq!(woken(), 1);
+        (0..3).for_each(|_| tx.push(batch(64)));
+        assert_eq!(woken(), 2, "enough waits");
+        tx.push(batch(64));
+        tx.push(Element::End);
+        assert_eq!(woken(), 3, "an end does not wait");
+        assert_eq!(std::iter::from_fn(|| rx.pop()).count(), 7);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tidemill_core::keys::KeyCodec;
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::operator::OperatorContext;
 use tidemill_core::plan::{Exchange, Node, NodeKind};
-use tidemill_core::time::RisingWatermark;
+use tidemill_core::time::{RisingWatermark, Timestamp};
 use tidemill_core::types::{arrow_schema, arrow_type};
 use tidemill_core::{Error, Result};
 
@@ -22,7 +22,7 @@ use super::source::SourceCell;
 use super::{Origin, Slice, Turn};
 use crate::event_time::EventTimeReader;
 use crate::exchange::partition::{HashPartitioner, Partitioner};
-use crate::exchange::queue::{QueueReceiver, QueueSender, queue};
+use crate::exchange::queue::{Flush, QueueReceiver, QueueSender, queue, queue_to_carrier};
 use crate::in_flight::ChannelId;
 use crate::job::{JobSpec, TaskStatus};
 use crate::letters::{self, Letters};
@@ -34,6 +34,9 @@ use crate::restore::{DEAD_LETTERS_UID, Start};
 use crate::signals::Signals;
 use crate::splits::{Enumeration, Mailbox, News};
 use crate::takeover::Takeover;
+
+/// Such a part of what may be under way is worth a way to another process.
+const ENOUGH: usize = 16;
 
 /// Who commits what a sink wrote.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,6 +134,8 @@ struct Wiring {
     inputs: HashMap<(NodeId, u32), Vec<ChannelId>>,
     /// Per slot.
     origins: HashMap<u32, Vec<Origin>>,
+    /// Per slot here, per slot elsewhere that it sends to.
+    flushes: HashMap<u32, BTreeMap<u32, Arc<Flush>>>,
     wires: Vec<Wire>,
 }
 
@@ -182,7 +187,11 @@ impl Wiring {
         if sender == receiver || !(sends || receives) {
             return Ok(sends.then_some(Target::Local { cell, channel: number }));
         }
-        let (tx, from) = queue(spec.settings.exchange_bytes, placement.waker(sender), placement.waker(receiver));
+        let bound = spec.settings.exchange_bytes;
+        let (tx, from) = match receives {
+            true => queue(bound, placement.waker(sender), placement.waker(receiver)),
+            false => queue_to_carrier(bound, placement.waker(sender), self.flush(bound, placement, sender, receiver)),
+        };
         match receives {
             true => self.origins.entry(receiver).or_default().push(Origin::Queue { from, cell, channel: number }),
             false => self.wires.push(Wire::Out(channel, from)),
@@ -192,6 +201,12 @@ impl Wiring {
         }
         self.wires.push(Wire::In(channel, tx));
         Ok(None)
+    }
+
+    /// What a slot here flushes for one elsewhere.
+    fn flush(&mut self, bound: usize, placement: &Placement<'_>, sender: u32, receiver: u32) -> Arc<Flush> {
+        let new = || Arc::new(Flush::new(placement.waker(receiver), bound / ENOUGH));
+        self.flushes.entry(sender).or_default().entry(receiver).or_insert_with(new).clone()
     }
 }
 
@@ -266,7 +281,10 @@ impl Assembler<'_> {
         }
         let letters_task = Arc::new(letters_task(&self.spec.name, self.plan, slot));
         let letters = self.letters(&letters_task, waker.clone())?;
+        let flushes = self.wiring.flushes.remove(&slot).unwrap_or_default();
         Ok(Slice {
+            flushes: flushes.into_values().collect(),
+            flushed: Timestamp::MIN,
             letters_task,
             inboxes,
             cells,

@@ -24,6 +24,8 @@ use crate::attend::chain;
 const FRAMES: usize = 4;
 /// What the transport may have under way: the channels have bounds of their own.
 const WINDOW_BYTES: u32 = 16 << 20;
+/// A batch goes in one piece: the usual 16 KiB would make several of it, each read for itself.
+const PIECE_BYTES: u32 = 1 << 20;
 /// A worker that is alive answers at once; one that is not is found to be gone by the coordinator, too.
 const CONNECT: Duration = Duration::from_secs(3);
 
@@ -49,6 +51,7 @@ pub fn serve(
         .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
+        .max_frame_size(PIECE_BYTES)
         .http2_keepalive_interval(Some(CONNECT))
         .http2_keepalive_timeout(Some(CONNECT));
     if let Some(tls) = tls {
@@ -101,6 +104,7 @@ async fn connect(
         .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
+        .max_frame_size(PIECE_BYTES)
         .http2_keep_alive_interval(CONNECT)
         .keep_alive_timeout(CONNECT);
     let endpoint = match tls {
