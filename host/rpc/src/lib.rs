@@ -6,6 +6,7 @@
 //! Invariant: whatever a message holds, taking it apart ends in a value or in an error that names what is wrong with it.
 
 mod convert;
+pub mod frames;
 pub mod rows;
 pub mod tls;
 

@@ -9,11 +9,9 @@ use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use arrow_ipc::reader::read_record_batch;
-use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
-use bytes::Bytes;
+use arrow_ipc::writer::StreamEncoder;
+use bytes::{Buf as _, Bytes};
 use tidemill_core::{Batch, Error, Result};
-
-use crate::proto;
 
 /// The schema of an edge's rows on the wire.
 #[derive(Clone, Debug)]
@@ -49,21 +47,18 @@ impl WireSchema {
 /// Writes batches of one edge.
 pub struct RowsWriter {
     schema: WireSchema,
-    generator: IpcDataGenerator,
-    dictionaries: DictionaryTracker,
-    options: IpcWriteOptions,
-    context: IpcWriteContext,
+    timed: Option<StreamEncoder>,
+    untimed: Option<StreamEncoder>,
 }
 
 impl RowsWriter {
     /// For rows of this schema.
     pub fn new(schema: WireSchema) -> Self {
-        let (generator, options, context) = Default::default();
-        Self { schema, generator, dictionaries: DictionaryTracker::new(false), options, context }
+        Self { schema, timed: None, untimed: None }
     }
 
-    /// A batch as a message. `bytes`: what it counts for credit.
-    pub fn write(&mut self, batch: &Batch, bytes: u64) -> Result<proto::Rows> {
+    /// A batch as the pieces of a message, most of which are its columns.
+    pub fn write(&mut self, batch: &Batch) -> Result<Vec<Buffer>> {
         let timed = batch.timestamps().is_some();
         let times: Option<ArrayRef> = match batch.timestamps() {
             Some(times) => Some(Arc::new(Int64Array::new(times.clone(), None))),
@@ -71,45 +66,59 @@ impl RowsWriter {
             None => None,
         };
         let arrays = times.into_iter().chain(batch.columns().iter().cloned()).collect();
-        let rows = RecordBatch::try_new(Arc::clone(self.schema.of(timed)), arrays)?;
-        let (_, encoded) = self.generator.encode(&rows, &mut self.dictionaries, &self.options, &mut self.context)?;
-        Ok(proto::Rows {
-            header: Bytes::from(encoded.ipc_message),
-            body: Bytes::from(encoded.arrow_data),
-            timed,
-            bytes,
-        })
+        let schema = self.schema.of(timed);
+        let rows = RecordBatch::try_new(Arc::clone(schema), arrays)?;
+        let encoder = if timed { &mut self.timed } else { &mut self.untimed };
+        let encoder = match encoder {
+            Some(encoder) => encoder,
+            None => {
+                let mut new = StreamEncoder::try_new(schema)?;
+                // With its first batch it writes the schema.
+                new.encode(&RecordBatch::new_empty(Arc::clone(schema)))?;
+                encoder.insert(new)
+            }
+        };
+        Ok(encoder.encode(&rows)?)
     }
 }
 
-/// A batch out of a message.
-pub fn read(schema: &WireSchema, rows: &proto::Rows) -> Result<Batch> {
+/// A batch out of a message. `timed`: whether its rows have time.
+pub fn read(schema: &WireSchema, timed: bool, rows: &Bytes) -> Result<Batch> {
     let wrong = |what: &str| Error::invalid(format!("rows of another worker {what}"));
-    let message = arrow_ipc::root_as_message(&rows.header).map_err(|e| wrong(&format!("have a broken header: {e}")))?;
+    let (header, body) = parts(rows).ok_or_else(|| wrong("are cut off"))?;
+    let message = arrow_ipc::root_as_message(&header).map_err(|e| wrong(&format!("have a broken header: {e}")))?;
     let header = message.header_as_record_batch().ok_or_else(|| wrong("are no record batch"))?;
     // The decoder takes places in the body at their word.
     let places = header.buffers().into_iter().flatten();
     let end = |place: &arrow_ipc::Buffer| place.offset().checked_add(place.length());
-    let length = i64::try_from(rows.body.len()).unwrap_or(i64::MAX);
+    let length = i64::try_from(body.len()).unwrap_or(i64::MAX);
     if places.into_iter().any(|p| p.offset() < 0 || p.length() < 0 || end(p).is_none_or(|end| end > length)) {
         return Err(wrong("point beyond their end"));
     }
-    let body = Buffer::from(rows.body.clone());
+    let body = Buffer::from(body);
     // Where it takes something at its word after all, it panics.
     let read = catch_unwind(AssertUnwindSafe(|| {
-        read_record_batch(&body, header, Arc::clone(schema.of(rows.timed)), &HashMap::new(), None, &message.version())
+        read_record_batch(&body, header, Arc::clone(schema.of(timed)), &HashMap::new(), None, &message.version())
     }));
     let read = read.map_err(|_| wrong("are no record batch of their edge"))?;
     let read = read.map_err(|e| wrong(&format!("can't be read: {e}")))?;
-    if !schema.has_times(rows.timed) {
+    if !schema.has_times(timed) {
         return Batch::new(read.num_rows(), read.columns().to_vec(), None);
     }
     let (times, columns) = read.columns().split_first().ok_or_else(|| wrong("have no columns"))?;
     let times = times.as_primitive_opt::<Int64Type>().ok_or_else(|| wrong("have no timestamps"))?;
-    if rows.timed && times.null_count() > 0 {
+    if timed && times.null_count() > 0 {
         return Err(wrong("lack timestamps"));
     }
-    Batch::new(read.num_rows(), columns.to_vec(), rows.timed.then(|| times.values().clone()))
+    Batch::new(read.num_rows(), columns.to_vec(), timed.then(|| times.values().clone()))
+}
+
+/// The header and the body of an encapsulated message: a mark of 4 bytes, how long the header is, the header.
+fn parts(message: &Bytes) -> Option<(Bytes, Bytes)> {
+    let mut rest = message.clone();
+    let mark = rest.try_get_u32_le().ok()?;
+    let header = usize::try_from(rest.try_get_i32_le().ok()?).ok()?;
+    (mark == u32::MAX && header <= rest.len()).then(|| (rest.split_to(header), rest))
 }
 
 #[cfg(test)]
@@ -130,6 +139,10 @@ mod tests {
         batch.columns().iter().map(|column| column.data_type().clone()).collect()
     }
 
+    fn message(writer: &mut RowsWriter, batch: &Batch) -> Bytes {
+        writer.write(batch).unwrap().iter().flat_map(|piece| piece.to_vec()).collect()
+    }
+
     #[test]
     fn rows_arrive_as_they_were_also_slices_and_rows_without_time() {
         let whole = batch();
@@ -137,7 +150,8 @@ mod tests {
         let untimed = whole.clone().with_timestamps(None).unwrap();
         let mut writer = RowsWriter::new(schema.clone());
         for batch in [whole.clone(), whole.slice(1, 2), untimed, whole.slice(3, 0)] {
-            let read = read(&schema, &writer.write(&batch, 1).unwrap()).unwrap();
+            let timed = batch.timestamps().is_some();
+            let read = read(&schema, timed, &message(&mut writer, &batch)).unwrap();
             assert_eq!(read.rows(), batch.rows());
             assert_eq!(read.columns(), batch.columns());
             assert_eq!(read.timestamps(), batch.timestamps());
@@ -150,33 +164,48 @@ mod tests {
         let mut writer = RowsWriter::new(schema.clone());
         for times in [None, Some(vec![7i64, 8, 9].into())] {
             let batch = Batch::new(3, Vec::new(), times).unwrap();
-            let read = read(&schema, &writer.write(&batch, 1).unwrap()).unwrap();
+            let timed = batch.timestamps().is_some();
+            let read = read(&schema, timed, &message(&mut writer, &batch)).unwrap();
             assert_eq!((read.rows(), read.timestamps()), (3, batch.timestamps()));
         }
+    }
+
+    #[test]
+    fn columns_are_not_copied_on_either_side() {
+        let values: ArrayRef = Arc::new(Int64Array::from((0..1_000).collect::<Vec<i64>>()));
+        let batch = Batch::new(1_000, vec![values.clone()], None).unwrap();
+        let schema = WireSchema::new(types(&batch));
+        let place = |array: &ArrayRef| array.to_data().buffers()[0].as_ptr();
+        let pieces = RowsWriter::new(schema.clone()).write(&batch).unwrap();
+        assert!(pieces.iter().any(|piece| piece.as_ptr() == place(&values)));
+        let arrived: Bytes = pieces.iter().flat_map(|piece| piece.to_vec()).collect();
+        let read = read(&schema, false, &arrived).unwrap();
+        assert!(arrived.as_ptr_range().contains(&place(&read.columns()[0])));
     }
 
     #[test]
     fn whatever_is_cut_or_changed_is_an_error_or_rows() {
         let batch = batch();
         let schema = WireSchema::new(types(&batch));
-        let good = RowsWriter::new(schema.clone()).write(&batch, 1).unwrap();
-        for at in 0..good.header.len() {
-            let cut = proto::Rows { header: good.header.slice(..at), ..good.clone() };
-            _ = read(&schema, &cut);
+        let good = message(&mut RowsWriter::new(schema.clone()), &batch);
+        let header = good.len() - parts(&good).unwrap().1.len();
+        for at in 0..header {
+            assert!(read(&schema, true, &good.slice(..at)).is_err());
             for bit in [0x01, 0x80] {
-                let mut header = good.header.to_vec();
-                header[at] ^= bit;
-                _ = read(&schema, &proto::Rows { header: header.into(), ..good.clone() });
+                let mut changed = good.to_vec();
+                changed[at] ^= bit;
+                _ = read(&schema, true, &changed.into());
             }
         }
-        for at in 0..good.body.len() {
+        for at in header..good.len() {
             // Its end is padding.
-            if let Ok(rows) = read(&schema, &proto::Rows { body: good.body.slice(..at), ..good.clone() }) {
+            if let Ok(rows) = read(&schema, true, &good.slice(..at)) {
                 assert_eq!(rows.columns(), batch.columns());
             }
         }
-        assert!(read(&schema, &proto::Rows { body: good.body.slice(..good.body.len() / 2), ..good.clone() }).is_err());
+        assert!(read(&schema, true, &good.slice(..header + (good.len() - header) / 2)).is_err());
         let other = WireSchema::new([DataType::Int64]);
-        assert!(read(&other, &good).is_err() || read(&other, &good).unwrap().columns().len() == 1);
+        let other = read(&other, true, &good);
+        assert!(other.is_err() || other.unwrap().columns().len() == 1);
     }
 }

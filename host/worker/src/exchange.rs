@@ -22,7 +22,8 @@ use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_dataflow::JobSettings;
 use tidemill_dataflow::physical::PhysicalPlan;
 use tidemill_dataflow::slice::Wire;
-use tidemill_rpc::proto::{Frame, Open};
+use tidemill_rpc::frames::{Inbound, Outbound};
+use tidemill_rpc::proto::Open;
 use tidemill_rpc::rows::WireSchema;
 use tokio::sync::Notify;
 
@@ -165,7 +166,7 @@ impl Peer {
 
     /// What can be sent now through a connection. Woken by [`Peer::waker`], there may be more. `None`: it is not to be used
     /// any more.
-    pub fn due(&self, connection: Connection) -> Option<Vec<Frame>> {
+    pub fn due(&self, connection: Connection) -> Option<Vec<Outbound>> {
         // Whoever connects anew waits: what is taken here is taken for this connection.
         let newest = lock(&self.newest);
         if !newest.is(connection) {
@@ -178,14 +179,14 @@ impl Peer {
     }
 
     /// It sent something through a connection.
-    pub fn received(&self, connection: Connection, frame: Frame) {
+    pub fn received(&self, connection: Connection, inbound: Inbound) {
         let newest = lock(&self.newest);
         if !newest.is(connection) {
             return;
         }
         // Of an execution that is no more: stale.
-        let Some(links) = lock(&self.links).get(&frame.execution).cloned() else { return };
-        let received = links.received(frame);
+        let Some(links) = lock(&self.links).get(&inbound.frame.execution).cloned() else { return };
+        let received = links.received(inbound);
         drop(newest);
         match received {
             Ok(true) => self.wake.notify_one(),
@@ -222,10 +223,14 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::sync::mpsc::channel;
 
+    use arrow::array::{ArrayRef, Int64Array};
+    use arrow::datatypes::DataType;
+    use tidemill_core::Batch;
     use tidemill_core::time::Watermark;
     use tidemill_dataflow::element::Element;
     use tidemill_dataflow::exchange::queue::{QueueSender, queue};
     use tidemill_dataflow::slice::Channel;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -258,5 +263,58 @@ mod tests {
         peer.broke(second, "it did");
         assert!(peer.due(second).is_none());
         assert_eq!(troubles.try_iter().collect::<Vec<_>>(), [(2, ErrorKind::Lost)]);
+    }
+
+    /// A plane that listens on loopback, and where.
+    async fn listening(name: &str) -> (Arc<Plane>, String) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let plane = Arc::new(Plane::new(name.to_owned(), dial(name.to_owned(), None)));
+        tokio::spawn(serve(plane.clone(), listener, None).unwrap());
+        (plane, address)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn elements_go_over_a_connection_and_its_end_is_told() {
+        let ((a, _), (b, address)) = (listening("a").await, listening("b").await);
+        let (tell, troubles) = channel();
+        let (channel, schema) = (Channel { edge: 0, sender: 0, receiver: 1 }, WireSchema::new([DataType::Int64]));
+        let links = |ends| {
+            let tell = tell.clone();
+            Arc::new(Links::new(7, ends, move |error: Error| _ = tell.send(error.kind())))
+        };
+        let (to_b, mut ends) = (a.peer("b"), Ends::default());
+        let (sends, sent) = queue(1 << 20, Waker::new(|| ()), to_b.waker());
+        ends.send(channel, sent, schema.clone(), 1 << 20);
+        lock(&to_b.links).insert(7, links(ends));
+        let (from_a, mut ends) = (b.peer("a"), Ends::default());
+        let (woken, mut wakes) = tokio::sync::mpsc::unbounded_channel();
+        let (came, receives) = queue(1 << 20, from_a.waker(), Waker::new(move || _ = woken.send(())));
+        ends.receive(channel, came, schema, 1 << 20);
+        lock(&from_a.links).insert(7, links(ends));
+
+        // Whoever is no worker holds up nobody.
+        let mut stranger = tokio::net::TcpStream::connect(&address).await.unwrap();
+        stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        assert_eq!(stranger.read(&mut [0; 1]).await.unwrap_or(0), 0);
+
+        let connection = lock(&to_b.newest).next();
+        (a.dial)(to_b.clone(), connection, address);
+        let column: ArrayRef = Arc::new(Int64Array::from((0..10_000).collect::<Vec<i64>>()));
+        let rows = Batch::new(10_000, vec![column], None).unwrap();
+        sends.push(Element::Batch(rows.clone()));
+        sends.push(Element::End);
+        let mut arrived = Vec::new();
+        while arrived.len() < 2 {
+            wakes.recv().await.unwrap();
+            arrived.extend(std::iter::from_fn(|| receives.pop()));
+        }
+        assert!(matches!(&arrived[0], Element::Batch(batch) if batch.columns() == rows.columns()));
+        assert!(matches!(arrived[1], Element::End));
+        // One end gives the connection up, and the other hears of it.
+        to_b.broke(connection, "it is tried");
+        to_b.wake.notify_one();
+        let kinds: Vec<_> = tokio::task::spawn_blocking(move || troubles.iter().take(2).collect()).await.unwrap();
+        assert_eq!(kinds, [ErrorKind::Lost, ErrorKind::Lost]);
     }
 }

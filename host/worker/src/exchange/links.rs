@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arrow::buffer::Buffer;
 use tidemill_core::time::Watermark;
 use tidemill_core::{Error, Result};
 use tidemill_dataflow::element::Element;
 use tidemill_dataflow::exchange::queue::{QueueReceiver, QueueSender};
 use tidemill_dataflow::slice::Channel;
 use tidemill_rpc::barrier;
-use tidemill_rpc::proto::{Frame, frame};
+use tidemill_rpc::frames::{Inbound, Outbound};
+use tidemill_rpc::proto::{Frame, Rows, frame};
 use tidemill_rpc::rows::{self, RowsWriter, WireSchema};
 
 use super::lock;
@@ -86,24 +88,27 @@ impl Links {
     }
 
     /// Adds what can be sent now.
-    pub fn due(&self, frames: &mut Vec<Frame>) {
+    pub fn due(&self, frames: &mut Vec<Outbound>) {
         let before = frames.len();
-        let frame = |channel: Channel, content| Frame {
-            execution: self.execution,
-            edge: channel.edge,
-            sender: channel.sender,
-            receiver: channel.receiver,
-            content: Some(content),
+        let frame = |channel: Channel, content, rows| Outbound {
+            frame: Frame {
+                execution: self.execution,
+                edge: channel.edge,
+                sender: channel.sender,
+                receiver: channel.receiver,
+                content: Some(content),
+            },
+            rows,
         };
         for (channel, of) in lock(&self.ins).iter_mut() {
             if let Some(credit) = of.credit() {
-                frames.push(frame(*channel, frame::Content::Credit(credit)));
+                frames.push(frame(*channel, frame::Content::Credit(credit), Vec::new()));
             }
         }
         for out in lock(&self.outs).iter_mut() {
             for _ in 0..TURN {
                 match out.next() {
-                    Ok(Some(content)) => frames.push(frame(out.channel, content)),
+                    Ok(Some((content, rows))) => frames.push(frame(out.channel, content, rows)),
                     Ok(None) => break,
                     Err(error) => {
                         (self.trouble)(error);
@@ -118,7 +123,8 @@ impl Links {
     }
 
     /// Takes what was sent; whether there may be something to send now.
-    pub fn received(&self, frame: Frame) -> Result<bool> {
+    pub fn received(&self, inbound: Inbound) -> Result<bool> {
+        let Inbound { frame, rows } = inbound;
         self.used.store(true, Ordering::Relaxed);
         let channel = Channel { edge: frame.edge, sender: frame.sender, receiver: frame.receiver };
         let unknown = || Error::internal(format!("another worker names {channel:?}, which is not here"));
@@ -131,12 +137,16 @@ impl Links {
         let mut ins = lock(&self.ins);
         let of = ins.get_mut(&channel).ok_or_else(unknown)?;
         let (element, bytes) = match frame.content {
-            Some(frame::Content::Rows(rows)) => (Element::Batch(rows::read(&of.schema, &rows)?), rows.bytes),
+            Some(frame::Content::Rows(of_rows)) => {
+                (Element::Batch(rows::read(&of.schema, of_rows.timed, &rows)?), of_rows.bytes)
+            }
             Some(frame::Content::Watermark(ms)) => (Element::Watermark(Watermark(ms)), 0),
             Some(frame::Content::Idle(idle)) => (Element::Idle(idle), 0),
             Some(frame::Content::Barrier(barrier)) => (Element::Barrier(barrier.into()), 0),
             Some(frame::Content::End(_)) => (Element::End, 0),
-            Some(frame::Content::Credit(_) | frame::Content::Worker(_)) | None => return Err(unknown()),
+            Some(frame::Content::Credit(_) | frame::Content::Worker(_) | frame::Content::Ping(_)) | None => {
+                return Err(unknown());
+            }
         };
         of.received = of.received.saturating_add(bytes);
         of.queue.push_counted(element, usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -145,8 +155,8 @@ impl Links {
 }
 
 impl Out {
-    /// The next that may be sent.
-    fn next(&mut self) -> Result<Option<frame::Content>> {
+    /// The next that may be sent, with its rows.
+    fn next(&mut self) -> Result<Option<(frame::Content, Vec<Buffer>)>> {
         let out_of_credit = self.under_way >= self.bound;
         let held = out_of_credit
             && self.queue.look(|waiting| {
@@ -157,17 +167,19 @@ impl Out {
             return Ok(None);
         }
         let Some(element) = self.queue.pop() else { return Ok(None) };
-        Ok(Some(match element {
+        let content = match element {
             Element::Batch(batch) => {
                 let bytes = batch.bytes().max(1) as u64;
                 self.under_way = self.under_way.saturating_add(bytes);
-                frame::Content::Rows(self.writer.write(&batch, bytes)?)
+                let rows = Rows { timed: batch.timestamps().is_some(), bytes };
+                return Ok(Some((frame::Content::Rows(rows), self.writer.write(&batch)?)));
             }
             Element::Watermark(watermark) => frame::Content::Watermark(watermark.0),
             Element::Idle(idle) => frame::Content::Idle(idle),
             Element::Barrier(of) => frame::Content::Barrier(barrier(of)),
             Element::End => frame::Content::End(true),
-        }))
+        };
+        Ok(Some((content, Vec::new())))
     }
 }
 

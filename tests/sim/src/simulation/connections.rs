@@ -1,13 +1,23 @@
 //! What goes through connections, and what becomes of them.
 
+use bytes::{Buf as _, Bytes};
 use prost::Message;
 use tidemill_coordinator::SILENCE;
-use tidemill_rpc::proto::{Frame, FromWorker, ToWorker, from_worker as says, to_worker as tells};
+use tidemill_rpc::frames::{Inbound, LENGTHS_BYTES, Lengths, Outgoing};
+use tidemill_rpc::proto::{FromWorker, ToWorker, from_worker as says, to_worker as tells};
 use tidemill_worker::exchange::{Connection, Peer};
 
 use super::event::Event;
 use super::{BEAT_MS, Simulation, UNDER_WAY};
 use crate::network::{ConnectionId, Kind, Packet, ProcessId, Side};
+
+/// A frame out of its bytes.
+fn inbound(bytes: &[u8]) -> tidemill_core::Result<Inbound> {
+    let mut rest = Bytes::copy_from_slice(bytes);
+    let lengths = Lengths::read(rest.split_to(LENGTHS_BYTES.min(rest.len())))?;
+    let message = rest.split_to(lengths.message.min(rest.len()));
+    Inbound::decode(message, rest)
+}
 
 impl Simulation {
     pub(super) fn send(&mut self, connection: ConnectionId, to: Side, packet: Packet, waited: i64) {
@@ -40,7 +50,12 @@ impl Simulation {
                 return;
             }
             for frame in frames {
-                self.send(connection, side.other(), Packet::Message(frame.encode_to_vec()), waited);
+                let mut outgoing = Outgoing::default();
+                if let Err(error) = outgoing.put(frame) {
+                    return self.failed = Some(error.to_string());
+                }
+                let bytes = outgoing.copy_to_bytes(outgoing.remaining());
+                self.send(connection, side.other(), Packet::Message(bytes.into()), waited);
             }
         }
     }
@@ -98,8 +113,8 @@ impl Simulation {
 
     pub(super) fn frame(&mut self, id: ProcessId, connection: ConnectionId, bytes: &[u8]) {
         let peer = self.workers.get(&id).and_then(|worker| worker.peers.get(&connection)).cloned();
-        match Frame::decode(bytes) {
-            Ok(frame) => peer.into_iter().for_each(|(peer, number)| peer.received(number, frame.clone())),
+        match inbound(bytes) {
+            Ok(inbound) => peer.into_iter().for_each(|(peer, number)| peer.received(number, inbound.clone())),
             Err(error) => self.failed = Some(format!("a frame can't be read: {error}")),
         }
         self.wake_slots(id);
