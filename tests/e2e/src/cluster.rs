@@ -1,5 +1,6 @@
-//! A job in a cluster whose processes are killed, or stand still for a while: workers, the coordinator, at random and at
-//! failpoints; it is rescaled meanwhile. What it wrote is compared at the end.
+//! A job in a cluster whose processes are killed, stand still for a while, or are replaced one after the other: workers, the
+//! coordinator, at random and at failpoints; whose links are cut, if they have machines of their own; it is rescaled
+//! meanwhile. What it wrote is compared at the end.
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,6 +14,7 @@ use tidemill_core::failpoint::Failpoint;
 
 use crate::check;
 use crate::feed::Feed;
+use crate::links::{self, Links};
 use crate::plan::Plan;
 use crate::process::{Binary, Process};
 use crate::random::Random;
@@ -56,7 +58,11 @@ type Armed = Option<(Failpoint, u64)>;
 
 /// A cluster with a job.
 pub struct Cluster<'a> {
-    binary: &'a Binary,
+    /// As on the coordinator's machine.
+    binary: Binary,
+    /// Of the machines, if each process has one of its own; what processes are told of certificates then.
+    links: Option<&'a Links>,
+    tls: Vec<String>,
     folder: &'a Path,
     listen: String,
     rest: String,
@@ -69,7 +75,8 @@ pub struct Cluster<'a> {
     outcome: Outcome,
 }
 
-/// Runs the job of a plan, with so many kills as that has steps, on so many workers.
+/// Runs the job of a plan, with so many kills as that has steps, on so many workers; each on a machine of its own, if there
+/// are `links`.
 pub fn run(
     binary: &Binary,
     plan: &Plan,
@@ -78,11 +85,12 @@ pub fn run(
     place: &Place,
     set: &[String],
     workers: u64,
+    links: Option<&Links>,
 ) -> Result<Outcome> {
     let manifest = folder.join("tidemill.toml");
     fs::write(&manifest, plan.job.manifest(folder, component, &plan.settings))?;
     let mut feed = (!plan.job.ends()).then(|| Feed::new(folder, plan.settings.records)).transpose()?;
-    let mut cluster = Cluster::start(binary, folder, Random::new(plan.seed, 1), workers)?;
+    let mut cluster = Cluster::start(binary, folder, Random::new(plan.seed, 1), workers, links)?;
     let mut words = vec!["submit", "--json", "--detach", "--cluster", cluster.api.as_str(), "--parallelism", "3"];
     let manifest = manifest.display().to_string();
     words.extend(["--manifest", &manifest]);
@@ -103,13 +111,27 @@ pub fn run(
 }
 
 impl<'a> Cluster<'a> {
-    fn start(binary: &'a Binary, folder: &'a Path, random: Random, workers: u64) -> Result<Self> {
-        let (listen, rest) = (free_address()?, free_address()?);
-        let coordinator = coordinator(binary, folder, &listen, &rest, None, 0)?;
+    fn start(
+        binary: &Binary,
+        folder: &'a Path,
+        random: Random,
+        workers: u64,
+        links: Option<&'a Links>,
+    ) -> Result<Self> {
+        let (listen, rest) = match links {
+            // Of a machine of its own, every port is free.
+            Some(_) => (links::COORDINATOR.to_owned(), "127.0.0.1:7401".to_owned()),
+            None => (free_address()?, free_address()?),
+        };
+        let binary = links.map_or_else(|| binary.clone(), |links| binary.within(&links.machine(0)));
+        let tls = if links.is_some() { certificates(&binary, folder)? } else { Vec::new() };
+        let coordinator = coordinator(&binary, folder, &listen, &rest, &tls, None, 0)?;
         let api = format!("http://{rest}");
         let outcome = Outcome::default();
         let mut cluster = Self {
             binary,
+            links,
+            tls,
             folder,
             listen,
             rest,
@@ -121,8 +143,8 @@ impl<'a> Cluster<'a> {
             random,
             outcome,
         };
-        for _ in 0..workers {
-            let worker = cluster.worker(None)?;
+        for at in 0..workers {
+            let worker = cluster.worker(at, None)?;
             cluster.workers.push((worker, None));
         }
         let begin = Instant::now();
@@ -135,11 +157,17 @@ impl<'a> Cluster<'a> {
         Ok(cluster)
     }
 
-    fn worker(&mut self, failpoint: Armed) -> Result<Process> {
+    fn worker(&mut self, at: u64, failpoint: Armed) -> Result<Process> {
         self.processes += 1;
         let said = self.folder.join(format!("worker-{:03}.txt", self.processes));
         let slots = SLOTS.to_string();
-        self.binary.serve(&["worker", "--slots", &slots, "--coordinator", &self.listen], failpoint, said)
+        let listen = self.links.map_or("127.0.0.1:0".to_owned(), |_| format!("{}:0", links::address(at + 1)));
+        let mut words = vec!["worker", "--slots", &slots, "--coordinator", &self.listen, "--listen", &listen];
+        words.extend(self.tls.iter().map(String::as_str));
+        match self.links {
+            Some(links) => self.binary.within(&links.machine(at + 1)).serve(&words, failpoint, said),
+            None => self.binary.serve(&words, failpoint, said),
+        }
     }
 
     /// Kills, stops and rescales, until the plan is through or the job over.
@@ -166,11 +194,13 @@ impl<'a> Cluster<'a> {
                     _ = self.binary.output(&["rescale", id, "--parallelism", &parallelism, "--cluster", &api])?;
                 }
                 3 => self.pause()?,
+                4 if self.random.one_in(4) => self.replace_all()?,
+                5 | 6 if self.links.is_some() => self.cut()?,
                 _ => {
                     let last = self.workers.len() as u64 - 1;
                     let at = usize::try_from(self.random.between(0, last))?;
                     let armed = self.draw(&OF_WORKERS);
-                    let fresh = self.worker(armed)?;
+                    let fresh = self.worker(at as u64, armed)?;
                     let place = self.workers.get_mut(at).context("a worker")?;
                     let (mut old, _) = std::mem::replace(place, (fresh, armed));
                     self.outcome.kills += u64::from(old.ended()?.is_none());
@@ -190,6 +220,35 @@ impl<'a> Cluster<'a> {
         thread::sleep(Duration::from_millis(ms));
         process.go_on()?;
         self.outcome.pauses += 1;
+        Ok(())
+    }
+
+    /// Cuts the link of a machine, or the way between two, for less time than it takes until somebody is given up, and rarely
+    /// for more.
+    fn cut(&mut self) -> Result<()> {
+        let Some(links) = self.links else { return Ok(()) };
+        let last = self.workers.len() as u64;
+        let (one, other) = (self.random.between(0, last), self.random.between(0, last));
+        let ms = if self.random.one_in(5) { 13_000 } else { self.random.between(100, 7_000) };
+        let cut = if one == other { links.isolate(one)? } else { links.part(one, other)? };
+        thread::sleep(Duration::from_millis(ms));
+        cut.mend()?;
+        self.outcome.cuts += 1;
+        Ok(())
+    }
+
+    /// A rolling restart: every process is told to end, and the next one is started in its place.
+    fn replace_all(&mut self) -> Result<()> {
+        for at in 0..self.workers.len() {
+            let fresh = self.worker(at as u64, None)?;
+            let place = self.workers.get_mut(at).context("a worker")?;
+            let (mut old, _) = std::mem::replace(place, (fresh, None));
+            ended_well(&mut old)?;
+            thread::sleep(Duration::from_millis(self.random.between(0, 500)));
+        }
+        ended_well(&mut self.coordinator)?;
+        self.revive(None)?;
+        self.outcome.rolled += 1;
         Ok(())
     }
 
@@ -216,7 +275,7 @@ impl<'a> Cluster<'a> {
                 }
                 self.outcome.kills += 1;
                 self.outcome.hit.extend(armed.map(|(at, _)| at));
-                let fresh = self.worker(None)?;
+                let fresh = self.worker(at as u64, None)?;
                 self.workers.get_mut(at).map(|place| std::mem::replace(place, (fresh, None)));
             }
         }
@@ -226,7 +285,8 @@ impl<'a> Cluster<'a> {
     fn revive(&mut self, armed: Armed) -> Result<()> {
         self.processes += 1;
         self.coordinator_armed = armed;
-        self.coordinator = coordinator(self.binary, self.folder, &self.listen, &self.rest, armed, self.processes)?;
+        let (binary, folder, tls) = (&self.binary, self.folder, &self.tls);
+        self.coordinator = coordinator(binary, folder, &self.listen, &self.rest, tls, armed, self.processes)?;
         Ok(())
     }
 
@@ -265,10 +325,40 @@ impl<'a> Cluster<'a> {
     }
 }
 
-fn coordinator(binary: &Binary, folder: &Path, listen: &str, rest: &str, armed: Armed, number: u64) -> Result<Process> {
+fn coordinator(
+    binary: &Binary,
+    folder: &Path,
+    listen: &str,
+    rest: &str,
+    tls: &[String],
+    armed: Armed,
+    number: u64,
+) -> Result<Process> {
     let storage = folder.join("storage").display().to_string();
     let said = folder.join(format!("coordinator-{number:03}.txt"));
-    binary.serve(&["coordinator", "--storage", &storage, "--listen", listen, "--rest", rest], armed, said)
+    let mut words = vec!["coordinator", "--storage", &storage, "--listen", listen, "--rest", rest];
+    words.extend(tls.iter().map(String::as_str));
+    binary.serve(&words, armed, said)
+}
+
+/// Makes a set of certificates: what processes are told of it.
+fn certificates(binary: &Binary, folder: &Path) -> Result<Vec<String>> {
+    let certificates = folder.join("certificates").display().to_string();
+    let made = binary.output(&["certs", &certificates])?;
+    if !made.status.success() {
+        bail!("no certificates: {}", String::from_utf8_lossy(&made.stderr).trim());
+    }
+    let files = [("authority", "authority.pem"), ("certificate", "cluster.pem"), ("key", "cluster.key")];
+    Ok(files.into_iter().flat_map(|(of, file)| [format!("--tls-{of}"), format!("{certificates}/{file}")]).collect())
+}
+
+/// Ends a process as a user does, unless a failpoint killed it before.
+fn ended_well(process: &mut Process) -> Result<()> {
+    let status = process.terminate()?;
+    if !status.success() && !crate::process::was_killed(status) {
+        bail!("a process that was told to end did so badly ({status}): {}", process.said().trim());
+    }
+    Ok(())
 }
 
 /// An address that is free now, and is taken again by who comes after who took it.

@@ -12,6 +12,7 @@ mod jobs;
 mod reference;
 
 mod cluster;
+mod links;
 mod feed;
 mod guests;
 mod process;
@@ -32,6 +33,7 @@ use serde_json::json;
 use tidemill_core::failpoint::Failpoint;
 
 use crate::jobs::Job;
+use crate::links::Links;
 use crate::plan::Plan;
 use crate::process::Binary;
 use crate::scenario::{Outcome, Place, Scenario};
@@ -71,6 +73,10 @@ struct Args {
     /// Run the jobs in clusters of so many workers, and kill workers and coordinators
     #[arg(long, value_name = "WORKERS", value_parser = clap::value_parser!(u64).range(1..=16))]
     cluster: Option<u64>,
+    /// Give each process of the clusters a machine of its own, and cut links between them; takes the right to make network
+    /// namespaces
+    #[arg(long, requires = "cluster")]
+    links: bool,
     /// Only this scenario of the seed, with so many kills, as a failure names it
     #[arg(long)]
     scenario: Option<u64>,
@@ -110,6 +116,8 @@ struct Total {
     scenarios: u64,
     kills: u64,
     pauses: u64,
+    cuts: u64,
+    rolled: u64,
     records: u64,
     lost: u64,
     duplicated: u64,
@@ -140,6 +148,10 @@ fn audit(args: &Args) -> Result<bool> {
     if sink_in_s3 && args.cluster.is_some() {
         bail!("--sink s3 goes with single processes, not with --cluster");
     }
+    if store_in_s3 && args.links {
+        bail!("--store s3 is a server on this machine, which those of --links can't reach");
+    }
+    let links = args.cluster.filter(|_| args.links).map(Links::new).transpose()?;
     let server = (store_in_s3 || sink_in_s3).then(|| S3Server::start(BUCKET));
     binary.environment = server.as_ref().map_or_else(Vec::new, S3Server::environment);
     let mut components = BTreeMap::new();
@@ -148,7 +160,7 @@ fn audit(args: &Args) -> Result<bool> {
     }
     try_out(&binary, &components, &set, &args.backend)?;
     eprintln!("{} component(s) built in {:.1} s", jobs.len(), begin.elapsed().as_secs_f64());
-    let mut audit = Audit { args, binary, jobs, components, set, server, total: Total::default() };
+    let mut audit = Audit { args, binary, jobs, components, set, server, links, total: Total::default() };
     for [seed, number, kills] in args.replay.as_deref().map_or(Ok(Vec::new()), read_scenarios)? {
         audit.scenario(seed, number, kills)?;
     }
@@ -177,6 +189,7 @@ struct Audit<'a> {
     components: BTreeMap<Job, PathBuf>,
     set: Vec<String>,
     server: Option<S3Server>,
+    links: Option<Links>,
     total: Total,
 }
 
@@ -208,7 +221,10 @@ impl Audit<'_> {
         let place = self.place(folder.path(), &self.args.store);
         let output = self.place(folder.path(), &self.args.sink);
         let outcome = match self.args.cluster {
-            Some(workers) => cluster::run(&self.binary, &plan, component, folder.path(), &place, &self.set, workers)?,
+            Some(workers) => {
+                let links = self.links.as_ref();
+                cluster::run(&self.binary, &plan, component, folder.path(), &place, &self.set, workers, links)?
+            }
             None => Scenario::new(&self.binary, &plan, component, folder.path(), place, output, &self.set)?.run()?,
         };
         add(&mut self.total, &outcome, &plan);
@@ -273,6 +289,8 @@ fn add(total: &mut Total, outcome: &Outcome, plan: &Plan) {
     total.scenarios += 1;
     total.kills += outcome.kills;
     total.pauses += outcome.pauses;
+    total.cuts += outcome.cuts;
+    total.rolled += outcome.rolled;
     total.records += plan.settings.records;
     total.lost += outcome.difference.lost;
     total.duplicated += outcome.difference.duplicated;
@@ -285,7 +303,7 @@ fn add(total: &mut Total, outcome: &Outcome, plan: &Plan) {
 
 /// Says what a scenario came to; whether it is as it must be.
 fn report(outcome: &Outcome, plan: &Plan, (seed, number): (u64, u64), jobs: &str, seconds: f64) -> bool {
-    let Outcome { kills, hit, difference, failure, pauses: _ } = outcome;
+    let Outcome { kills, hit, difference, failure, .. } = outcome;
     let well = failure.is_none() && difference.lost + difference.duplicated + difference.wrong == 0;
     let names: Vec<&str> = hit.iter().map(|f| f.name()).collect();
     let word = if well { "ok" } else { "FAILED" };
@@ -316,6 +334,8 @@ fn summary(total: &Total, args: &Args, jobs: &[Job], begin: Instant) -> serde_js
     json!({
         "kills": total.kills,
         "pauses": total.pauses,
+        "cuts": total.cuts,
+        "rolling_restarts": total.rolled,
         "failpoints": hit,
         "failpoints_not_hit": missed.collect::<Vec<_>>(),
         "input_records": total.records,

@@ -22,6 +22,8 @@ pub struct Binary {
     cache: PathBuf,
     /// What processes find in their environment beside ours.
     pub environment: Vec<(String, String)>,
+    /// The network namespace that they are started in, if not in ours.
+    namespace: Option<String>,
 }
 
 /// How a process is started.
@@ -47,11 +49,24 @@ impl Binary {
         let path = candidates.into_iter().find(|path| path.is_file());
         let path =
             path.context("there is no `tidemill` beside this program: cargo build --release --workspace --bins")?;
-        Ok(Self { path, cache, environment: Vec::new() })
+        Ok(Self { path, cache, environment: Vec::new(), namespace: None })
+    }
+
+    /// The same, in a network namespace.
+    pub fn within(&self, namespace: &str) -> Self {
+        Self { namespace: Some(namespace.to_owned()), ..self.clone() }
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.path);
+        let mut command = match &self.namespace {
+            // It becomes the program, with the same pid.
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(&self.path);
+                command
+            }
+            None => Command::new(&self.path),
+        };
         command.env("TIDEMILL_CACHE", &self.cache).env_remove(VARIABLE).env("TIDEMILL_LOG", "warn");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -126,6 +141,17 @@ impl Process {
         self.child.kill()?;
         self.killed = true;
         let ended = self.child.wait()?;
+        self.ended = Some(ended);
+        Ok(ended)
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        let ended = match self.ended()? {
+            Some(ended) => ended,
+            None => self.child.wait()?,
+        };
         self.ended = Some(ended);
         Ok(ended)
     }

@@ -35,6 +35,10 @@ pub struct Outcome {
     pub kills: u64,
     /// How often a process stood still for a while.
     pub pauses: u64,
+    /// How often a link was cut for a while.
+    pub cuts: u64,
+    /// How often every process was replaced, one after the other.
+    pub rolled: u64,
     /// Those of them that failpoints killed.
     pub hit: Vec<Failpoint>,
     /// Rows that are there and must not be, or the other way round.

@@ -30,7 +30,7 @@ const INTRODUCTIONS: usize = 256;
 /// After what the system says when it has no more file descriptors.
 const RETRY: Duration = Duration::from_millis(100);
 /// Small frames are read together.
-const READ_BYTES: usize = 16 << 10;
+const READ_BYTES: usize = 64 << 10;
 /// No worker is called by more.
 const NAME_BYTES: usize = 256;
 
