@@ -104,6 +104,10 @@ printf 'ebb\n' >in/4.txt
 until_true wrote ebb,5
 until_true has_checkpoints "$job"
 
+operation=$(ask -X POST "$api/jobs/$job/checkpoints" | grep -o '"id":"[^"]*"' | cut -d '"' -f 4)
+is_taken() { [[ $(ask "$api/operations/$operation") =~ \"state\":\"COMPLETED\".*\"checkpoint\":[1-9] ]]; }
+until_true is_taken
+
 tidemill savepoint --job "$job" on-the-way
 [[ -d on-the-way ]]
 tidemill savepoint --job "$job" on-the-way 2>refused && exit 1

@@ -55,7 +55,7 @@ pub struct Participant(pub u32);
 /// What a checkpoint is triggered for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// By the interval.
+    /// By the interval, or earlier because a user asked for it.
     Periodic,
     /// Because a user wants to keep it: state in the portable format.
     Savepoint,
@@ -126,6 +126,8 @@ pub enum Fact {
         /// Why.
         reason: String,
     },
+    /// The user wants a checkpoint before the interval is over.
+    CheckpointRequested,
     /// The user wants a savepoint.
     SavepointRequested,
     /// The user wants the job to stop.
@@ -209,6 +211,8 @@ pub struct Coordinator {
     rested_ms: u64,
     failures_in_a_row: u32,
     /// One is enough: who asks meanwhile gets the same.
+    checkpoint_wanted: bool,
+    /// Likewise.
     savepoint_wanted: bool,
     stop_wanted: Option<bool>,
 }
@@ -251,6 +255,7 @@ impl Coordinator {
             due_ms,
             rested_ms: now_ms,
             failures_in_a_row: 0,
+            checkpoint_wanted: false,
             savepoint_wanted: false,
             stop_wanted: None,
         }
@@ -281,6 +286,7 @@ impl Coordinator {
                     self.end(Decision::FailJob { reason }, &mut decisions);
                 }
             }
+            Fact::CheckpointRequested => self.checkpoint_wanted = true,
             Fact::SavepointRequested => self.savepoint_wanted = true,
             Fact::StopRequested { savepoint } => {
                 self.stop_wanted = Some(savepoint || self.stop_wanted.unwrap_or_default());
@@ -439,7 +445,8 @@ impl Coordinator {
             Purpose::Stop { savepoint: savepoint || std::mem::take(&mut self.savepoint_wanted) }
         } else if std::mem::take(&mut self.savepoint_wanted) {
             Purpose::Savepoint
-        } else if self.due_ms.is_some_and(|due| now_ms >= due.max(self.rested_ms)) {
+        } else if self.checkpoint_wanted || self.due_ms.is_some_and(|due| now_ms >= due.max(self.rested_ms)) {
+            self.checkpoint_wanted = false;
             Purpose::Periodic
         } else {
             return;

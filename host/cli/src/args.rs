@@ -409,11 +409,23 @@ pub struct CoordinatorArgs {
     /// The private key of the API
     #[arg(long, env = "TIDEMILL_COORDINATOR_REST_KEY", value_name = "FILE", requires = "rest_certificate")]
     pub rest_key: Option<PathBuf>,
+    /// What becomes of a job that wants more slots than are free: wait, or refuse
+    #[arg(long, env = "TIDEMILL_COORDINATOR_WHEN_FULL", default_value = "wait", value_name = "WHAT")]
+    pub when_full: WhenFullArg,
     #[command(flatten)]
     pub tls: TlsArgs,
     /// All of these, as the API shows them.
     #[arg(skip)]
     pub shown: serde_json::Value,
+}
+
+/// What becomes of a job that wants more slots than are free.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum WhenFullArg {
+    /// It is accepted and waits.
+    Wait,
+    /// It is refused.
+    Refuse,
 }
 
 #[derive(Args, Debug)]

@@ -190,7 +190,7 @@ impl Job {
             control.stop();
             return Ok(None);
         };
-        let taken = ask(|answer| control.stop_with_savepoint(SavepointRequest { location, answer }));
+        let taken = ask("savepoint", |answer| control.stop_with_savepoint(SavepointRequest { location, answer }));
         let mut now = lock(&self.shared);
         match taken {
             Ok(location) => {
@@ -206,10 +206,18 @@ impl Job {
         }
     }
 
+    /// Takes a checkpoint before the next one is due. Blocks until it is complete, and gives its number.
+    pub fn checkpoint(&self) -> Result<u64> {
+        let what = "told to take a checkpoint";
+        self.check_checkpoints(what)?;
+        let control = running(&*self.unless_over(what)?, what)?;
+        ask("checkpoint", |answer| control.checkpoint(answer))
+    }
+
     /// Takes a savepoint while it runs. Blocks until it is there, and gives its location.
     pub fn savepoint(&self, location: String) -> Result<String> {
         let control = running(&*self.unless_over("saved")?, "saved")?;
-        ask(|answer| control.savepoint(SavepointRequest { location, answer }))
+        ask("savepoint", |answer| control.savepoint(SavepointRequest { location, answer }))
     }
 
     /// Gives it another number of slots: it is stopped with a checkpoint, and goes on from there.
@@ -308,12 +316,11 @@ fn running(now: &Shared, what: &str) -> Result<JobControl> {
     })
 }
 
-fn ask(say: impl FnOnce(mpsc::Sender<Result<String>>)) -> Result<String> {
+fn ask<T>(what: &str, say: impl FnOnce(mpsc::Sender<Result<T>>)) -> Result<T> {
     let (answer, answered) = mpsc::channel();
     say(answer);
-    answered
-        .recv()
-        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Retry, "the job ended before the savepoint was there")))
+    let ended = || Error::new(ErrorKind::Retry, format!("the job ended, or began again, before the {what} was there"));
+    answered.recv().unwrap_or_else(|_| Err(ended()))
 }
 
 fn checkpoints_view(of: &CheckpointFigures) -> CheckpointsView {

@@ -33,9 +33,20 @@ use crate::view::{ArtifactView, JobView, Overview, WorkerView};
 use crate::workers::Workers;
 pub use crate::workers::{SILENCE, ToldWorker, Worker};
 
+/// What becomes of a job that wants more slots than are free.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It is accepted and waits.
+    #[default]
+    Wait,
+    /// It is refused.
+    Refuse,
+}
+
 /// See the crate.
 pub struct Coordinator {
     environment: Environment,
+    when_full: WhenFull,
     storage: Arc<Storage>,
     workers: Workers,
     executions: Mutex<HashMap<u64, Arc<Execution>>>,
@@ -48,10 +59,10 @@ pub struct Coordinator {
 impl Coordinator {
     /// With its storage: a folder that all processes of the cluster reach, or a URL. Goes on with the jobs there; each has a
     /// thread.
-    pub fn start(storage: &str, registry: Arc<Registry>) -> Result<Arc<Self>> {
+    pub fn start(storage: &str, registry: Arc<Registry>, when_full: WhenFull) -> Result<Arc<Self>> {
         let components = Arc::new(Components::new(blobs::at(storage)?));
         let environment = Environment::new(registry, components.clone());
-        Self::with(storage, environment, components, on_a_thread)
+        Self::with(storage, environment, components, when_full, on_a_thread)
     }
 
     /// The same in any environment. `run` runs the master of a job to its end, or has that done.
@@ -59,6 +70,7 @@ impl Coordinator {
         storage: &str,
         environment: Environment,
         components: Arc<Components>,
+        when_full: WhenFull,
         run: impl Fn(JobMaster) -> Result<()> + Send + Sync + 'static,
     ) -> Result<Arc<Self>> {
         let storage = Arc::new(Storage::new(storage, (environment.place)(storage)?));
@@ -67,7 +79,17 @@ impl Coordinator {
         let next_execution = AtomicU64::new(environment.now_ms().unsigned_abs() << 16);
         let (workers, executions, jobs) = Default::default();
         let run = Box::new(run);
-        let this = Arc::new(Self { environment, storage, components, run, workers, executions, jobs, next_execution });
+        let this = Arc::new(Self {
+            environment,
+            when_full,
+            storage,
+            workers,
+            executions,
+            jobs,
+            components,
+            run,
+            next_execution,
+        });
         for kept in this.storage.jobs()? {
             let job = match kept.end {
                 Some(end) => Job::ended(this.storage.clone(), kept.accepted, end)?,
@@ -121,9 +143,26 @@ impl Coordinator {
         if let Some(settings) = &manifest.checkpoints {
             self.is_alone(name, &settings.location)?;
         }
+        self.has_room(manifest.job.parallelism, 0)?;
         let job = self.run(JobMaster::submit(self.clone(), submission, name)?)?;
         lock(&self.jobs).insert(job.id().to_owned(), job.clone());
         Ok(job.view())
+    }
+
+    /// Whether a job that has so many slots may want so many; an error says that they are not there.
+    pub fn has_room(&self, wants: u32, has: u32) -> Result<()> {
+        if self.when_full == WhenFull::Wait || wants <= has {
+            return Ok(());
+        }
+        let (free, of) = self.workers.free();
+        // Those that wait have a claim on what is free.
+        let waiting: u32 = self.summaries().iter().filter(|job| job.waits()).map(|job| job.parallelism).sum();
+        let free = free.saturating_sub(waiting);
+        if wants - has <= free {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Retry, format!("the job needs {} slots, and {free} of {of} are free", wants - has))
+            .mend("Start more workers, stop other jobs, or give the job a smaller parallelism."))
     }
 
     /// Refuses a second job with the same checkpoints: each would end the other.

@@ -41,6 +41,13 @@ impl JobState {
     }
 }
 
+impl JobView {
+    /// Whether it has no slots yet and wants some.
+    pub(crate) fn waits(&self) -> bool {
+        matches!(self.state, JobState::Created | JobState::Restarting) && self.reason.is_some()
+    }
+}
+
 /// A job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobView {

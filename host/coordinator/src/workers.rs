@@ -96,6 +96,13 @@ impl Workers {
         Ok(taken)
     }
 
+    /// How many slots are free, and how many there are.
+    pub fn free(&self) -> (u32, u32) {
+        let all = lock(&self.all);
+        let each = all.workers.values().map(|worker| (worker.free(), worker.slots));
+        each.fold((0, 0), |(free, of), (more_free, more)| (free + more_free, of + more))
+    }
+
     /// Takes so many slots of a worker: something runs there since before.
     pub fn claim(&self, worker: &Worker, slots: usize) {
         *lock(&worker.used) += u32::try_from(slots).unwrap_or(u32::MAX);

@@ -43,6 +43,9 @@ pub struct Checkpoints {
 /// Who is told about a savepoint: where it is, or why there is none.
 pub type SavepointAnswer = Sender<Result<String>>;
 
+/// Who is told about a checkpoint that was asked for: its number, or why there is none.
+pub type CheckpointAnswer = Sender<Result<u64>>;
+
 /// A job of which a savepoint is wanted.
 pub struct SavepointRequest {
     /// The folder (or the URL) that is to be the savepoint.
@@ -96,6 +99,9 @@ struct Checkpointing {
     retained: usize,
     /// What was asked for and not answered yet.
     savepoints: Vec<SavepointRequest>,
+    /// Who wants a checkpoint, and since when it is being taken: one whose barriers were under way before is none that they
+    /// asked for.
+    wanted: Vec<(CheckpointAnswer, Option<u64>)>,
     /// The number and manifest of the checkpoint that is claimed and not committed yet.
     claimed: Option<(u64, Manifest)>,
     triggered: Timestamp,
@@ -133,6 +139,7 @@ impl Coordinator {
                 owner,
                 retained,
                 savepoints: Vec::new(),
+                wanted: Vec::new(),
                 claimed: None,
                 triggered: now,
                 passed: now,
@@ -203,16 +210,21 @@ impl Coordinator {
         self.decide(Fact::StopRequested { savepoint: wanted })
     }
 
+    /// Takes a checkpoint now.
+    pub fn checkpoint(&mut self, answer: CheckpointAnswer) -> Result<()> {
+        match &mut self.checkpoints {
+            Some(checkpoints) => checkpoints.wanted.push((answer, None)),
+            // Who does not wait for the answer does not need it.
+            None => _ = answer.send(Err(without_checkpoints("one"))),
+        }
+        self.decide(Fact::CheckpointRequested)
+    }
+
     /// Takes a savepoint while the job goes on.
     pub fn savepoint(&mut self, request: SavepointRequest) -> Result<()> {
         match &mut self.checkpoints {
             Some(checkpoints) => checkpoints.savepoints.push(request),
-            None => {
-                let error = Error::invalid("the job runs without checkpoints, so it can't take a savepoint")
-                    .mend("Give tidemill.toml a [checkpoints] section with a location.");
-                // Who does not wait for the answer does not need it.
-                _ = request.answer.send(Err(error));
-            }
+            None => _ = request.answer.send(Err(without_checkpoints("a savepoint"))),
         }
         self.decide(Fact::SavepointRequested)
     }
@@ -305,6 +317,9 @@ impl Coordinator {
         self.collector.begin(barrier.epoch, found);
         if let Some(checkpoints) = &mut self.checkpoints {
             (checkpoints.triggered, checkpoints.passed, checkpoints.unaligned) = (now, now, false);
+            if purpose == Purpose::Periodic {
+                checkpoints.wanted.iter_mut().for_each(|(_, taken)| *taken = taken.or(Some(epoch)));
+            }
         }
         Ok(())
     }
@@ -361,6 +376,9 @@ impl Coordinator {
         let new = manifest.files().filter(|file| !checkpoints.known.contains(&file.path));
         figures.new_bytes = new.map(|file| file.bytes).sum();
         checkpoints.known = manifest.files().map(|file| file.path.clone()).collect();
+        for (answer, _) in checkpoints.wanted.extract_if(.., |(_, taken)| *taken == Some(epoch)) {
+            _ = answer.send(Ok(number));
+        }
         if matches!(purpose, Some(Purpose::Savepoint | Purpose::Stop { savepoint: true })) {
             let checkpoint = Checkpoint { number, manifest, committed: true };
             for SavepointRequest { location, answer } in checkpoints.savepoints.drain(..) {
@@ -393,6 +411,9 @@ impl Coordinator {
                 return Err(error);
             }
         }
+        for (answer, _) in checkpoints.wanted.extract_if(.., |(_, taken)| *taken == Some(epoch)) {
+            _ = answer.send(Err(Error::new(ErrorKind::Retry, format!("the checkpoint was given up: {reason}"))));
+        }
         checkpoints.figures.failed += 1;
         checkpoints.figures.failure = Some(reason);
         Ok(())
@@ -422,6 +443,11 @@ fn fenced(by: Option<u64>) -> Error {
     let message = format!("another process runs this job{other}; this one has stopped and committed nothing more");
     Error::new(ErrorKind::Fenced, message)
         .mend("Run a job in one process at a time, or give the second one another name or location of checkpoints.")
+}
+
+fn without_checkpoints(what: &str) -> Error {
+    Error::invalid(format!("the job runs without checkpoints, so it can't take {what}"))
+        .mend("Give tidemill.toml a [checkpoints] section with a location.")
 }
 
 /// What a manifest says was prepared.

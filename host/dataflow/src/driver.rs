@@ -28,7 +28,7 @@ use tidemill_core::{Error, ErrorKind, Result};
 
 pub use self::master::Master;
 pub use self::slots::{RunningSlots, Slot, SlotStep, SlotWriter, Slots};
-use crate::coordinate::{CheckpointFigures, Checkpoints, SavepointRequest, recover};
+use crate::coordinate::{CheckpointAnswer, CheckpointFigures, Checkpoints, SavepointRequest, recover};
 use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
 use crate::physical::PhysicalPlan;
 use crate::replay;
@@ -213,6 +213,11 @@ impl JobControl {
         (self.hear)(MasterEvent::Stop(Some(request)));
     }
 
+    /// Takes a checkpoint before the next one is due. `answer` is told its number.
+    pub fn checkpoint(&self, answer: CheckpointAnswer) {
+        (self.hear)(MasterEvent::Checkpoint(answer));
+    }
+
     /// Takes a savepoint while the job goes on.
     pub fn savepoint(&self, request: SavepointRequest) {
         (self.hear)(MasterEvent::Savepoint(request));
@@ -235,6 +240,8 @@ pub enum MasterEvent {
     Slot(SlotEvent),
     /// The user wants the job to stop.
     Stop(Option<SavepointRequest>),
+    /// The user wants a checkpoint now.
+    Checkpoint(CheckpointAnswer),
     /// The user wants a savepoint.
     Savepoint(SavepointRequest),
 }

@@ -142,7 +142,8 @@ pub async fn list(State(shared): State<Shared>) -> Json<Vec<JobView>> {
 
 /// Submit a job
 ///
-/// What is wrong with its manifest, or does not fit its component, is answered at once. It then waits until it has slots.
+/// What is wrong with its manifest, or does not fit its component, is answered at once. It then waits until it has slots, or is refused with 503
+/// where the coordinator is told so (`when-full`).
 #[utoipa::path(post, operation_id = "submit_job", path = "/jobs", tag = "jobs", request_body = SubmitRequest,
     responses((status = 201, description = "It is accepted", body = JobView)))]
 pub async fn submit(
@@ -250,6 +251,20 @@ pub async fn stop(State(shared): State<Shared>, Id(id): Id, Body(request): Body<
     })
 }
 
+/// Take a checkpoint of a job before the next one is due
+#[utoipa::path(post, operation_id = "checkpoint_job", path = "/jobs/{id}/checkpoints", tag = "jobs",
+    params(("id" = String, Path, description = "The job's id")),
+    responses((status = 202, description = "An operation, which is complete when the checkpoint is", body = Operation)))]
+pub async fn checkpoint(State(shared): State<Shared>, Id(id): Id) -> Answer<Accepted> {
+    let job = find(&shared.coordinator, &id)?;
+    job.check_checkpoints("told to take one").map_err(conflict)?;
+    job.check_runs("told to take a checkpoint").map_err(conflict)?;
+    begin(&shared, OperationKind::Checkpoint, &job, |job| {
+        let checkpoint = Some(job.checkpoint()?);
+        Ok(Done { checkpoint, ..Done::default() })
+    })
+}
+
 /// Take a savepoint of a job, which goes on
 #[utoipa::path(post, operation_id = "save_job", path = "/jobs/{id}/savepoints", tag = "jobs",
     params(("id" = String, Path, description = "The job's id")), request_body = SavepointRequest,
@@ -279,6 +294,7 @@ pub async fn rescale(
 ) -> Answer<Accepted> {
     let job = find(&shared.coordinator, &id)?;
     let parallelism = request.parallelism;
+    shared.coordinator.has_room(parallelism, job.summary().parallelism)?;
     let operation = shared.operations.begin(OperationKind::Rescale, job.id())?;
     // What is wanted is kept by the job at once; the operation only looks on.
     let told = job.clone();

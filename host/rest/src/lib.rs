@@ -98,7 +98,7 @@ fn described() -> (Router<Shared>, utoipa::openapi::OpenApi) {
         .routes(routes!(jobs::plan))
         .routes(routes!(jobs::vertices))
         .routes(routes!(jobs::exceptions))
-        .routes(routes!(jobs::checkpoints))
+        .routes(routes!(jobs::checkpoints, jobs::checkpoint))
         .routes(routes!(metrics::of_job))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::stop))

@@ -39,6 +39,8 @@ pub struct Operation {
     pub started_ms: i64,
     /// When it ended, likewise.
     pub ended_ms: Option<i64>,
+    /// The number of the checkpoint, if one was asked for.
+    pub checkpoint: Option<u64>,
     /// Where the savepoint is, if one was taken.
     pub location: Option<String>,
     /// How many slots the job has, if that was asked for.
@@ -51,6 +53,8 @@ pub struct Operation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum OperationKind {
+    /// Take a checkpoint.
+    Checkpoint,
     /// Take a savepoint.
     Savepoint,
     /// Stop the job.
@@ -74,6 +78,7 @@ pub enum OperationState {
 /// What came of an operation.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
+    pub checkpoint: Option<u64>,
     pub location: Option<String>,
     pub parallelism: Option<u32>,
 }
@@ -107,8 +112,9 @@ impl Operations {
             id = format!("{started_ms:x}-{number}");
         }
         let (state, job) = (OperationState::Running, job.to_owned());
-        let (ended_ms, location, parallelism, failure) = Default::default();
-        let operation = Operation { id, kind, job, state, started_ms, ended_ms, location, parallelism, failure };
+        let (ended_ms, checkpoint, location, parallelism, failure) = Default::default();
+        let operation =
+            Operation { id, kind, job, state, started_ms, ended_ms, checkpoint, location, parallelism, failure };
         all.push_back(operation.clone());
         Ok(operation)
     }
@@ -119,9 +125,9 @@ impl Operations {
         let Some(operation) = all.iter_mut().find(|of| of.id == id) else { return };
         operation.ended_ms = Some(SystemClock.now().0);
         match outcome {
-            Ok(Done { location, parallelism }) => {
+            Ok(Done { checkpoint, location, parallelism }) => {
                 operation.state = OperationState::Completed;
-                (operation.location, operation.parallelism) = (location, parallelism);
+                (operation.checkpoint, operation.location, operation.parallelism) = (checkpoint, location, parallelism);
             }
             Err(error) => {
                 operation.state = OperationState::Failed;

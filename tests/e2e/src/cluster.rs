@@ -75,8 +75,16 @@ pub struct Cluster<'a> {
     outcome: Outcome,
 }
 
-/// Runs the job of a plan, with so many kills as that has steps, on so many workers; each on a machine of its own, if there
-/// are `links`.
+/// Where the processes of a cluster run.
+#[derive(Clone, Copy)]
+pub struct Machines<'a> {
+    /// How many workers there are.
+    pub workers: u64,
+    /// Between them, if each process has a machine of its own.
+    pub links: Option<&'a Links>,
+}
+
+/// Runs the job of a plan, with so many kills as that has steps, on so many workers.
 pub fn run(
     binary: &Binary,
     plan: &Plan,
@@ -84,13 +92,12 @@ pub fn run(
     folder: &Path,
     place: &Place,
     set: &[String],
-    workers: u64,
-    links: Option<&Links>,
+    machines: Machines<'_>,
 ) -> Result<Outcome> {
     let manifest = folder.join("tidemill.toml");
     fs::write(&manifest, plan.job.manifest(folder, component, &plan.settings))?;
     let mut feed = (!plan.job.ends()).then(|| Feed::new(folder, plan.settings.records)).transpose()?;
-    let mut cluster = Cluster::start(binary, folder, Random::new(plan.seed, 1), workers, links)?;
+    let mut cluster = Cluster::start(binary, folder, Random::new(plan.seed, 1), machines)?;
     let mut words = vec!["submit", "--json", "--detach", "--cluster", cluster.api.as_str(), "--parallelism", "3"];
     let manifest = manifest.display().to_string();
     words.extend(["--manifest", &manifest]);
@@ -111,13 +118,8 @@ pub fn run(
 }
 
 impl<'a> Cluster<'a> {
-    fn start(
-        binary: &Binary,
-        folder: &'a Path,
-        random: Random,
-        workers: u64,
-        links: Option<&'a Links>,
-    ) -> Result<Self> {
+    fn start(binary: &Binary, folder: &'a Path, random: Random, machines: Machines<'a>) -> Result<Self> {
+        let Machines { workers, links } = machines;
         let (listen, rest) = match links {
             // Of a machine of its own, every port is free.
             Some(_) => (links::COORDINATOR.to_owned(), "127.0.0.1:7401".to_owned()),

@@ -12,9 +12,9 @@ mod jobs;
 mod reference;
 
 mod cluster;
-mod links;
 mod feed;
 mod guests;
+mod links;
 mod process;
 mod scenario;
 
@@ -222,8 +222,8 @@ impl Audit<'_> {
         let output = self.place(folder.path(), &self.args.sink);
         let outcome = match self.args.cluster {
             Some(workers) => {
-                let links = self.links.as_ref();
-                cluster::run(&self.binary, &plan, component, folder.path(), &place, &self.set, workers, links)?
+                let machines = cluster::Machines { workers, links: self.links.as_ref() };
+                cluster::run(&self.binary, &plan, component, folder.path(), &place, &self.set, machines)?
             }
             None => Scenario::new(&self.binary, &plan, component, folder.path(), place, output, &self.set)?.run()?,
         };

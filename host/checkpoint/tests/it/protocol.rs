@@ -84,7 +84,7 @@ impl World {
             facts.extend([Fact::Committed { epoch }, Fact::CommitFailed { epoch, reason: reason() }]);
         }
         if self.requests > 0 {
-            facts.push(Fact::SavepointRequested);
+            facts.extend([Fact::CheckpointRequested, Fact::SavepointRequested]);
             facts.extend([false, true].map(|savepoint| Fact::StopRequested { savepoint }));
         }
         // Answers that come twice, or about what is over.
@@ -121,7 +121,7 @@ impl World {
                 stray = committing.is_none_or(|(e, _)| e != *epoch);
                 self.committing = self.committing.filter(|_| stray);
             }
-            Fact::SavepointRequested | Fact::StopRequested { .. } => self.requests -= 1,
+            Fact::CheckpointRequested | Fact::SavepointRequested | Fact::StopRequested { .. } => self.requests -= 1,
             Fact::Fenced { .. } => self.claiming = None,
         }
         self.stray -= u32::from(stray);
@@ -335,6 +335,27 @@ fn a_checkpoint_that_is_not_aligned_in_time_turns_unaligned_once() {
         [(100, Fact::Tick, "trigger 5 Periodic"), (110, ack(0, 5), ""), (120, ack(1, 5), "claim 5 Checkpoint")];
     check(after(20), &aligned);
     check(after(0), &[(100, Fact::Tick, "trigger 5 Periodic, overtake 5"), (110, Fact::Tick, "")]);
+}
+
+#[test]
+fn a_checkpoint_that_is_asked_for_does_not_wait_for_the_interval_but_for_the_one_in_flight() {
+    check(
+        every(100),
+        &[
+            (10, Fact::CheckpointRequested, "trigger 5 Periodic"),
+            (11, Fact::CheckpointRequested, ""),
+            (12, ack(0, 5), ""),
+            (13, ack(1, 5), "claim 5 Checkpoint"),
+            (14, Fact::ClaimWon { epoch: 5 }, "commit 5"),
+            (15, Fact::Committed { epoch: 5 }, "completed 5, trigger 6 Periodic"),
+            (16, ack(0, 6), ""),
+            (17, ack(1, 6), "claim 6 Checkpoint"),
+            (18, Fact::ClaimWon { epoch: 6 }, "commit 6"),
+            (19, Fact::Committed { epoch: 6 }, "completed 6"),
+            (114, Fact::Tick, ""),
+            (115, Fact::Tick, "trigger 7 Periodic"),
+        ],
+    );
 }
 
 #[test]

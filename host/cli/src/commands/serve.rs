@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use tidemill_coordinator::Coordinator;
+use tidemill_coordinator::{Coordinator, WhenFull};
 use tidemill_core::Error;
 use tidemill_rest::Settings;
 use tidemill_rest::access::{Access, Tokens};
@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use super::build::say;
 use super::registry;
-use crate::args::{CoordinatorArgs, TlsArgs, WorkerArgs};
+use crate::args::{CoordinatorArgs, TlsArgs, WhenFullArg, WorkerArgs};
 use crate::failure::{Failure, Outcome};
 
 /// How long a process that was told to end waits for what it has under way.
@@ -37,11 +37,16 @@ pub fn coordinator(args: &CoordinatorArgs) -> Outcome {
     check_addresses(args, &access, certificate.is_some(), tls.is_some())?;
     let storage = super::control::absolute(&args.storage)?;
     let settings = Settings { access, configuration: args.shown.clone() };
+    let when_full = match args.when_full {
+        WhenFullArg::Wait => WhenFull::Wait,
+        WhenFullArg::Refuse => WhenFull::Refuse,
+    };
     let stop = stop_on_signal()?;
     serve(async {
         let (workers, address) = listen(args.listen, "for workers").await?;
         let (rest, api) = listen(args.rest, "for the API").await?;
-        let started = tokio::task::spawn_blocking(move || Coordinator::start(&storage, Arc::new(registry()))).await;
+        let start = move || Coordinator::start(&storage, Arc::new(registry()), when_full);
+        let started = tokio::task::spawn_blocking(start).await;
         let coordinator = started.context("the coordinator can't start")??;
         let serving = tidemill_coordinator::serve(coordinator.clone(), workers, tls.as_ref())?;
         let router = tidemill_rest::router(coordinator, settings);

@@ -76,6 +76,7 @@ impl Master {
         match event {
             MasterEvent::Slot(event) => self.note_slot(event),
             MasterEvent::Stop(request) => _ = self.guarded("stopping", |c| c.stop(request)),
+            MasterEvent::Checkpoint(answer) => _ = self.guarded("taking a checkpoint", |c| c.checkpoint(answer)),
             MasterEvent::Savepoint(request) => _ = self.guarded("taking a savepoint", |c| c.savepoint(request)),
         }
     }

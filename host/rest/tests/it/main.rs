@@ -21,7 +21,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidemill_connector_kit::Registry;
-use tidemill_coordinator::Coordinator;
+use tidemill_coordinator::{Coordinator, WhenFull};
 use tidemill_rest::Settings;
 use tower::ServiceExt as _;
 
@@ -44,13 +44,17 @@ impl Cluster {
     }
 
     fn with(settings: Settings) -> Self {
+        Self::full(settings, WhenFull::Wait)
+    }
+
+    fn full(settings: Settings, when_full: WhenFull) -> Self {
         let storage = tempfile::tempdir().unwrap();
         // Where jobs look for their input, in vain.
         std::fs::create_dir(storage.path().join("in")).unwrap();
         let mut registry = Registry::new();
         tidemill_connector_builtin::register(&mut registry);
         tidemill_connector_files::register(&mut registry);
-        let coordinator = Coordinator::start(storage.path().to_str().unwrap(), Arc::new(registry)).unwrap();
+        let coordinator = Coordinator::start(storage.path().to_str().unwrap(), Arc::new(registry), when_full).unwrap();
         Self { storage, router: tidemill_rest::router(coordinator, settings) }
     }
 

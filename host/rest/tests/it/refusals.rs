@@ -4,6 +4,9 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 
+use tidemill_coordinator::WhenFull;
+use tidemill_rest::Settings;
+
 use crate::{Cluster, guests, operations};
 
 const CHECKPOINTS: &str = "[checkpoints]\nlocation = \"/nowhere/checkpoints\"";
@@ -142,12 +145,14 @@ async fn what_a_job_can_not_do_as_it_is_now_is_a_conflict() {
     cluster.json(&format!("{job}/stop"), &json!({"savepoint": "/x"})).await.refuses(409, "takes no checkpoints");
     cluster.json(&format!("{job}/savepoints"), &json!({"location": "/x"})).await.refuses(409, "takes no checkpoints");
     cluster.json(&format!("{job}/savepoints"), &json!({"location": "x"})).await.refuses(422, "neither absolute");
+    cluster.post(&format!("{job}/checkpoints"), "").await.refuses(409, "takes no checkpoints");
     cluster.json(&format!("{job}/rescale"), &json!({"parallelism": 2})).await.refuses(409, "takes no checkpoints");
     cluster.json(&format!("{job}/rescale"), &json!({"parallelism": 0})).await.refuses(409, "parallelism");
     delete().await.refuses(409, "in use by the job");
     let other = Cluster::start();
-    let saved = format!("/api/v1/jobs/{}/savepoints", other.job(CHECKPOINTS).await);
-    other.json(&saved, &json!({"location": "/x"})).await.refuses(409, "does not run now");
+    let waits = format!("/api/v1/jobs/{}", other.job(CHECKPOINTS).await);
+    other.json(&format!("{waits}/savepoints"), &json!({"location": "/x"})).await.refuses(409, "does not run now");
+    other.post(&format!("{waits}/checkpoints"), "").await.refuses(409, "does not run now");
     other.submit(CHECKPOINTS).await.refuses(422, "keeps its checkpoints in");
 
     assert_eq!(cluster.post(&format!("{job}/cancel"), "").await.status, StatusCode::ACCEPTED);
@@ -158,6 +163,13 @@ async fn what_a_job_can_not_do_as_it_is_now_is_a_conflict() {
 
     assert_eq!(delete().await.status, StatusCode::NO_CONTENT);
     delete().await.refuses(404, "no artifact");
+}
+
+#[tokio::test]
+async fn a_job_that_does_not_fit_is_refused_where_that_is_set() {
+    let cluster = Cluster::full(Settings::default(), WhenFull::Refuse);
+    cluster.submit("").await.refuses(503, "needs 1 slots, and 0 of 0 are free");
+    assert_eq!(cluster.get("/api/v1/jobs").await.value(), json!([]), "nothing of it is kept");
 }
 
 #[tokio::test]
