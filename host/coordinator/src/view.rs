@@ -137,6 +137,12 @@ pub struct SubtaskView {
 pub struct SubtaskCounters {
     /// Batches that came in.
     pub batches_in: u64,
+    /// Bytes of the rows that came in, as they are in memory.
+    pub bytes_in: u64,
+    /// Bytes of the rows that went out, likewise.
+    pub bytes_out: u64,
+    /// Milliseconds for which its slot stood still since receivers of its rows were full.
+    pub backpressured_ms: u64,
     /// Rows that came too late for every window.
     pub records_late: u64,
     /// Rows that were set aside.
@@ -162,6 +168,9 @@ impl SubtaskCounters {
     pub fn of(metrics: &TaskMetrics) -> Self {
         Self {
             batches_in: metrics.batches_in.get(),
+            bytes_in: metrics.bytes_in.get(),
+            bytes_out: metrics.bytes_out.get(),
+            backpressured_ms: metrics.backpressured_ms.get(),
             records_late: metrics.records_late.get(),
             records_dead_lettered: metrics.records_dead_lettered.get(),
             records_skipped: metrics.records_skipped.get(),

@@ -43,6 +43,12 @@ counters! {
     records_out,
     /// Batches that came in.
     batches_in,
+    /// Bytes of the rows that came in, as they are in memory.
+    bytes_in,
+    /// Bytes of the rows that went out, likewise.
+    bytes_out,
+    /// Milliseconds for which its slot stood still since receivers of its rows were full.
+    backpressured_ms,
     /// Rows that came too late for every window (dropped or sent to the late port).
     records_late,
     /// Rows that were set aside.

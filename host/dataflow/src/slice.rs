@@ -80,6 +80,8 @@ pub struct Slice {
     turn: Turn,
     /// The origins that had nothing in this step.
     tried: Vec<usize>,
+    /// Since when it stands still, and the cells whose receivers are full.
+    stands_still: Option<(Timestamp, Vec<usize>)>,
     /// Of the queues to slots of other processes.
     flushes: Vec<Arc<Flush>>,
     /// When all of them were flushed.
@@ -144,6 +146,11 @@ impl Waits {
 impl Slice {
     /// Does a bounded piece of work.
     pub fn step(&mut self) -> Result<Step> {
+        if let Some((since, cells)) = self.stands_still.take() {
+            let ms = self.clock.now().0.saturating_sub(since.0);
+            let ms = u64::try_from(ms).unwrap_or_default();
+            cells.into_iter().for_each(|at| self.cells[at].metrics().backpressured_ms.add(ms));
+        }
         let step = self.work()?;
         self.flush(step == Step::Progress);
         Ok(step)
@@ -194,6 +201,10 @@ impl Slice {
             self.events.push(TaskEvent::Ended { subtask: self.letters_task.clone(), epoch, prepared });
             self.finished = true;
             return Ok(Step::Finished);
+        }
+        if waits.blocked {
+            let full = (0..self.cells.len()).filter(|at| !self.cells[*at].has_ended() && self.is_full(*at));
+            self.stands_still = Some((self.clock.now(), full.collect()));
         }
         Ok(match waits {
             Waits { until: None, blocked: true } => Step::Blocked,

@@ -54,10 +54,15 @@ struct StateLabels {
 type Figure<T> = (&'static str, &'static str, fn(&T) -> u64);
 
 /// What grows, for as long as an attempt at the job runs.
-const OF_SUBTASKS: [Figure<SubtaskView>; 9] = [
+const OF_SUBTASKS: [Figure<SubtaskView>; 12] = [
     ("subtask_records_in", "Rows that came in", |of| of.records_in),
     ("subtask_records_out", "Rows that went out", |of| of.records_out),
     ("subtask_batches_in", "Batches that came in", |of| of.counters.batches_in),
+    ("subtask_bytes_in", "Bytes of the rows that came in, in memory", |of| of.counters.bytes_in),
+    ("subtask_bytes_out", "Bytes of the rows that went out, in memory", |of| of.counters.bytes_out),
+    ("subtask_backpressured_milliseconds", "How long its slot stood still since receivers were full", |of| {
+        of.counters.backpressured_ms
+    }),
     ("subtask_records_late", "Rows that came too late for every window", |of| of.counters.records_late),
     ("subtask_records_dead_lettered", "Rows that were set aside", |of| of.counters.records_dead_lettered),
     ("subtask_records_skipped", "Malformed records that were skipped", |of| of.counters.records_skipped),

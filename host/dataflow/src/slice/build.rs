@@ -283,6 +283,7 @@ impl Assembler<'_> {
         let letters = self.letters(&letters_task, waker.clone())?;
         let flushes = self.wiring.flushes.remove(&slot).unwrap_or_default();
         Ok(Slice {
+            stands_still: None,
             flushes: flushes.into_values().collect(),
             flushed: Timestamp::MIN,
             letters_task,

@@ -138,6 +138,10 @@ impl Cell {
         self.routes.is_full(inboxes)
     }
 
+    pub fn metrics(&self) -> &TaskMetrics {
+        &self.metrics
+    }
+
     pub fn subtask(&self) -> &Arc<SubtaskId> {
         &self.subtask
     }
@@ -328,6 +332,7 @@ impl Cell {
                 let input = self.channels.input(channel as usize)?;
                 self.metrics.records_in.add(batch.rows() as u64);
                 self.metrics.batches_in.add(1);
+                self.metrics.bytes_in.add(batch.bytes() as u64);
                 self.batch(input, batch, inboxes, letters)?;
             }
             Element::End if change.ended => return self.end(inboxes, letters).map(Taken::Ended),

@@ -135,6 +135,7 @@ impl Output for Emitter<'_> {
             *left = left.saturating_sub(batch.bytes());
         }
         self.metrics.records_out.add(batch.rows() as u64);
+        self.metrics.bytes_out.add(batch.bytes() as u64);
         let routes = self.routes.0.get_mut(port.index());
         let routes = routes.ok_or_else(|| Error::internal(format!("rows for {port}, which does not exist")))?;
         let Some((last, others)) = routes.split_last_mut() else { return Ok(()) };

@@ -166,6 +166,28 @@ fn an_aligned_checkpoint_does_not_get_through_and_an_unaligned_one_does() {
 }
 
 #[test]
+fn who_is_held_up_by_full_receivers_counts_for_how_long() {
+    let description = description(true);
+    let (run, mut stepper) = stuck(&description, 2, 2, Some(0));
+    go_on(&run, &mut stepper, 3_000);
+    let held_up = |stepper: &Stepper, uid: &str| -> u64 {
+        let tasks = stepper.tasks().iter().filter(|task| task.uid == uid);
+        tasks.map(|task| task.metrics.backpressured_ms.get()).max().unwrap_or_default()
+    };
+    for uid in ["a", "b", "c"] {
+        assert!((2_000..=3_000).contains(&held_up(&stepper, uid)), "{uid}: {} ms", held_up(&stepper, uid));
+    }
+    assert_eq!(held_up(&stepper, "to rows"), 0, "nobody is behind a sink");
+    run.world.full.store(false, Ordering::SeqCst);
+    go_on(&run, &mut stepper, i64::MAX);
+    for task in stepper.tasks() {
+        let metrics = &task.metrics;
+        assert_eq!(metrics.bytes_in.get() > 0, metrics.records_in.get() > 0, "{}", task.uid);
+        assert_eq!(metrics.bytes_out.get() > 0, metrics.records_out.get() > 0, "{}", task.uid);
+    }
+}
+
+#[test]
 fn the_next_one_gets_through_as_well_and_the_job_goes_on_behind_it() {
     let description = description(true);
     let expected = Run::new(&description, 0).plain(2);
