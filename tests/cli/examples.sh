@@ -45,3 +45,9 @@ tidemill build
 tidemill run >"$scratch/visits"
 grep -qx 'ada,/home,2,/home > /books > /home' "$scratch/visits"
 test "$(grep -c , "$scratch/visits")" = "$((6 + $(grep -c '^visitor,' "$scratch/visits" || true)))"
+
+cd "$examples/bundles"
+tidemill build
+# One message is refused; without a place for dead letters that ends the job.
+! tidemill run >"$scratch/bundles" 2>"$scratch/refused"
+grep -q 'cleo says nothing' "$scratch/refused"

@@ -122,6 +122,10 @@ fn parts(found: &Found, operator: &OperatorState) -> Result<Vec<Part>> {
     for state in operator.broadcast_of(0).into_iter().flat_map(|subtask| &subtask.broadcast) {
         parts.extend(parts_in(found, std::slice::from_ref(&state.state), |_| "broadcast")?);
     }
+    for name in operator.list_names() {
+        let lists: Vec<StateHandle> = operator.lists_of(name).map(|(_, list)| list.state.clone()).collect();
+        parts.extend(parts_in(found, &lists, |_| "list")?);
+    }
     Ok(parts)
 }
 
