@@ -12,6 +12,7 @@ use tidemill_core::snapshot::StateHandle;
 use tidemill_state::{PartInfo, PartKind, StateReader};
 
 use super::Found;
+use super::rows::LIST_COLUMNS;
 use crate::report::{Align, table};
 use crate::units;
 
@@ -124,7 +125,11 @@ fn parts(found: &Found, operator: &OperatorState) -> Result<Vec<Part>> {
     }
     for name in operator.list_names() {
         let lists: Vec<StateHandle> = operator.lists_of(name).map(|(_, list)| list.state.clone()).collect();
-        parts.extend(parts_in(found, &lists, |_| "list")?);
+        let mut described = parts_in(found, &lists, |_| "list")?;
+        for (field, name) in described.iter_mut().flat_map(|part| part.fields.iter_mut().zip(LIST_COLUMNS)) {
+            name.clone_into(&mut field.0);
+        }
+        parts.append(&mut described);
     }
     Ok(parts)
 }

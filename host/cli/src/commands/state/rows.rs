@@ -86,6 +86,9 @@ pub(super) fn kind_name(kind: PartKind) -> &'static str {
     }
 }
 
+/// What the columns of an operator list are called for people.
+pub(super) const LIST_COLUMNS: [&str; 3] = ["subtask", "place", "item"];
+
 /// Whose rows are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shown {
@@ -98,7 +101,7 @@ enum Shown {
 impl Shown {
     /// The columns with the names that they have for people.
     fn schema(self, schema: &Schema) -> Schema {
-        let names: &[&str] = if self == Self::List { &["subtask", "place", "item"] } else { &[] };
+        let names: &[&str] = if self == Self::List { &LIST_COLUMNS } else { &[] };
         let named = schema.fields().iter().enumerate().map(|(at, field)| match names.get(at) {
             Some(name) => Arc::new(field.as_ref().clone().with_name(*name)),
             None => Arc::clone(field),
