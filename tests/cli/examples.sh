@@ -45,3 +45,10 @@ tidemill build
 tidemill run >"$scratch/visits"
 grep -qx 'ada,/home,2,/home > /books > /home' "$scratch/visits"
 test "$(grep -c , "$scratch/visits")" = "$((6 + $(grep -c '^visitor,' "$scratch/visits" || true)))"
+
+cd "$examples/bundles"
+tidemill build
+tidemill run >"$scratch/bundles"
+grep -qx '4,ada: hello; bob: how are you?; ada: fine; dan: what did I miss?' "$scratch/bundles"
+grep -qx '2,ada: little; bob: nothing' "$scratch/bundles"
+cat out/refused/* | grep -q 'cleo says nothing'

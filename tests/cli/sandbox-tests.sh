@@ -6,7 +6,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$root"
 # shellcheck source=scripts/env.sh
 . scripts/env.sh
-for example in arrival-alerts flight-delays limits visitors word-count; do
+for example in arrival-alerts bundles flight-delays limits visitors word-count; do
     tidemill build "$root/plugins-examples/$example"
     TIDEMILL_TEST_COMPONENT=$root/plugins-examples/$example/target/tidemill/$example.wasm \
         TIDEMILL_TEST_SERVER=$(command -v tidemill) \

@@ -41,7 +41,8 @@ impl Manifest {
     pub fn files(&self) -> impl Iterator<Item = &FileRef> {
         self.subtasks().flat_map(|subtask| {
             let broadcast = subtask.broadcast.iter().map(|broadcast| &broadcast.state);
-            let state = subtask.state.iter().chain(broadcast).flat_map(|state| &state.files);
+            let lists = subtask.lists.iter().map(|list| &list.state);
+            let state = subtask.state.iter().chain(broadcast).chain(lists).flat_map(|state| &state.files);
             state.chain(subtask.in_flight.iter().map(|in_flight| &in_flight.file))
         })
     }
@@ -51,7 +52,8 @@ impl Manifest {
         let subtasks = self.operators.iter_mut().flat_map(|operator| &mut operator.subtasks);
         subtasks.flat_map(|subtask| {
             let broadcast = subtask.broadcast.iter_mut().map(|broadcast| &mut broadcast.state);
-            let state = subtask.state.iter_mut().chain(broadcast).flat_map(|state| &mut state.files);
+            let lists = subtask.lists.iter_mut().map(|list| &mut list.state);
+            let state = subtask.state.iter_mut().chain(broadcast).chain(lists).flat_map(|state| &mut state.files);
             state.chain(subtask.in_flight.iter_mut().map(|in_flight| &mut in_flight.file))
         })
     }
@@ -81,9 +83,21 @@ impl OperatorState {
         self.subtasks.iter().filter(has).find(by_number).or_else(|| self.subtasks.iter().find(has))
     }
 
+    /// The operator lists of this name of the subtasks that have one, in their order.
+    pub fn lists_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a SubtaskState, &'a ListState)> {
+        let of = move |s: &'a SubtaskState| s.lists.iter().find(|list| list.name == name).map(|list| (s, list));
+        self.subtasks.iter().filter_map(of)
+    }
+
+    /// The names of its operator lists, in their order.
+    pub fn list_names(&self) -> BTreeSet<&str> {
+        self.subtasks.iter().flat_map(|s| &s.lists).map(|list| list.name.as_str()).collect()
+    }
+
     /// Whether it keeps anything that its job would miss.
     pub fn keeps_state(&self) -> bool {
-        self.enumerator.is_some() || self.subtasks.iter().any(|s| s.state.is_some() || !s.broadcast.is_empty())
+        let keeps = |s: &SubtaskState| s.state.is_some() || !s.broadcast.is_empty() || !s.lists.is_empty();
+        self.enumerator.is_some() || self.subtasks.iter().any(keeps)
     }
 }
 
@@ -143,6 +157,9 @@ pub struct SubtaskState {
     /// Its broadcast states: what it had is what every subtask had.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub broadcast: Vec<BroadcastState>,
+    /// Its operator lists, which are its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lists: Vec<ListState>,
     /// Sources: the splits that are not at their end, as they are to be read on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub splits: Vec<SplitState>,
@@ -162,6 +179,28 @@ pub struct BroadcastState {
     pub name: String,
     /// Its entries.
     pub state: StateHandle,
+}
+
+/// What is kept of a subtask's operator list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListState {
+    /// Its name.
+    pub name: String,
+    /// How many items it has: by that it is known who gets which, before anything is read.
+    pub items: u64,
+    /// The items, by their places.
+    pub state: StateHandle,
+}
+
+/// What is kept of a state without a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum UnkeyedState {
+    /// Of an operator list.
+    List(ListState),
+    /// Of a broadcast state.
+    Broadcast(BroadcastState),
 }
 
 /// What is kept of the channels to a subtask.

@@ -11,7 +11,7 @@ use crate::Batch;
 use crate::error::Result;
 use crate::ids::{InputIndex, MaxParallelism, Port, SubtaskId};
 use crate::metrics::TaskMetrics;
-use crate::snapshot::{SnapshotKind, StateSnapshot};
+use crate::snapshot::{SnapshotKind, StateSnapshot, UnkeyedSnapshot};
 use crate::time::{Clock, Timestamp, Watermark};
 
 /// Whether a call finished what it was given.
@@ -96,8 +96,8 @@ pub trait Operator: Send {
         Ok(None)
     }
 
-    /// Freezes its broadcast states, by name, as `snapshot` does its keyed state.
-    fn snapshot_broadcast(&mut self, _kind: SnapshotKind) -> Result<Vec<(String, Box<dyn StateSnapshot>)>> {
+    /// Freezes its states without a key, as `snapshot` does its keyed state.
+    fn snapshot_unkeyed(&mut self, _kind: SnapshotKind) -> Result<Vec<UnkeyedSnapshot>> {
         Ok(Vec::new())
     }
 

@@ -118,6 +118,16 @@ pub trait StateSnapshot: Send {
     fn write(self: Box<Self>, files: &dyn SnapshotFiles) -> Result<StateHandle>;
 }
 
+/// A frozen state that has no key.
+pub struct UnkeyedSnapshot {
+    /// Its name.
+    pub name: String,
+    /// Of an operator list: how many items it has. `None`: it is a broadcast state.
+    pub items: Option<u64>,
+    /// What is in it.
+    pub state: Box<dyn StateSnapshot>,
+}
+
 /// What a keyed state is opened with.
 pub struct StateSpec {
     /// Encodes the operator's keys.

@@ -42,12 +42,15 @@ pub fn arrow_schema<'a>(fields: impl IntoIterator<Item = &'a Field>) -> SchemaRe
 }
 
 /// The Arrow type in which a state of a key is kept, in memory and in snapshots. Lists and maps are told apart from values by
-/// it: no plan type is a `LargeList` or a `Map`. (Of a broadcast state each entry is kept for itself.)
+/// it: no plan type is a `LargeList` or a `Map`. (Of a broadcast state each entry is kept for itself, of an operator list each
+/// item.)
 pub fn state_type(state: &State) -> ArrowType {
     let value = || arrow_type(&state.data_type);
     match &state.kind {
         StateKind::Value => value(),
-        StateKind::List => ArrowType::LargeList(Arc::new(ArrowField::new("item", value(), true))),
+        StateKind::List | StateKind::OperatorList { .. } => {
+            ArrowType::LargeList(Arc::new(ArrowField::new("item", value(), true)))
+        }
         StateKind::Map { key } | StateKind::Broadcast { key } => {
             let entry = map_entry(arrow_type(key), value());
             ArrowType::Map(Arc::new(ArrowField::new("entries", ArrowType::Struct(entry), false)), true)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use tidemill_checkpoint::manifest::{
     Bytes, MANIFEST_VERSION, Manifest, ManifestKind, OperatorState, SplitState, SubtaskState, TargetCommittables,
+    UnkeyedState,
 };
 use tidemill_core::ids::{Epoch, MaxParallelism, NodeId, SubtaskId};
 use tidemill_core::time::Watermark;
@@ -115,7 +116,14 @@ impl Collector {
         if let Some(state) = task.state.as_mut().filter(|_| epoch == self.epoch)
             && let Some(written) = written
         {
-            (state.state, state.broadcast, state.in_flight) = (written.state, written.broadcast, written.in_flight);
+            (state.state, state.in_flight) = (written.state, written.in_flight);
+            (state.broadcast, state.lists) = Default::default();
+            for unkeyed in written.broadcast {
+                match unkeyed {
+                    UnkeyedState::Broadcast(broadcast) => state.broadcast.push(broadcast),
+                    UnkeyedState::List(list) => state.lists.push(list),
+                }
+            }
         }
         task.unwritten = task.unwritten.saturating_sub(1);
         task.ended && task.unwritten == 0
@@ -159,6 +167,7 @@ impl Collector {
                 watermark: watermark.0,
                 state: None,
                 broadcast: Vec::new(),
+                lists: Vec::new(),
                 splits: splits.collect(),
                 sink: sink.map(Bytes),
                 in_flight: None,
@@ -200,6 +209,7 @@ impl Collector {
                 watermark: Watermark::MAX.0,
                 state: None,
                 broadcast: Vec::new(),
+                lists: Vec::new(),
                 splits: Vec::new(),
                 sink: None,
                 in_flight: None,

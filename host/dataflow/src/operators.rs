@@ -51,6 +51,8 @@ pub struct Begin {
     pub restored: Option<RestoredState>,
     /// Its broadcast states, by name.
     pub broadcast: Vec<(String, RestoredState)>,
+    /// Its operator lists.
+    pub lists: Vec<RestoredList>,
     /// The watermark that it had with that state: what was due then has fired.
     pub watermark: Watermark,
 }
@@ -59,8 +61,29 @@ impl Begin {
     /// With nothing, for all keys.
     pub fn fresh(max_parallelism: MaxParallelism) -> Self {
         let key_groups = KeyGroupRange::all(max_parallelism);
-        Self { key_groups, restored: None, broadcast: Vec::new(), watermark: Watermark::MIN }
+        Self { key_groups, restored: None, broadcast: Vec::new(), lists: Vec::new(), watermark: Watermark::MIN }
     }
+}
+
+/// What is kept of an operator list, and whose it was.
+#[derive(Clone)]
+pub struct RestoredList {
+    /// Its name.
+    pub name: String,
+    /// Whether the parallelism is what it was: then there is no other piece than what the subtask had. Else there are those of
+    /// all subtasks, in their order.
+    pub own: bool,
+    /// The lists of subtasks.
+    pub pieces: Vec<RestoredPiece>,
+}
+
+/// The operator list of one subtask.
+#[derive(Clone)]
+pub struct RestoredPiece {
+    /// How many items it has.
+    pub items: u64,
+    /// The items.
+    pub from: RestoredState,
 }
 
 impl Build<'_> {
@@ -84,10 +107,17 @@ impl Build<'_> {
 /// Makes the operator of a node.
 pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     let node = build.graph.node(build.id)?;
-    let dropped = build.begin.broadcast.iter().find(|(_, restored)| !restored.allow_non_restored);
-    if let Some((name, _)) = dropped.filter(|_| !matches!(node.kind, NodeKind::Process { .. })) {
-        let message = format!("the broadcast state '{name}' of operator '{}' was kept, and is not declared", node.uid);
-        return Err(Error::invalid(message).mend(DECLARE_AGAIN));
+    if !matches!(node.kind, NodeKind::Process { .. }) {
+        let broadcast = build.begin.broadcast.iter().map(|(name, from)| ("broadcast state", name, from));
+        let lists = build
+            .begin
+            .lists
+            .iter()
+            .flat_map(|list| list.pieces.iter().map(|p| ("operator list", &list.name, &p.from)));
+        if let Some((what, name, _)) = broadcast.chain(lists).find(|(_, _, from)| !from.allow_non_restored) {
+            let message = format!("the {what} '{name}' of operator '{}' was kept, and is not declared", node.uid);
+            return Err(Error::invalid(message).mend(DECLARE_AGAIN));
+        }
     }
     match node.kind {
         NodeKind::Transform { .. } => transform::build(build),

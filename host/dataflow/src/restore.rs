@@ -1,8 +1,9 @@
 //! What the parts of a job begin with: nothing, or what a checkpoint kept of them.
 //!
 //! Operators find their state by the uid of their node, whatever their parallelism was: keyed state by key groups,
-//! broadcast state whole, splits (at another parallelism) and what sinks keep in turn. At the same parallelism, a keyed subtask has its own watermark again; else an
-//! operator's watermark is the smallest of its subtasks', and those that had ended do not count.
+//! broadcast state whole, operator lists as the node declares them, splits (at another parallelism) and what sinks keep in
+//! turn. At the same parallelism, a keyed subtask has its own watermark again; else an operator's watermark is the smallest
+//! of its subtasks', and those that had ended do not count.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,11 +13,11 @@ use tidemill_checkpoint::manifest::{Manifest, OperatorState};
 use tidemill_core::connector::{Split, SplitId};
 use tidemill_core::graph::JobGraph;
 use tidemill_core::ids::{Epoch, MaxParallelism, SubtaskIndex};
-use tidemill_core::snapshot::{KeyGroupRange, RestoredState, SnapshotFiles};
+use tidemill_core::snapshot::{KeyGroupRange, RestoredState, SnapshotFiles, StateHandle};
 use tidemill_core::time::Watermark;
 use tidemill_core::{Error, Result};
 
-use crate::operators::Begin;
+use crate::operators::{Begin, RestoredList, RestoredPiece};
 
 /// The uid under which a checkpoint keeps what belongs to the dead-letter sink. No node can have it.
 pub const DEAD_LETTERS_UID: &str = "$dead-letters";
@@ -106,6 +107,7 @@ impl Start {
         begin.restored = Some(restored(handles));
         let broadcast = state.broadcast_of(subtask.0).into_iter().flat_map(|s| &s.broadcast);
         begin.broadcast = broadcast.map(|b| (b.name.clone(), restored(vec![b.state.clone()]))).collect();
+        begin.lists = lists(state, subtask.0, parallelism, restored);
         begin
     }
 
@@ -166,6 +168,22 @@ impl Start {
     fn state(&self, uid: &str) -> Option<&OperatorState> {
         self.from.as_ref()?.manifest.operators.iter().find(|operator| operator.uid == uid)
     }
+}
+
+/// Of each operator list: the subtask's own, or at another parallelism those of all subtasks, to be redistributed.
+fn lists(
+    state: &OperatorState,
+    subtask: u32,
+    parallelism: u32,
+    restored: impl Fn(Vec<StateHandle>) -> RestoredState,
+) -> Vec<RestoredList> {
+    let own_alone = state.parallelism == parallelism;
+    let list = |name: &str| {
+        let of = state.lists_of(name).filter(|(s, _)| !own_alone || s.index == subtask);
+        let pieces = of.map(|(_, list)| RestoredPiece { items: list.items, from: restored(vec![list.state.clone()]) });
+        RestoredList { name: name.to_owned(), own: own_alone, pieces: pieces.collect() }
+    };
+    state.list_names().into_iter().map(list).collect()
 }
 
 impl fmt::Debug for Start {

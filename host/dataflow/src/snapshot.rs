@@ -8,11 +8,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tidemill_checkpoint::manifest::{BroadcastState, InFlightState};
+use tidemill_checkpoint::manifest::{BroadcastState, InFlightState, ListState, UnkeyedState};
 use tidemill_core::Result;
 use tidemill_core::connector::Split;
 use tidemill_core::ids::{Epoch, SubtaskId};
-use tidemill_core::snapshot::{SnapshotFiles, StateHandle, StateSnapshot};
+use tidemill_core::snapshot::{SnapshotFiles, StateHandle, StateSnapshot, UnkeyedSnapshot};
 use tidemill_core::time::Watermark;
 
 use crate::in_flight::{self, ChannelContent};
@@ -62,8 +62,8 @@ pub enum Frozen {
     Here {
         /// Its keyed state.
         keyed: Option<Box<dyn StateSnapshot>>,
-        /// Its broadcast states, by name.
-        broadcast: Vec<(String, Box<dyn StateSnapshot>)>,
+        /// Its states without a key.
+        unkeyed: Vec<UnkeyedSnapshot>,
         /// What the barrier overtook on its channels.
         in_flight: Vec<ChannelContent>,
     },
@@ -85,7 +85,7 @@ pub struct Unwritten {
     /// For which checkpoint.
     pub epoch: Epoch,
     keyed: Option<Box<dyn StateSnapshot>>,
-    broadcast: Vec<(String, Box<dyn StateSnapshot>)>,
+    unkeyed: Vec<UnkeyedSnapshot>,
     in_flight: Vec<ChannelContent>,
 }
 
@@ -94,8 +94,8 @@ pub struct Unwritten {
 pub struct Written {
     /// Its keyed state.
     pub state: Option<StateHandle>,
-    /// Its broadcast states.
-    pub broadcast: Vec<BroadcastState>,
+    /// Its states without a key: broadcast states and operator lists. (It is called as in the message in which it travels.)
+    pub broadcast: Vec<UnkeyedState>,
     /// What was in flight to it.
     pub in_flight: Option<InFlightState>,
 }
@@ -105,9 +105,14 @@ impl Unwritten {
     pub fn write(self, files: &dyn SnapshotFiles) -> Result<Written> {
         let in_flight = in_flight::write(self.in_flight, files)?;
         let state = self.keyed.map(|keyed| keyed.write(files)).transpose()?;
-        let broadcast = self.broadcast.into_iter();
-        let broadcast = broadcast.map(|(name, frozen)| Ok(BroadcastState { name, state: frozen.write(files)? }));
-        Ok(Written { state, broadcast: broadcast.collect::<Result<_>>()?, in_flight })
+        let unkeyed = self.unkeyed.into_iter().map(|UnkeyedSnapshot { name, items, state }| {
+            let state = state.write(files)?;
+            Ok(match items {
+                Some(items) => UnkeyedState::List(ListState { name, items, state }),
+                None => UnkeyedState::Broadcast(BroadcastState { name, state }),
+            })
+        });
+        Ok(Written { state, broadcast: unkeyed.collect::<Result<_>>()?, in_flight })
     }
 }
 
@@ -118,11 +123,10 @@ impl TaskEvent {
         if !matches!(snapshot.frozen, Frozen::Here { .. }) {
             return None;
         }
-        let Frozen::Here { keyed, broadcast, in_flight } = std::mem::replace(&mut snapshot.frozen, Frozen::Taken)
-        else {
+        let Frozen::Here { keyed, unkeyed, in_flight } = std::mem::replace(&mut snapshot.frozen, Frozen::Taken) else {
             return None;
         };
-        Some(Unwritten { subtask: snapshot.subtask.clone(), epoch: snapshot.epoch, keyed, broadcast, in_flight })
+        Some(Unwritten { subtask: snapshot.subtask.clone(), epoch: snapshot.epoch, keyed, unkeyed, in_flight })
     }
 }
 
@@ -133,14 +137,14 @@ impl TaskSnapshot {
         Self { subtask, epoch, watermark, splits, sink: None, prepared: None, frozen }
     }
 
-    /// Adds keyed state and broadcast states, if there are any.
-    pub fn freeze(&mut self, state: Option<Box<dyn StateSnapshot>>, shared: Vec<(String, Box<dyn StateSnapshot>)>) {
-        if state.is_none() && shared.is_empty() {
+    /// Adds keyed state and states without a key, if there are any.
+    pub fn freeze(&mut self, state: Option<Box<dyn StateSnapshot>>, others: Vec<UnkeyedSnapshot>) {
+        if state.is_none() && others.is_empty() {
             return;
         }
         match &mut self.frozen {
-            Frozen::Here { keyed, broadcast, .. } => (*keyed, *broadcast) = (state, shared),
-            frozen => *frozen = Frozen::Here { keyed: state, broadcast: shared, in_flight: Vec::new() },
+            Frozen::Here { keyed, unkeyed, .. } => (*keyed, *unkeyed) = (state, others),
+            frozen => *frozen = Frozen::Here { keyed: state, unkeyed: others, in_flight: Vec::new() },
         }
     }
 
@@ -151,7 +155,7 @@ impl TaskSnapshot {
         }
         match &mut self.frozen {
             Frozen::Here { in_flight, .. } => *in_flight = contents,
-            frozen => *frozen = Frozen::Here { keyed: None, broadcast: Vec::new(), in_flight: contents },
+            frozen => *frozen = Frozen::Here { keyed: None, unkeyed: Vec::new(), in_flight: contents },
         }
     }
 }

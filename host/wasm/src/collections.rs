@@ -60,7 +60,7 @@ fn at(field: &ArrowField) -> impl Fn(Violation) -> Violation {
 
 fn list(shape: &StateShape) -> Check<&ArrowField> {
     match shape.kind {
-        Kind::List => Ok(&shape.field),
+        Kind::List | Kind::OperatorList => Ok(&shape.field),
         _ => Err(at(&shape.field)(Violation("it is no list".into()))),
     }
 }
@@ -88,10 +88,10 @@ fn column(context: &Context<'_>, field: &ArrowField, rows: usize, columns: &[Gue
     read.pop().ok_or_else(|| Violation("too few columns".into()))
 }
 
-/// Key numbers of the call; a broadcast state has the number 0 alone.
+/// Key numbers of the call; a state without a key has the number 0 alone.
 fn keys_in(context: &Context<'_>, shape: &StateShape, keys: &WasmList<u8>) -> Check<ScalarBuffer<u32>> {
     let of_call = keys_of(&context.data().call)?;
-    let known = if matches!(shape.kind, Kind::Broadcast(_)) { 1 } else { of_call };
+    let known = if matches!(shape.kind, Kind::Broadcast(_) | Kind::OperatorList) { 1 } else { of_call };
     read_indices("keys", keys.as_le_slice(context), known).map_err(at(&shape.field))
 }
 

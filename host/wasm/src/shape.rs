@@ -30,6 +30,8 @@ pub(crate) enum Kind {
     Map(ArrowField),
     /// One map for all keys of the call, with the field of its keys.
     Broadcast(ArrowField),
+    /// One list for all rows of the call.
+    OperatorList,
 }
 
 /// One output port.
@@ -77,6 +79,7 @@ fn state(state: &State) -> StateShape {
         StateKind::List => Kind::List,
         StateKind::Map { key } => Kind::Map(key_field(key)),
         StateKind::Broadcast { key } => Kind::Broadcast(key_field(key)),
+        StateKind::OperatorList { .. } => Kind::OperatorList,
     };
     StateShape { field: ArrowField::new(&state.name, arrow_type(&state.data_type), true), kind }
 }

@@ -13,11 +13,12 @@ use crate::abi::{BatchView, CallClock, Failure, HostCalls, KeySetView, NodeRunti
 use crate::cells::Handle;
 use crate::collections::MapCell;
 use crate::keyed::{Key, KeyView, KeyedStream};
-use crate::process::{Call, Context, Machine, Side, States, add, columns_of};
-use crate::row::{EmitRow, IntoRow, Row};
+use crate::process::{Call, Context, Machine, States, add, columns_of};
+use crate::row::{EmitRow, Row};
 use crate::stage::{Columns, Stage};
 use crate::stream::Stream;
 use crate::time::Timestamp;
+use crate::unkeyed::UnkeyedContext;
 use crate::value::Owned;
 
 /// There is one map, whatever the key.
@@ -131,37 +132,11 @@ pub trait BroadcastProcess: Send + 'static {
         row: <Self::Broadcast as Row>::View<'_>,
         ctx: &mut BroadcastContext<'_, Self::Out>,
     ) -> Result<(), RowError>;
-}
 
-/// What code can do for a row without a key.
-pub struct UnkeyedContext<'c, O: EmitRow>(Context<'c, O>);
-
-impl<O: EmitRow> UnkeyedContext<'_, O> {
-    /// Emits a row. It has the timestamp of the row of the call.
-    #[inline]
-    pub fn emit<V: IntoRow<Row = O>>(&mut self, row: V) {
-        self.0.emit(row);
-    }
-
-    /// Emits a row to a side output.
-    #[inline]
-    pub fn side<R: EmitRow, V: IntoRow<Row = R>>(&mut self, side: &Side<R>, row: V) {
-        self.0.side(side, row);
-    }
-
-    /// The event time of the row, if the stream has event time.
-    pub fn timestamp(&self) -> Option<Timestamp> {
-        self.0.timestamp()
-    }
-
-    /// How far event time has come: nothing earlier is expected any more.
-    pub fn watermark(&self) -> Timestamp {
-        self.0.watermark()
-    }
-
-    /// Processing time. It differs from subtask to subtask: nothing that is kept for all may depend on it.
-    pub fn processing_time(&self) -> Timestamp {
-        self.0.processing_time()
+    /// As [`crate::unkeyed::Process::on_end`].
+    fn on_end(&mut self, ctx: &mut UnkeyedContext<'_, Self::Out>) -> Result<(), RowError> {
+        let _ = ctx;
+        Ok(())
     }
 }
 
@@ -317,7 +292,8 @@ impl<K: Key, R: EmitRow, B: EmitRow> KeyedWithBroadcast<K, R, B> {
 }
 
 impl<R: EmitRow, B: EmitRow> WithBroadcast<R, B> {
-    /// Runs a process function. The closure makes it and declares its states, of which there can be broadcast ones only.
+    /// Runs a process function. The closure makes it and declares its states, of which there can be broadcast ones and
+    /// operator lists only.
     pub fn process<P>(self, make: impl FnOnce(&mut States) -> P) -> Stream<P::Out>
     where
         P: BroadcastProcess<In = R, Broadcast = B>,
@@ -408,7 +384,7 @@ impl<P: BroadcastProcess> NodeRuntime for UnkeyedNode<P> {
     ) -> Result<(), Failure> {
         let Self { process, columns, broadcast_columns, machine } = self;
         machine.load(keys);
-        let sees_others = input != 0;
+        let sees_others = input != 0 || machine.has_lists();
         let call = Call { clock, rows: batch.rows, timestamps: batch.timestamps, keys, sees_others };
         if input == 0 {
             let reader = columns.reader(batch);
@@ -421,5 +397,15 @@ impl<P: BroadcastProcess> NodeRuntime for UnkeyedNode<P> {
             let mut ctx = BroadcastContext(UnkeyedContext(ctx.again()));
             process.process_broadcast(P::Broadcast::view(&reader, row), &mut ctx)
         })
+    }
+
+    fn on_timers(
+        &mut self,
+        clock: CallClock,
+        timers: &TimersView<'_>,
+        host: &mut dyn HostCalls,
+    ) -> Result<(), Failure> {
+        let Self { process, machine, .. } = self;
+        machine.end(clock, timers, host, |ctx| process.on_end(ctx))
     }
 }

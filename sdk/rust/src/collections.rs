@@ -22,19 +22,15 @@ impl<T: Owned> ListState<T> {
     #[inline]
     pub fn push<O: EmitRow>(&self, ctx: &mut Context<'_, O>, item: T) {
         let (key, cell, _) = ctx.list(&self.0);
-        if let Some(list) = cell.and_then(|cell| cell.touch(key)) {
-            list.pushed.push(item);
+        if let Some(cell) = cell {
+            cell.push(key, item);
         }
     }
 
     /// The items, in order.
     pub fn iter<'c, O: EmitRow>(&self, ctx: &'c mut Context<'_, O>) -> impl Iterator<Item = &'c T> + use<'c, T, O> {
         let (key, cell, host) = ctx.list(&self.0);
-        let list = cell.and_then(|cell| {
-            cell.read(key, host);
-            cell.lists.get(key)
-        });
-        list.into_iter().flat_map(|list| list.before.iter().flatten().chain(&list.pushed))
+        cell.into_iter().flat_map(move |cell| cell.iter(key, &mut *host))
     }
 
     /// The items, in order, each a copy.
@@ -51,9 +47,8 @@ impl<T: Owned> ListState<T> {
     /// Removes all items, and with them what the host stores. Reads nothing.
     pub fn clear<O: EmitRow>(&self, ctx: &mut Context<'_, O>) {
         let (key, cell, _) = ctx.list(&self.0);
-        if let Some(list) = cell.and_then(|cell| cell.touch(key)) {
-            list.pushed.clear();
-            (list.before, list.cleared) = (Some(Vec::new()), true);
+        if let Some(cell) = cell {
+            cell.clear(key);
         }
     }
 }
@@ -79,6 +74,27 @@ struct List<T> {
 impl<T: Owned> ListCell<T> {
     pub(crate) fn new(state: u32) -> Self {
         Self { state, lists: Vec::new(), touched: Vec::new(), writer: Default::default() }
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, key: usize, item: T) {
+        if let Some(list) = self.touch(key) {
+            list.pushed.push(item);
+        }
+    }
+
+    pub(crate) fn clear(&mut self, key: usize) {
+        if let Some(list) = self.touch(key) {
+            list.pushed.clear();
+            (list.before, list.cleared) = (Some(Vec::new()), true);
+        }
+    }
+
+    /// All items, in order.
+    pub(crate) fn iter(&mut self, key: usize, host: &mut dyn HostCalls) -> impl Iterator<Item = &T> + use<'_, T> {
+        self.read(key, host);
+        let list = self.lists.get(key);
+        list.into_iter().flat_map(|list| list.before.iter().flatten().chain(&list.pushed))
     }
 
     fn touch(&mut self, key: usize) -> Option<&mut List<T>> {
@@ -111,6 +127,10 @@ impl<T: Owned> ListCell<T> {
 }
 
 impl<T: Owned> StateCell for ListCell<T> {
+    fn number(&mut self, state: u32) {
+        self.state = state;
+    }
+
     fn load(&mut self, _columns: &mut Cursor<'_, '_>, keys: usize) {
         self.lists.clear();
         self.lists.resize_with(keys, || List { before: None, cleared: false, pushed: Vec::new(), touched: false });

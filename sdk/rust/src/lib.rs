@@ -28,8 +28,8 @@
 //! functions of a [`KeyedProcess`] take *rows* and run in the sandbox. Consecutive ones are one crossing per batch.
 //!
 //! To read the code begin with [`value`] and [`row`] (what a row is), then [`stage`] (chains of row functions),
-//! [`stream`], [`keyed`], [`window`], [`aggregate`], [`process`] with [`collections`] and [`broadcast`], and [`join`] (what a job is built from), [`flow`] (its
-//! graph); [`abi`] is the border to the host, `guest` the component.
+//! [`stream`], [`keyed`], [`window`], [`aggregate`], [`process`] with [`collections`], [`broadcast`] and [`unkeyed`], and
+//! [`join`] (what a job is built from), [`flow`] (its graph); [`abi`] is the border to the host, `guest` the component.
 
 // The macros write `::tidemill`, here too.
 extern crate self as tidemill;
@@ -52,6 +52,7 @@ pub mod row;
 pub mod stage;
 pub mod stream;
 pub mod time;
+pub mod unkeyed;
 pub mod value;
 pub mod window;
 
@@ -64,15 +65,14 @@ pub use stream::Stream;
 pub use tidemill_macros::{Row, job};
 pub use tidemill_plan as plan;
 pub use time::Timestamp;
+pub use unkeyed::Process;
 pub use value::Value;
 
 /// Everything that a job usually needs.
 pub mod prelude {
     pub use crate::abi::RowError;
     pub use crate::aggregate::{Aggregator, Avg, Count, Max, Min, Sum};
-    pub use crate::broadcast::{
-        BroadcastContext, BroadcastProcess, BroadcastState, KeyedBroadcastProcess, UnkeyedContext,
-    };
+    pub use crate::broadcast::{BroadcastContext, BroadcastProcess, BroadcastState, KeyedBroadcastProcess};
     pub use crate::collections::{ListState, MapState};
     pub use crate::flow::Flow;
     pub use crate::join::before;
@@ -80,6 +80,7 @@ pub mod prelude {
     pub use crate::row::{Col, IntoRow, Row};
     pub use crate::stream::Stream;
     pub use crate::time::{BoundedOutOfOrderness, Date, Timestamp, days, hours, millis, mins, secs};
+    pub use crate::unkeyed::{OperatorListState, Process, UnkeyedContext};
     pub use crate::window::{Session, Sliding, Tumbling, Windowed, WindowedRow};
     pub use std::time::Duration;
     pub use tidemill_macros::Row;

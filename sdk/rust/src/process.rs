@@ -1,4 +1,4 @@
-//! Process functions: code with state and timers by key.
+//! Process functions: code with state and timers by key. ([`crate::unkeyed`]: those without a key.)
 //!
 //! The host sends the state of a batch's keys with the batch. It is decoded once into an array by key number; rows read
 //! and write there, and what changed goes back at the end of the call, once per key.
@@ -6,7 +6,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use tidemill_plan::{Input, NodeKind, Origin, Output, OutputField, State, StateKind, TtlUpdate};
+use tidemill_plan::{Input, NodeKind, Origin, Output, OutputField, Redistribution, State, StateKind, TtlUpdate};
 
 use crate::abi::{
     BatchView, CallClock, ColumnView, Failure, HostCalls, KeySetView, NodeRuntime, RowError, TimeDomain, TimersView,
@@ -21,6 +21,7 @@ use crate::row::{EmitRow, IntoRow, Row};
 use crate::stage::{Columns, Reads, Rows};
 use crate::stream::{Stream, find_columns};
 use crate::time::Timestamp;
+use crate::unkeyed::{OperatorListState, UnkeyedContext};
 use crate::value::{Cursor, Owned, Value, Writer, flat_width};
 
 /// Code with state and timers by key.
@@ -101,9 +102,10 @@ pub trait KeyedProcess: Send + 'static {
 pub struct States {
     cells: Cells<dyn StateCell>,
     declared: Vec<State>,
-    broadcast_cells: Cells<dyn StateCell>,
-    /// They come behind the others in the plan.
-    broadcast: Vec<State>,
+    /// Those without a key. They come behind the others in the plan.
+    unkeyed_cells: Cells<dyn StateCell>,
+    unkeyed: Vec<State>,
+    has_lists: bool,
     sides: Cells<dyn SideCell>,
     ports: Vec<Output>,
 }
@@ -140,8 +142,27 @@ impl States {
     /// ([`crate::broadcast`]).
     pub fn broadcast<K: Owned + Ord, V: Owned>(&mut self, name: &str) -> BroadcastState<K, V> {
         let kind = StateKind::Broadcast { key: K::data_type() };
-        self.broadcast.push(State { kind, ..State::value(name, V::data_type()) });
-        BroadcastState(self.broadcast_cells.add(MapCell::<K, V>::new(0), |cell| cell))
+        self.unkeyed.push(State { kind, ..State::value(name, V::data_type()) });
+        BroadcastState(self.unkeyed_cells.add(MapCell::<K, V>::new(0), |cell| cell))
+    }
+
+    /// A list that each subtask of a function without a key has for itself. At another parallelism the lists of all subtasks
+    /// are one after the other and cut into even parts: each item is in one of them (Flink's `getListState`).
+    pub fn operator_list<T: Owned>(&mut self, name: &str) -> OperatorListState<T> {
+        self.list_of_subtask(name, Redistribution::Split)
+    }
+
+    /// As `operator_list`, but at another parallelism every subtask has the items of all, one list after the other (Flink's
+    /// `getUnionListState`). So let an item say what it is, and leave out what is there twice.
+    pub fn union_list<T: Owned>(&mut self, name: &str) -> OperatorListState<T> {
+        self.list_of_subtask(name, Redistribution::Union)
+    }
+
+    fn list_of_subtask<T: Owned>(&mut self, name: &str, redistribution: Redistribution) -> OperatorListState<T> {
+        let kind = StateKind::OperatorList { redistribution };
+        self.unkeyed.push(State { kind, ..State::value(name, T::data_type()) });
+        self.has_lists = true;
+        OperatorListState(self.unkeyed_cells.add(ListCell::<T>::new(0), |cell| cell))
     }
 
     /// A side output: further rows, to be taken off the result with [`Stream::side`] by this name.
@@ -222,7 +243,7 @@ impl<R: EmitRow> Clone for Side<R> {
 pub struct Context<'c, O: EmitRow> {
     out: &'c mut Rows<O>,
     states: &'c mut Cells<dyn StateCell>,
-    broadcast: &'c mut Cells<dyn StateCell>,
+    unkeyed: &'c mut Cells<dyn StateCell>,
     sides: &'c mut Cells<dyn SideCell>,
     timers: &'c mut Timers,
     timestamps: &'c [u8],
@@ -255,7 +276,7 @@ impl<O: EmitRow> Context<'_, O> {
         Context {
             out: &mut *self.out,
             states: &mut *self.states,
-            broadcast: &mut *self.broadcast,
+            unkeyed: &mut *self.unkeyed,
             sides: &mut *self.sides,
             timers: &mut *self.timers,
             host: &mut *self.host,
@@ -269,7 +290,16 @@ impl<O: EmitRow> Context<'_, O> {
         &mut self,
         handle: &Handle<MapCell<K, V>>,
     ) -> (Option<&mut MapCell<K, V>>, &mut dyn HostCalls) {
-        (self.broadcast.get_mut(handle), &mut *self.host)
+        (self.unkeyed.get_mut(handle), &mut *self.host)
+    }
+
+    /// The cell of an operator list, and where it is read.
+    #[inline]
+    pub(crate) fn operator_list<T: Owned>(
+        &mut self,
+        handle: &Handle<ListCell<T>>,
+    ) -> (Option<&mut ListCell<T>>, &mut dyn HostCalls) {
+        (self.unkeyed.get_mut(handle), &mut *self.host)
     }
 
     /// The key's number, the cell of a list, and where it is read.
@@ -447,9 +477,10 @@ impl<P: KeyedProcess> NodeRuntime for ProcessNode<P> {
 /// What a node of a process function has beside its code: states, outputs, timers.
 pub(crate) struct Machine<O: EmitRow> {
     states: Cells<dyn StateCell>,
-    broadcast: Cells<dyn StateCell>,
-    /// Number of the first broadcast state.
-    first_broadcast: u32,
+    unkeyed: Cells<dyn StateCell>,
+    /// Number of the first state without a key.
+    first_unkeyed: u32,
+    has_lists: bool,
     sides: Cells<dyn SideCell>,
     /// Empty between calls, as are the timers.
     out: Rows<O>,
@@ -470,21 +501,27 @@ impl<O: EmitRow> Machine<O> {
     /// With the outputs and states of its node.
     pub(crate) fn new(states: States) -> (Self, Vec<Output>, Vec<State>) {
         let fields = O::fields().into_iter().map(|field| OutputField { field, origin: Origin::New }).collect();
-        let States { cells, mut declared, mut broadcast_cells, mut broadcast, sides, mut ports } = states;
+        let States { cells, mut declared, mut unkeyed_cells, mut unkeyed, has_lists, sides, mut ports } = states;
         let mut outputs = vec![Output { name: "main".to_owned(), fields }];
         outputs.append(&mut ports);
-        let first_broadcast = declared.len() as u32;
-        (first_broadcast..).zip(broadcast_cells.iter_mut()).for_each(|(state, cell)| cell.number(state));
-        declared.append(&mut broadcast);
+        let first_unkeyed = declared.len() as u32;
+        (first_unkeyed..).zip(unkeyed_cells.iter_mut()).for_each(|(state, cell)| cell.number(state));
+        declared.append(&mut unkeyed);
         let (out, timers) = (Rows::default(), Timers::default());
-        (Self { states: cells, broadcast: broadcast_cells, first_broadcast, sides, out, timers }, outputs, declared)
+        let unkeyed = unkeyed_cells;
+        (Self { states: cells, unkeyed, first_unkeyed, has_lists, sides, out, timers }, outputs, declared)
+    }
+
+    /// Whether there are operator lists, in which every row of a call sees what those before it did.
+    pub(crate) fn has_lists(&self) -> bool {
+        self.has_lists
     }
 
     /// Takes the states of a call's keys.
     pub(crate) fn load(&mut self, keys: &KeySetView<'_>) {
         let mut cursor = Cursor::all(keys.states);
         self.states.iter_mut().for_each(|cell| cell.load(&mut cursor, keys.keys));
-        self.broadcast.iter_mut().for_each(|cell| cell.load(&mut cursor, 1));
+        self.unkeyed.iter_mut().for_each(|cell| cell.load(&mut cursor, 1));
     }
 
     /// Runs for each timer.
@@ -507,6 +544,23 @@ impl<O: EmitRow> Machine<O> {
         })
     }
 
+    /// Runs at the end of the input, which is a timer without a key.
+    pub(crate) fn end(
+        &mut self,
+        clock: CallClock,
+        timers: &TimersView<'_>,
+        host: &mut dyn HostCalls,
+        mut end: impl FnMut(&mut UnkeyedContext<'_, O>) -> Result<(), RowError>,
+    ) -> Result<(), Failure> {
+        let rows = timers.timestamps.len() / 8;
+        self.load(&timers.keys);
+        // In a stream without event time it says the end of all times.
+        let has_time = timestamp_at(timers.timestamps, 0).is_some_and(|time| time.millis() < i64::MAX);
+        let timestamps = if has_time { timers.timestamps } else { &[] };
+        let call = Call { clock, rows, timestamps, keys: &timers.keys, sees_others: true };
+        self.call(call, host, |_row, _key, ctx| end(&mut UnkeyedContext(ctx.again())))
+    }
+
     /// Runs for each row. The states are loaded.
     #[inline(always)]
     pub(crate) fn call(
@@ -524,7 +578,7 @@ impl<O: EmitRow> Machine<O> {
         let mut ctx = Context {
             out: &mut self.out,
             states: &mut self.states,
-            broadcast: &mut self.broadcast,
+            unkeyed: &mut self.unkeyed,
             sides: &mut self.sides,
             timers: &mut self.timers,
             timestamps,
@@ -553,7 +607,7 @@ impl<O: EmitRow> Machine<O> {
         for (state, cell) in self.states.iter_mut().enumerate() {
             cell.flush(state as u32, host);
         }
-        for (state, cell) in (self.first_broadcast..).zip(self.broadcast.iter_mut()) {
+        for (state, cell) in (self.first_unkeyed..).zip(self.unkeyed.iter_mut()) {
             cell.flush(state, host);
         }
         self.timers.flush(host);

@@ -18,6 +18,8 @@ pub enum Job {
     Files,
     /// State that all keys share, beside keyed state and without.
     Broadcast,
+    /// Operator lists, split and united, and the end of the input.
+    Lists,
 }
 
 /// A sink of a job.
@@ -70,7 +72,7 @@ pub struct Settings {
 
 impl Job {
     /// All.
-    pub const ALL: [Self; 5] = [Self::Keyed, Self::Windows, Self::Joins, Self::Files, Self::Broadcast];
+    pub const ALL: [Self; 6] = [Self::Keyed, Self::Windows, Self::Joins, Self::Files, Self::Broadcast, Self::Lists];
 
     /// Its name, which is also the feature of its component.
     pub fn name(self) -> &'static str {
@@ -80,6 +82,7 @@ impl Job {
             Self::Joins => "joins",
             Self::Files => "files",
             Self::Broadcast => "broadcast",
+            Self::Lists => "lists",
         }
     }
 
@@ -107,7 +110,9 @@ impl Job {
             json("dead-letters", &["reason", "record"]),
         ];
         const BROADCAST: [SinkSpec; 2] = [csv("told"), json("known", &["key", "rows", "auctions"])];
+        const LISTS: [SinkSpec; 2] = [csv("held"), json("known", &["id"])];
         match self {
+            Self::Lists => &LISTS,
             Self::Broadcast => &BROADCAST,
             Self::Keyed => &KEYED,
             Self::Windows => &WINDOWS,
@@ -136,6 +141,7 @@ impl Job {
             Self::Windows => reference::windows(records),
             Self::Joins => reference::joins(records),
             Self::Broadcast => reference::broadcast(records),
+            Self::Lists => reference::lists(records),
             Self::Files => reference::files(records, PER_FILE),
         }
     }

@@ -58,7 +58,7 @@ struct Args {
     /// What is drawn at random is drawn from this
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// keyed, windows, joins, files, broadcast, or all in turn
+    /// keyed, windows, joins, files, broadcast, lists, or all in turn
     #[arg(long, default_value = "all")]
     job: String,
     /// The state backend: memory or rocksdb
@@ -80,7 +80,7 @@ struct Args {
     /// Only this scenario of the seed, with so many kills, as a failure names it
     #[arg(long)]
     scenario: Option<u64>,
-    /// Before anything else, the scenarios that this file names: lines of `SEED SCENARIO KILLS`
+    /// Before anything else, the scenarios that this file names: lines of `SEED SCENARIO KILLS JOB`
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
     /// Where the runs are kept that failed [default: audit-failures in the folder of temporary files]
@@ -161,11 +161,11 @@ fn audit(args: &Args) -> Result<bool> {
     try_out(&binary, &components, &set, &args.backend)?;
     eprintln!("{} component(s) built in {:.1} s", jobs.len(), begin.elapsed().as_secs_f64());
     let mut audit = Audit { args, binary, jobs, components, set, server, links, total: Total::default() };
-    for [seed, number, kills] in args.replay.as_deref().map_or(Ok(Vec::new()), read_scenarios)? {
-        audit.scenario(seed, number, kills)?;
+    for ([seed, number, kills], job) in args.replay.as_deref().map_or(Ok(Vec::new()), read_scenarios)? {
+        audit.scenario(job, seed, number, kills)?;
     }
     match args.scenario {
-        Some(number) => audit.scenario(args.seed, number, args.kills)?,
+        Some(number) => audit.scenario(audit.job(number)?, args.seed, number, args.kills)?,
         None => audit.scenarios()?,
     }
     let Audit { total, jobs, .. } = audit;
@@ -203,7 +203,7 @@ impl Audit<'_> {
                 break;
             }
             let kills = KILLS_PER_SCENARIO.min(left.div_ceil(self.jobs.len() as u64));
-            self.scenario(self.args.seed, number, kills)?;
+            self.scenario(self.job(number)?, self.args.seed, number, kills)?;
             if self.total.failures > MAX_FAILURES {
                 bail!("{MAX_FAILURES} runs failed: that is enough");
             }
@@ -211,9 +211,13 @@ impl Audit<'_> {
         Ok(())
     }
 
-    fn scenario(&mut self, seed: u64, number: u64, kills: u64) -> Result<()> {
+    /// The one whose turn it is.
+    fn job(&self, number: u64) -> Result<Job> {
         let job = self.jobs.get((number % self.jobs.len().max(1) as u64) as usize).copied();
-        let job = job.context("there are no jobs")?;
+        job.context("there are no jobs")
+    }
+
+    fn scenario(&mut self, job: Job, seed: u64, number: u64, kills: u64) -> Result<()> {
         let component = self.components.get(&job).context("there is no component")?;
         let plan = Plan::new(job, seed, number, kills);
         let started = Instant::now();
@@ -246,14 +250,17 @@ impl Audit<'_> {
 }
 
 /// The scenarios that a file names. What is behind `#` is for people.
-fn read_scenarios(path: &Path) -> Result<Vec<[u64; 3]>> {
+fn read_scenarios(path: &Path) -> Result<Vec<([u64; 3], Job)>> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let lines = text.lines().filter_map(|line| line.split('#').next()).filter(|line| !line.trim().is_empty());
-    let numbers = |line: &str| -> Option<[u64; 3]> {
-        let numbers: Vec<u64> = line.split_whitespace().map(|n| n.parse().ok()).collect::<Option<_>>()?;
-        numbers.try_into().ok()
+    let scenario = |line: &str| -> Option<([u64; 3], Job)> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (job, numbers) = words.split_last()?;
+        let numbers: Vec<u64> = numbers.iter().map(|n| n.parse().ok()).collect::<Option<_>>()?;
+        Some((numbers.try_into().ok()?, Job::named(job)?))
     };
-    lines.map(|line| numbers(line).with_context(|| format!("{}: not three numbers: {line}", path.display()))).collect()
+    let wrong = |line: &str| format!("{}: not three numbers and a job: {line}", path.display());
+    lines.map(|line| scenario(line).with_context(|| wrong(line))).collect()
 }
 
 /// Before anything is killed: whether the binary has the state backend that is asked for.

@@ -140,6 +140,74 @@ fn visitors() {
     });
 }
 
+/// An operator list, and the end of the input.
+#[test]
+fn bundles() {
+    let message = |random: &Random| {
+        let text = ["é", "a text that is longer than what lies in a view"];
+        let from = ["ada", "bob"][random.below(2) as usize];
+        json!({ "from": from, "text": text[random.below(2) as usize] })
+    };
+    let mut smaller = 0;
+    run(("bundles", bundles::bundles), ("messages", "bundles"), message, |given, got| {
+        let said =
+            |message: &Value| format!("{}: {}", message["from"].as_str().unwrap(), message["text"].as_str().unwrap());
+        let said: Vec<String> = given.iter().map(said).collect();
+        let bundle = |texts: &[String]| json!({ "messages": texts.len(), "texts": texts.join("; ") });
+        assert_eq!(got, said.chunks(4).map(bundle).collect::<Vec<_>>());
+        smaller += usize::from(given.len() % 4 > 0);
+    });
+    assert!(smaller > 5, "{smaller} runs ended with something left");
+}
+
+/// Holds everything to the end, in a stream with event time, and what comes out is in a window.
+fn held_to_the_end(flow: &mut Flow) {
+    #[derive(Row)]
+    struct Number {
+        n: i64,
+        at: Timestamp,
+    }
+    #[derive(Row)]
+    struct Held {
+        n: i64,
+        end: Timestamp,
+    }
+    struct Holding(OperatorListState<i64>);
+    impl Process for Holding {
+        type In = Number;
+        type Out = Number;
+
+        fn process(&mut self, row: Number, ctx: &mut UnkeyedContext<'_, Number>) -> Result<(), RowError> {
+            self.0.push(ctx, row.n);
+            Ok(())
+        }
+
+        fn on_end(&mut self, ctx: &mut UnkeyedContext<'_, Number>) -> Result<(), RowError> {
+            let (held, at) = (self.0.to_vec(ctx), ctx.timestamp().ok_or(RowError::new("no time"))?);
+            held.into_iter().for_each(|n| ctx.emit(Number { n, at }));
+            Ok(())
+        }
+    }
+    let numbers = flow.source::<Number>("numbers").watermark(|n| n.at, BoundedOutOfOrderness::millis(0));
+    let held = numbers.process(|s| Holding(s.operator_list("held")));
+    let window = held.key_by(|_| ()).window(Tumbling::secs(1)).late_to("late").aggregate(|n| Sum(n.n));
+    window.map(|w| Held { n: w.value, end: w.end }).sink("sums");
+}
+
+#[test]
+fn the_end_of_the_input_has_the_event_time_that_was_reached() {
+    for (watermark, end) in [(None, "1970-01-01T00:00:01"), (Some(2_500), "1970-01-01T00:00:03")] {
+        let mut job = Harness::new("held", held_to_the_end).unwrap();
+        job.push("numbers", &[json!({ "n": 1, "at": 700 }), json!({ "n": 2, "at": 300 })]).unwrap();
+        if let Some(watermark) = watermark {
+            job.watermark(watermark).unwrap();
+        }
+        assert!(job.rows("sums").unwrap().is_empty());
+        job.end().unwrap();
+        assert_eq!(job.rows("sums").unwrap(), [json!({ "n": 3, "end": end })]);
+    }
+}
+
 /// A job of two operators of which one refuses rows.
 fn halves(flow: &mut Flow) {
     #[derive(Row)]

@@ -157,14 +157,15 @@ pub enum NodeKind {
         #[serde(default)]
         reads_timestamps: bool,
     },
-    /// User code with state and timers. Its inputs are hashed by keys of the same types, or broadcast; or none is hashed and at
-    /// least one is broadcast: then it has no timers and no state but broadcast state.
+    /// User code with state and timers. Its inputs are hashed by keys of the same types, or broadcast; or none is hashed, and
+    /// either it is the only one or at least one is broadcast: then the node has no key, so no timers and no state but
+    /// broadcast states and operator lists. With operator lists, it is told of the end of its input.
     /// Origins are `new` or `input`; with timers, `input` origins are possible on ports that timers do not emit to.
     Process {
         /// Whether the code reads the rows' timestamps.
         #[serde(default)]
         reads_timestamps: bool,
-        /// The state of each key, then that of all keys (`broadcast`).
+        /// The state of each key, then that without a key (`broadcast`, `operator_list`).
         #[serde(default)]
         states: Vec<State>,
     },
@@ -286,7 +287,7 @@ pub struct State {
     pub name: String,
     /// Its kind.
     pub kind: StateKind,
-    /// Type of its value; of a list's items; of the values of a map or broadcast state.
+    /// Type of its value; of a list's items (an operator list's too); of the values of a map or broadcast state.
     pub data_type: DataType,
     /// How long a value lives. Absent: until it is removed. Only for `value`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -300,7 +301,7 @@ impl State {
     }
 }
 
-/// The kinds of state: of each key, but for `broadcast`.
+/// The kinds of state: of each key, but for `broadcast` and `operator_list`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -320,6 +321,24 @@ pub enum StateKind {
         /// Type of the map's keys, which are never absent; a type that a stream could be keyed by.
         key: DataType,
     },
+    /// A list that each subtask of a node without a key has for itself. It is not sent either. An empty list and none are the
+    /// same. At the same parallelism a subtask goes on with its own.
+    OperatorList {
+        /// What becomes of the lists at another parallelism.
+        redistribution: Redistribution,
+    },
+}
+
+/// How the operator lists of all subtasks come to another number of subtasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Redistribution {
+    /// One after the other, cut into as many parts as there are subtasks now, whose lengths differ by one at most: each item
+    /// is in one list, in the same order.
+    Split,
+    /// Every subtask gets all, one after the other.
+    Union,
 }
 
 /// How long values of a state live after they were accessed, in processing time. A value that is over is never seen again.

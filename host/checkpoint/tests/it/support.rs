@@ -22,6 +22,7 @@ pub fn manifest(owner: &Owner, epoch: u64, files: Vec<FileRef>) -> Manifest {
         watermark: 17,
         state: Some(state),
         broadcast: Vec::new(),
+        lists: Vec::new(),
         splits: Vec::new(),
         sink: None,
         in_flight: None,

@@ -297,21 +297,32 @@ impl<'a> Checker<'a> {
         plain.then_some(()).ok_or_else(|| "all columns of a union have an origin in input 0".into())
     }
 
-    /// Inputs of a process function: hashed by one key or broadcast; or none hashed and one broadcast.
+    /// Inputs of a process function: hashed by one key or broadcast; or none hashed, and it is the only one or one is
+    /// broadcast.
     fn process(&self, inputs: &[&[OutputField]], states: &[State]) -> Check {
         let broadcast = self.node.inputs.iter().any(|input| input.exchange == Exchange::Broadcast);
-        if !broadcast {
+        let has_key = super::keyed_input(self.node).is_some();
+        if !broadcast && (has_key || inputs.len() > 1) {
             self.keyed(inputs)?;
         }
         let is_broadcast = |state: &&State| matches!(state.kind, StateKind::Broadcast { .. });
         if let Some(state) = states.iter().find(is_broadcast).filter(|_| !broadcast) {
             return Err(format!("state '{}' is changed by rows of a broadcast input, and it has none", state.name));
         }
-        if states.iter().skip_while(|state| !is_broadcast(state)).any(|state| !is_broadcast(&state)) {
+        let is_list = |state: &&State| matches!(state.kind, StateKind::OperatorList { .. });
+        if let Some(state) = states.iter().find(is_list).filter(|_| has_key) {
+            return Err(format!(
+                "state '{}' is an operator list, which belongs to a subtask and not to a key, and its input is hashed by key; \
+                 keep a list of each key, or do this in a process function before the stream is keyed",
+                state.name
+            ));
+        }
+        let has_no_key = |state: &&State| is_broadcast(state) || is_list(state);
+        if states.iter().skip_while(|state| !has_no_key(state)).any(|state| !has_no_key(&state)) {
             return Err("its broadcast states must come behind the others".into());
         }
-        if super::keyed_input(self.node).is_none() {
-            return match states.iter().find(|state| !is_broadcast(state)) {
+        if !has_key {
+            return match states.iter().find(|state| !has_no_key(state)) {
                 Some(state) => {
                     Err(format!("state '{}' belongs to a key, and none of its inputs is hashed", state.name))
                 }
@@ -379,7 +390,7 @@ fn check_states(states: &[State]) -> Result<(), String> {
         check_name("a state's name", name).map_err(|e| e.message().to_owned())?;
         check_type(name, data_type, 0)?;
         match kind {
-            StateKind::Value | StateKind::List => {}
+            StateKind::Value | StateKind::List | StateKind::OperatorList { .. } => {}
             StateKind::Map { key } => check_type(name, key, 0)?,
             StateKind::Broadcast { key } => {
                 check_type(name, key, 0)?;

@@ -169,6 +169,61 @@ fn broadcast_state_needs_a_broadcast_input_and_stands_behind_the_others() {
 }
 
 #[test]
+fn an_operator_list_belongs_to_a_node_without_a_key() {
+    let plan = |inputs: Value, states: Value| {
+        let process = json!({
+            "uid": "buffer", "name": "buffer", "kind": {"process": {"states": states}}, "inputs": inputs,
+            "outputs": [{"name": "main", "fields": [field("n", "int64")]}]
+        });
+        let mut other = bids();
+        other["uid"] = json!("other");
+        graph(json!({"version": 1, "name": "job", "nodes": [bids(), other, process, sink(2)]}))
+    };
+    let input = |node: u32, exchange: Value| json!({"node": node, "exchange": exchange, "reads": [0]});
+    let list = |name: &str, redistribution: &str| {
+        let kind = json!({"operator_list": {"redistribution": redistribution}});
+        json!({"name": name, "kind": kind, "data_type": "int64"})
+    };
+    let (hash, broadcast, forward) = (json!({"hash": [0]}), json!("broadcast"), json!("forward"));
+    let rules = json!({"name": "rules", "kind": {"broadcast": {"key": "utf8"}}, "data_type": "int64"});
+    let value = json!({"name": "v", "kind": "value", "data_type": "int64"});
+    let both = json!([list("held", "split"), list("known", "union")]);
+    for exchange in [&forward, &json!("rebalance")] {
+        plan(json!([input(0, exchange.clone())]), both.clone()).unwrap();
+        plan(json!([input(0, exchange.clone())]), json!([])).unwrap();
+    }
+    let two = json!([input(0, forward.clone()), input(1, broadcast.clone())]);
+    plan(two.clone(), json!([rules, list("held", "split")])).unwrap();
+    plan(two.clone(), json!([list("held", "split"), rules])).unwrap();
+    let refused = |inputs: Value, states: Value, words: &str| {
+        let error = plan(inputs, states).expect_err("it is wrong");
+        assert!(error.contains("buffer") && error.contains(words), "{error}");
+    };
+    let keyed = json!([input(0, hash.clone())]);
+    refused(keyed, json!([list("held", "split")]), "state 'held' is an operator list, which belongs to a subtask");
+    let keyed = json!([input(0, hash), input(1, broadcast)]);
+    refused(
+        keyed,
+        json!([value, list("held", "union")]),
+        "keep a list of each key, or do this in a process function before",
+    );
+    refused(
+        json!([input(0, forward.clone())]),
+        json!([value]),
+        "'v' belongs to a key, and none of its inputs is hashed",
+    );
+    let united = json!([input(0, forward.clone()), input(1, forward.clone())]);
+    refused(united, json!([list("held", "split")]), "each of its inputs must be hashed by key");
+    let mut lives = list("held", "split");
+    lives["ttl"] = json!({"duration_ms": 5});
+    refused(json!([input(0, forward.clone())]), json!([lives]), "state 'held' is no value");
+    let twice = json!([list("held", "split"), list("held", "union")]);
+    refused(json!([input(0, forward.clone())]), twice, "two states are named 'held'");
+    let odd = serde_json::from_value::<tidemill_core::plan::State>(list("held", "by luck")).unwrap_err().to_string();
+    assert!(odd.contains("unknown variant `by luck`"), "{odd}");
+}
+
+#[test]
 fn a_type_nested_too_deep_is_refused() {
     let mut deep = json!("int64");
     for _ in 0..20 {

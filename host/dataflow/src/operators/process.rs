@@ -1,4 +1,5 @@
-//! User code with keyed state and timers, and with broadcast state beside it or without any key.
+//! User code with keyed state and timers, and with broadcast state beside it; or without a key, with broadcast state and
+//! operator lists.
 //!
 //! Each batch, and each set of due timers, is one transaction: the keys are made resident, their states travel with the
 //! call, and what it changes takes effect when it succeeded. Timers fire between batches: event-time timers when the
@@ -11,8 +12,10 @@
 
 mod broadcast;
 mod call;
+mod lists;
 mod numbering;
 mod states;
+mod unkeyed;
 
 use std::sync::Arc;
 
@@ -23,8 +26,8 @@ use tidemill_core::ids::InputIndex;
 use tidemill_core::keys::Keys;
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::operator::{Operator, Output, Progress};
-use tidemill_core::plan::{Exchange, NodeKind, Origin, StateKind};
-use tidemill_core::snapshot::{SnapshotKind, StateSnapshot};
+use tidemill_core::plan::{Exchange, NodeKind, Origin};
+use tidemill_core::snapshot::{SnapshotKind, StateSnapshot, UnkeyedSnapshot};
 use tidemill_core::state::{Namespace, Slot, StateBackend};
 use tidemill_core::time::{Clock, Timestamp, Watermark};
 use tidemill_core::types::arrow_schema;
@@ -32,10 +35,10 @@ use tidemill_core::user::{CallClock, TimeDomain, UserCode};
 use tidemill_core::{Batch, Error, ErrorKind, Result};
 use tidemill_state::MemoryBackend;
 
-use self::broadcast::BroadcastStates;
 use self::call::Call;
 use self::numbering::Numbering;
 use self::states::States;
+use self::unkeyed::UnkeyedStates;
 use super::Build;
 use super::emit::PortPlans;
 use crate::record::RecordText;
@@ -55,12 +58,12 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     };
     let codec = build.graph.key_codec(node, keyed_input(node).unwrap_or_default())?;
     let spec = build.state_spec(codec)?;
-    let broadcast = BroadcastStates::declare(states, &build.begin.broadcast, &spec)?;
+    let unkeyed = UnkeyedStates::declare(states, &build.begin, &build.context.subtask, &spec)?;
     // Without a key there is nothing in it, and nothing to be gone on from.
     let is_keyed = keyed_input(node).is_some();
     let state = if is_keyed { build.backend.open(spec) } else { MemoryBackend::new().open(spec) };
     let user = build.user.ok_or_else(|| Error::internal(format!("no user code for '{}'", node.name)))?;
-    let keyed: Vec<_> = states.iter().filter(|s| !matches!(s.kind, StateKind::Broadcast { .. })).cloned().collect();
+    let keyed: Vec<_> = states.iter().filter(|state| unkeyed::is_keyed(state)).cloned().collect();
     let states = States::declare(state?, &keyed, build.context.clock.now().0)?;
     let mut inputs = Vec::with_capacity(node.inputs.len());
     let mut key_fields = Vec::new();
@@ -83,7 +86,7 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
             user,
             is_keyed,
             states,
-            broadcast,
+            unkeyed,
             inputs,
             key_text: RecordText::new(arrow_schema(&key_fields)),
             ports: PortPlans::new(node)?,
@@ -99,6 +102,8 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
         batch_rows: build.context.batch_rows,
         timers_at_once: build.context.batch_rows,
         watermark: build.begin.watermark,
+        latest: None,
+        end: None,
         transaction: Transaction::default(),
         work: None,
         firing: None,
@@ -120,7 +125,7 @@ struct Engine {
     user: Box<dyn UserCode>,
     is_keyed: bool,
     states: States,
-    broadcast: BroadcastStates,
+    unkeyed: UnkeyedStates,
     inputs: Vec<InputPlan>,
     key_text: RecordText,
     ports: PortPlans,
@@ -157,7 +162,15 @@ enum What {
         /// The keys' columns, with the times.
         keys: Batch,
     },
+    /// The end of the input, told to code with operator lists that hold something: in the contract it is a timer that has no
+    /// key. What is emitted has its time, or none where the stream has no event time.
+    End {
+        time: ScalarBuffer<i64>,
+    },
 }
+
+/// What the timer of the end says in a stream without event time.
+const NO_TIME: i64 = i64::MAX;
 
 /// Timers that are being fired, until none is due.
 struct Firing {
@@ -176,6 +189,10 @@ struct Process {
     /// How many timers to look at for the next call: fewer where keys repeat soon.
     timers_at_once: usize,
     watermark: Watermark,
+    /// The largest timestamp of a row; with operator lists only.
+    latest: Option<i64>,
+    /// The input is at its end, which is not told yet: the event time that was reached, if there is any.
+    end: Option<Option<i64>>,
     transaction: Transaction,
     work: Option<Work>,
     firing: Option<Firing>,
@@ -196,12 +213,21 @@ impl Operator for Process {
                 (Keys::none(), Vec::new())
             }
         };
+        if !self.engine.unkeyed.lists.is_empty() {
+            let latest = batch.timestamps().and_then(|times| times.iter().max().copied());
+            self.latest = self.latest.max(latest);
+        }
         self.start(Work { what: What::Rows { input }, rows: batch, keys, slots });
         self.go_on(out)
     }
 
     fn on_watermark(&mut self, watermark: Watermark, out: &mut dyn Output) -> Result<Progress> {
-        self.watermark = watermark;
+        let before = std::mem::replace(&mut self.watermark, watermark);
+        if watermark == Watermark::MAX && before < watermark {
+            // Behind all rows; not late for anyone.
+            let reached = (before > Watermark::MIN).then(|| before.0.saturating_add(1));
+            self.end = Some(reached.max(self.latest));
+        }
         self.go_on(out)
     }
 
@@ -222,8 +248,8 @@ impl Operator for Process {
         Ok(Some(snapshot))
     }
 
-    fn snapshot_broadcast(&mut self, kind: SnapshotKind) -> Result<Vec<(String, Box<dyn StateSnapshot>)>> {
-        self.engine.broadcast.snapshot(kind)
+    fn snapshot_unkeyed(&mut self, kind: SnapshotKind) -> Result<Vec<UnkeyedSnapshot>> {
+        self.engine.unkeyed.snapshot(kind)
     }
 
     fn close(&mut self) -> Result<()> {
@@ -268,7 +294,7 @@ impl Process {
     /// The work in hand, then the timers that are due, for a bounded number of calls.
     fn go_on(&mut self, out: &mut dyn Output) -> Result<Progress> {
         for _ in 0..CALLS_PER_STEP {
-            if self.work.is_none() && !self.take_timers()? {
+            if self.work.is_none() && !self.take_timers()? && !self.take_end()? {
                 return Ok(Progress::Done);
             }
             if !self.finish_work(out)? || out.is_full() {
@@ -298,6 +324,15 @@ impl Process {
             firing.fired(work.rows.timestamps().and_then(|t| t.last().copied()), self.engine.set_due)?;
         }
         self.spare_slots = work.slots;
+        Ok(true)
+    }
+
+    /// Takes the end of the input in hand; whether it is to be told.
+    fn take_end(&mut self) -> Result<bool> {
+        let Some(time) = self.end.take().filter(|_| self.engine.unkeyed.lists.hold_any()) else { return Ok(false) };
+        let rows = Batch::new(1, Vec::new(), time.map(|time| vec![time].into()))?;
+        let time = vec![time.unwrap_or(NO_TIME)].into();
+        self.start(Work { what: What::End { time }, rows, keys: Keys::none(), slots: Vec::new() });
         Ok(true)
     }
 
@@ -345,23 +380,26 @@ impl Engine {
     fn is_broadcast(&self, work: &Work) -> Result<bool> {
         match work.what {
             What::Rows { input } => Ok(self.input(input)?.is_broadcast),
-            What::Timers { .. } => Ok(false),
+            What::Timers { .. } | What::End { .. } => Ok(false),
         }
     }
 
     /// Ends a transaction: lets go of keys about which nothing is to be remembered, and makes the rest the state.
     fn end(&mut self, work: &Work, now: Timestamp) -> Result<()> {
-        if self.may_be_vacant {
+        // Rows without a key, of which one may have been set aside, have no entries.
+        if self.may_be_vacant && !work.slots.is_empty() {
             self.states.lock().remove_vacant(self.states.table, Namespace::GLOBAL, &work.slots)?;
         }
         self.states.clean_up(now.0, work.slots.len())?;
         let mut state = self.states.lock();
         state.commit()?;
-        if self.is_broadcast(work)? {
-            self.broadcast.commit()?;
+        if let What::End { .. } = work.what {
+            // Whoever goes on from a checkpoint behind it has nothing to tell again.
+            self.unkeyed.lists.clear()?;
         }
-        self.metrics.state_entries.set(state.entries() + self.broadcast.entries());
-        self.metrics.state_bytes.set((state.memory_bytes() + self.broadcast.memory_bytes()) as u64);
+        self.unkeyed.commit(self.is_broadcast(work)?)?;
+        self.metrics.state_entries.set(state.entries() + self.unkeyed.entries());
+        self.metrics.state_bytes.set((state.memory_bytes() + self.unkeyed.memory_bytes()) as u64);
         Ok(())
     }
 }

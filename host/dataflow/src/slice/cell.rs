@@ -262,7 +262,7 @@ impl Cell {
                 (snapshot.splits, snapshot.watermark) = (splits, watermark);
             }
             Work::Operator(operator) => {
-                snapshot.freeze(operator.snapshot(barrier.kind)?, operator.snapshot_broadcast(barrier.kind)?);
+                snapshot.freeze(operator.snapshot(barrier.kind)?, operator.snapshot_unkeyed(barrier.kind)?);
             }
             Work::Assign(assign) => snapshot.watermark = assign.watermark.get(),
             Work::Sink(sink) => {

@@ -18,7 +18,7 @@ mod world;
 
 use tidemill_core::plan::{AggregateFunction, DataType, EventTime, Exchange, Windows};
 
-use self::code::{REFUSED, TRAPS};
+use self::code::{KNOWN_KEYS, REFUSED, TRAPS};
 use self::plan::*;
 use self::ways::{Description, Dice, Output, check};
 use self::world::{Poll, Row, Splits};
@@ -171,6 +171,30 @@ fn broadcast_state_without_a_key() {
     plan.sink("late", (window, 1));
     let sources = vec![("in", splits(27)), ("rules", splits(28))];
     check("broadcast, no key", &Description { graph: plan.graph(), sources, compared: all, at_least: 250 });
+}
+
+/// Once each, however many subtasks know it: of the rows that lists have which were united.
+fn known_once(output: Output) -> Output {
+    let is_known = |row: &str| row.split('|').nth(1).is_some_and(|k| k.parse::<i64>().is_ok_and(|k| k >= KNOWN_KEYS));
+    output.into_iter().map(|(row, times)| if is_known(&row) { (row, 1) } else { (row, times) }).collect()
+}
+
+/// Each row comes out of a list that is split once, whatever was killed and rescaled; one that is united forgets none.
+#[test]
+fn operator_lists() {
+    let mut plan = Plan::default();
+    let source = plan.source("in", in_order());
+    let buffered = plan.buffering("buffer", source);
+    plan.sink("rows", buffered);
+    let mut splits = splits(30);
+    for (at, (_, polls)) in splits.iter_mut().enumerate() {
+        // Some are poisonous: they are not in the lists.
+        if let Some(Poll::Rows(rows)) = polls.get_mut(at) {
+            rows[0].2 = if at % 2 == 0 { TRAPS } else { REFUSED };
+        }
+    }
+    let sources = vec![("in", splits)];
+    check("operator lists", &Description { graph: plan.graph(), sources, compared: known_once, at_least: 1000 });
 }
 
 fn window(seed: u64, name: &str, windows: Windows, functions: Vec<AggregateFunction>) {

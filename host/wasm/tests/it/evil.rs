@@ -194,6 +194,30 @@ fn broadcast_states() {
     assert!(matches!(&removed[..], [update] if update.state == 2 && update.keys[..] == [0]), "{removed:?}");
 }
 
+/// So has an operator list.
+#[test]
+fn operator_lists() {
+    let cases: [(&str, &str); 7] = [
+        ("list-key", "collections.append: state 'items': its keys name 1, but there are only 1"),
+        ("list-items", "column 'items': its values have 1 bytes"),
+        ("list-forever", "raise limits.transfer"),
+        ("map-of-list", "collections.insert: state 'items': it is no map"),
+        ("read-key", "collections.read: state 'items': its keys name 1, but there are only 1"),
+        ("read-often", "state 'items': it reads more than 8388608 bytes in one call"),
+        ("get-list", "collections.get: state 'items': it is no map"),
+    ];
+    for (deed, expected) in cases {
+        let mut code = open(deed, &listing(vec![]));
+        let states: [ArrayRef; 1] = [ids(&[10])];
+        let collections: Option<Arc<dyn ReadCollections>> = Some(Arc::new(Collections));
+        let keys = KeySet { keys: 1, key_of_row: &[0, 0, 0], states: &states, collections };
+        let mut effects = Effects::default();
+        let answer = code.process(CLOCK, 0, &batch(vec![ids(&[1, 2, 3])]), &keys, &mut effects);
+        check(&message(answer.expect_err(deed)), &[expected]);
+        assert!(effects.collections.is_empty(), "{deed}: effects of a failed call");
+    }
+}
+
 #[test]
 fn timers() {
     let key_columns: [ArrayRef; 1] = [ids(&[1])];

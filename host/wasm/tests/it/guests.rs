@@ -13,8 +13,8 @@ use tidemill_core::time::{Timestamp, Watermark};
 use tidemill_core::user::{CallClock, Effects, ReadCollections, UserCode, UserCodeFactory, UserFailure};
 use tidemill_core::{Batch, Error};
 use tidemill_plan::{
-    Aggregate, AggregateFunction, DataType, Exchange, Field, Input, Node, NodeKind, Origin, Output, OutputField, State,
-    StateKind, Windows,
+    Aggregate, AggregateFunction, DataType, Exchange, Field, Input, Node, NodeKind, Origin, Output, OutputField,
+    Redistribution, State, StateKind, Windows,
 };
 use tidemill_wasm::{Component, Limits, Sandbox, SandboxSettings, WasmCode, componentize};
 
@@ -118,6 +118,15 @@ pub fn sharing(fields: Vec<OutputField>) -> Node {
     let mut node = collecting(fields);
     if let NodeKind::Process { states, .. } = &mut node.kind {
         states[2].kind = StateKind::Broadcast { key: DataType::Int64 };
+    }
+    node
+}
+
+/// The same with an operator list in the place of the list.
+pub fn listing(fields: Vec<OutputField>) -> Node {
+    let mut node = collecting(fields);
+    if let NodeKind::Process { states, .. } = &mut node.kind {
+        states[1].kind = StateKind::OperatorList { redistribution: Redistribution::Split };
     }
     node
 }

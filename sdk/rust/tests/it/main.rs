@@ -14,3 +14,4 @@ mod host;
 mod plans;
 mod rows;
 mod runtimes;
+mod unkeyed;

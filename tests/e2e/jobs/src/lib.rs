@@ -443,3 +443,107 @@ pub fn broadcast(flow: &mut Flow) {
         .process(|states| Known { auctions: states.broadcast("auctions"), rows: states.value("rows") })
         .sink("known");
 }
+
+/// Without a key: holds numbers of bids back until there are some, or the input ends.
+pub struct Holding {
+    held: OperatorListState<i64>,
+}
+
+/// So many are held.
+const HELD: usize = 50;
+
+impl Holding {
+    fn release(&self, ctx: &mut UnkeyedContext<'_, Id>) {
+        let held = self.held.to_vec(ctx);
+        held.into_iter().for_each(|id| ctx.emit(Id { id }));
+        self.held.clear(ctx);
+    }
+}
+
+impl Process for Holding {
+    type In = Bid;
+    type Out = Id;
+
+    const TIMESTAMPS: bool = false;
+
+    fn process(&mut self, bid: Bid, ctx: &mut UnkeyedContext<'_, Id>) -> Result<(), RowError> {
+        self.held.push(ctx, number(bid.date_time));
+        if self.held.iter(ctx).count() >= HELD {
+            self.release(ctx);
+        }
+        Ok(())
+    }
+
+    fn on_end(&mut self, ctx: &mut UnkeyedContext<'_, Id>) -> Result<(), RowError> {
+        self.release(ctx);
+        Ok(())
+    }
+}
+
+/// Without a key: knows numbers of bids to the end; at another parallelism every subtask knows all.
+pub struct Knowing {
+    known: OperatorListState<i64>,
+}
+
+impl Process for Knowing {
+    type In = Bid;
+    type Out = Id;
+
+    const TIMESTAMPS: bool = false;
+
+    fn process(&mut self, bid: Bid, ctx: &mut UnkeyedContext<'_, Id>) -> Result<(), RowError> {
+        let id = number(bid.date_time);
+        if id % EVERY != 0 {
+            return Ok(());
+        }
+        // What was united may be there twice.
+        let mut known = self.known.to_vec(ctx);
+        known.push(id);
+        known.sort_unstable();
+        known.dedup();
+        self.known.set(ctx, known);
+        Ok(())
+    }
+
+    fn on_end(&mut self, ctx: &mut UnkeyedContext<'_, Id>) -> Result<(), RowError> {
+        let known = self.known.to_vec(ctx);
+        known.into_iter().for_each(|id| ctx.emit(Id { id }));
+        Ok(())
+    }
+}
+
+/// So many bids to one that is known.
+const EVERY: i64 = 16;
+
+/// Each number once, however many subtasks know it.
+pub struct First {
+    seen: ValueState<i64>,
+}
+
+impl KeyedProcess for First {
+    type Key = i64;
+    type In = Id;
+    type Out = Id;
+
+    const TIMESTAMPS: bool = false;
+
+    fn process(&mut self, row: Id, ctx: &mut Context<'_, Id>) -> Result<(), RowError> {
+        if self.seen.get(ctx).is_none() {
+            self.seen.set(ctx, 1);
+            ctx.emit(row);
+        }
+        Ok(())
+    }
+}
+
+/// Operator lists, split and united at another parallelism, and the end of the input.
+#[cfg_attr(feature = "lists", tidemill::job)]
+pub fn lists(flow: &mut Flow) {
+    let bids = flow.source::<Bid>("bids").watermark(|b| b.date_time, IN_ORDER);
+    bids.clone().process(|states| Holding { held: states.operator_list("held") }).uid("hold").sink("held");
+    bids.process(|states| Knowing { known: states.union_list("known") })
+        .uid("know")
+        .key_by(|i| i.id)
+        .process(|states| First { seen: states.value("seen") })
+        .sink("known");
+}

@@ -6,8 +6,8 @@ use console::style;
 use tidemill_core::graph::{JobGraph, key_of, keyed_input, runs_user_code};
 use tidemill_core::ids::NodeId;
 use tidemill_core::plan::{
-    Aggregate, AggregateFunction, EventTime, Exchange, Field, Input, Node, NodeKind, Origin, OutputField, State,
-    StateKind, TtlUpdate, Windows,
+    Aggregate, AggregateFunction, EventTime, Exchange, Field, Input, Node, NodeKind, Origin, OutputField,
+    Redistribution, State, StateKind, TtlUpdate, Windows,
 };
 
 use crate::units::span_ms;
@@ -115,6 +115,12 @@ fn state(state: &State) -> String {
         StateKind::List => format!("list of {data_type}"),
         StateKind::Map { key } => format!("map of {key} to {data_type}"),
         StateKind::Broadcast { key } => format!("broadcast map of {key} to {data_type}"),
+        StateKind::OperatorList { redistribution: Redistribution::Split } => {
+            format!("operator list of {data_type}, split at another parallelism")
+        }
+        StateKind::OperatorList { redistribution: Redistribution::Union } => {
+            format!("operator list of {data_type}, united at another parallelism")
+        }
     };
     let lives = state.ttl.map(|ttl| {
         let since = match ttl.update {

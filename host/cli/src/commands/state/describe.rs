@@ -12,6 +12,7 @@ use tidemill_core::snapshot::StateHandle;
 use tidemill_state::{PartInfo, PartKind, StateReader};
 
 use super::Found;
+use super::rows::LIST_COLUMNS;
 use crate::report::{Align, table};
 use crate::units;
 
@@ -121,6 +122,14 @@ fn parts(found: &Found, operator: &OperatorState) -> Result<Vec<Part>> {
     // All subtasks have the same.
     for state in operator.broadcast_of(0).into_iter().flat_map(|subtask| &subtask.broadcast) {
         parts.extend(parts_in(found, std::slice::from_ref(&state.state), |_| "broadcast")?);
+    }
+    for name in operator.list_names() {
+        let lists: Vec<StateHandle> = operator.lists_of(name).map(|(_, list)| list.state.clone()).collect();
+        let mut described = parts_in(found, &lists, |_| "list")?;
+        for (field, name) in described.iter_mut().flat_map(|part| part.fields.iter_mut().zip(LIST_COLUMNS)) {
+            name.clone_into(&mut field.0);
+        }
+        parts.append(&mut described);
     }
     Ok(parts)
 }

@@ -23,18 +23,18 @@ use crate::units;
 
 pub(super) fn query(args: &StateQueryArgs) -> Outcome {
     let found = find(&args.part.from)?;
-    let reader = reader(&found, &args.part)?;
+    let (reader, shown) = reader(&found, &args.part)?;
     let Meant { part, columns } = part(&reader, &args.part)?;
     let key = (!args.key.is_empty()).then(|| key(part, &args.key)).transpose()?;
     let mut left = args.limit.unwrap_or(usize::MAX);
-    let shown = reader.rows(part.kind, &part.name, key.as_deref(), &mut |batch| {
-        let batch = batch.project(&columns)?.slice(0, batch.num_rows().min(left));
+    let written = reader.rows(part.kind, &part.name, key.as_deref(), &mut |batch| {
+        let batch = shown.batch(&batch.project(&columns)?)?.slice(0, batch.num_rows().min(left));
         left -= batch.num_rows();
         print(&String::from_utf8_lossy(&json_lines(&batch)?));
         // The rest need not be read; the error says so, and is none.
         if left == 0 { Err(Error::new(ErrorKind::Limit, "enough")) } else { Ok(()) }
     });
-    match shown {
+    match written {
         Err(_) if left == 0 => Ok(()),
         other => Ok(other?),
     }
@@ -42,7 +42,7 @@ pub(super) fn query(args: &StateQueryArgs) -> Outcome {
 
 pub(super) fn export(args: &StateExportArgs) -> Outcome {
     let found = find(&args.part.from)?;
-    let reader = reader(&found, &args.part)?;
+    let (reader, shown) = reader(&found, &args.part)?;
     let Meant { part, columns } = part(&reader, &args.part)?;
     let to = &args.to;
     let file = File::create_new(to).with_context(|| format!("making {}", to.display()))?;
@@ -53,15 +53,17 @@ pub(super) fn export(args: &StateExportArgs) -> Outcome {
             let mut file = BufWriter::new(file);
             reader.rows(part.kind, &part.name, None, &mut |batch| {
                 rows += batch.num_rows() as u64;
-                file.write_all(&json_lines(&batch.project(&columns)?)?).map_err(|e| failed(e.to_string()))
+                file.write_all(&json_lines(&shown.batch(&batch.project(&columns)?)?)?)
+                    .map_err(|e| failed(e.to_string()))
             })?;
             file.flush().map_err(|e| failed(e.to_string()))?;
         }
         Some("parquet") => {
-            let mut writer = ArrowWriter::try_new(file, Arc::new(part.schema.project(&columns)?), None)?;
+            let schema = shown.schema(&part.schema.project(&columns)?);
+            let mut writer = ArrowWriter::try_new(file, Arc::new(schema), None)?;
             reader.rows(part.kind, &part.name, None, &mut |batch| {
                 rows += batch.num_rows() as u64;
-                writer.write(&batch.project(&columns)?).map_err(|e| failed(e.to_string()))
+                writer.write(&shown.batch(&batch.project(&columns)?)?).map_err(|e| failed(e.to_string()))
             })?;
             writer.close()?;
         }
@@ -84,22 +86,62 @@ pub(super) fn kind_name(kind: PartKind) -> &'static str {
     }
 }
 
-/// Of the broadcast state of this name, if there is one: one subtask's, since all have the same. Else of keyed state.
-fn reader(found: &Found, args: &StatePartArgs) -> Result<StateReader> {
+/// What the columns of an operator list are called for people.
+pub(super) const LIST_COLUMNS: [&str; 3] = ["subtask", "place", "item"];
+
+/// Whose rows are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    /// Of keys, or of a broadcast state.
+    AsKept,
+    /// Of an operator list, whose namespaces are the subtasks and whose keys the places of items.
+    List,
+}
+
+impl Shown {
+    /// The columns with the names that they have for people.
+    fn schema(self, schema: &Schema) -> Schema {
+        let names: &[&str] = if self == Self::List { &LIST_COLUMNS } else { &[] };
+        let named = schema.fields().iter().enumerate().map(|(at, field)| match names.get(at) {
+            Some(name) => Arc::new(field.as_ref().clone().with_name(*name)),
+            None => Arc::clone(field),
+        });
+        Schema::new(named.collect::<Vec<_>>())
+    }
+
+    fn batch(self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let schema = Arc::new(self.schema(batch.schema_ref()));
+        Ok(RecordBatch::try_new(schema, batch.columns().to_vec())?)
+    }
+}
+
+/// Of the broadcast state of this name, if there is one: one subtask's, since all have the same. Of the operator list of this
+/// name: those of all subtasks. Else of keyed state.
+fn reader(found: &Found, args: &StatePartArgs) -> Result<(StateReader, Shown)> {
     let operator = found.operator(&args.operator)?;
+    let lists = operator.list_names();
+    let list = match &args.part {
+        Some(name) => lists.contains(name.as_str()).then_some(name.as_str()),
+        // An operator with lists has no key.
+        None => lists.first().copied().filter(|_| lists.len() == 1 && operator.broadcast_of(0).is_none()),
+    };
+    if let Some(name) = list {
+        let handles: Vec<StateHandle> = operator.lists_of(name).map(|(_, list)| list.state.clone()).collect();
+        return Ok((StateReader::open(&handles, found.files.clone())?, Shown::List));
+    }
     let keyed: Vec<StateHandle> = operator.subtasks.iter().filter_map(|s| s.state.clone()).collect();
     let broadcast = operator.broadcast_of(0).map_or(&[][..], |subtask| &subtask.broadcast);
     let meant = match &args.part {
         Some(name) => broadcast.iter().find(|b| b.name == *name),
         None => broadcast.first().filter(|_| keyed.is_empty() && broadcast.len() == 1),
     };
-    if meant.is_none() && keyed.is_empty() && !broadcast.is_empty() {
-        let names: Vec<&str> = broadcast.iter().map(|b| b.name.as_str()).collect();
-        let error = Error::invalid(format!("operator '{}' has broadcast states only", args.operator));
+    if meant.is_none() && keyed.is_empty() && !(broadcast.is_empty() && lists.is_empty()) {
+        let names: Vec<&str> = broadcast.iter().map(|b| b.name.as_str()).chain(lists).collect();
+        let error = Error::invalid(format!("operator '{}' has states without a key only", args.operator));
         return Err(error.mend(format!("Name one of: {}.", names.join(", "))));
     }
     let handles = meant.map_or(keyed, |broadcast| vec![broadcast.state.clone()]);
-    StateReader::open(&handles, found.files.clone())
+    Ok((StateReader::open(&handles, found.files.clone())?, Shown::AsKept))
 }
 
 /// A part of an operator's state, and which of its columns are wanted.
@@ -189,9 +231,23 @@ fn maps_as_lists(batch: &RecordBatch) -> Result<RecordBatch> {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Int64Builder, MapBuilder};
+    use arrow::array::{Int64Array, Int64Builder, MapBuilder};
+    use arrow::datatypes::DataType;
 
     use super::*;
+
+    #[test]
+    fn an_operator_list_is_shown_by_subtask_and_place() {
+        let number = |name: &str| Field::new(name, DataType::Int64, false);
+        let schema = Arc::new(Schema::new(vec![number("namespace"), number("key"), number("value")]));
+        let column = |numbers: Vec<i64>| -> ArrayRef { Arc::new(Int64Array::from(numbers)) };
+        let columns = vec![column(vec![0, 2]), column(vec![7, 0]), column(vec![70, 71])];
+        let batch = RecordBatch::try_new(schema, columns).unwrap();
+        let text = |shown: Shown| String::from_utf8(json_lines(&shown.batch(&batch).unwrap()).unwrap()).unwrap();
+        let list = "{\"subtask\":0,\"place\":7,\"item\":70}\n{\"subtask\":2,\"place\":0,\"item\":71}\n";
+        assert_eq!(text(Shown::List), list);
+        assert!(text(Shown::AsKept).starts_with("{\"namespace\":0,\"key\":7,"));
+    }
 
     #[test]
     fn a_map_of_numbers_is_shown_by_its_entries() {

@@ -4,22 +4,22 @@
 //! (`docs/decisions/0011-operator-state.md`). Invariant: only rows of a broadcast input change it, so that what one subtask
 //! has is what every subtask has.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arrow::array::{Array, ArrayRef, ListArray, StructArray, new_empty_array};
-use arrow::buffer::OffsetBuffer;
-use arrow::compute::concat;
-use arrow::datatypes::{DataType as ArrowType, Field};
+use arrow::array::{Array, ArrayRef, StructArray, new_empty_array};
+use arrow::datatypes::DataType as ArrowType;
 use tidemill_core::plan::{State, StateKind};
-use tidemill_core::snapshot::{KeyGroupRange, RestoredState, SnapshotKind, StateSnapshot, StateSpec};
+use tidemill_core::snapshot::{KeyGroupRange, RestoredState, SnapshotKind, StateSpec, UnkeyedSnapshot};
 use tidemill_core::state::{KeyedState, NO_SLOT, Namespace, Slot, StateBackend, TableId, ValueSpec};
 use tidemill_core::types::{arrow_type, map_entry};
-use tidemill_core::user::{CollectionChange, CollectionUpdate, ReadCollections};
+use tidemill_core::user::{CollectionChange, CollectionUpdate};
 use tidemill_core::{Error, Result};
 use tidemill_state::MemoryBackend;
 
 use super::super::DECLARE_AGAIN;
 use super::states::value_bytes;
+use super::unkeyed::{repeated, whole};
 
 /// What the broadcast states of a subtask may take together: each subtask has them whole, in memory and in checkpoints.
 const MAX_BROADCAST_BYTES: usize = 64 << 20;
@@ -31,9 +31,8 @@ const GLOBAL: Namespace = Namespace::GLOBAL;
 /// The broadcast states of one subtask.
 #[derive(Clone)]
 pub(super) struct BroadcastStates {
-    /// Index of the first of them among the states of the node.
-    first: usize,
-    kept: Arc<Vec<Kept>>,
+    /// By their index among the states of the node.
+    kept: Arc<BTreeMap<usize, Kept>>,
 }
 
 struct Kept {
@@ -54,22 +53,17 @@ impl BroadcastStates {
     /// Declares those of `states` that are broadcast, with what was restored of them, by name. `spec`: as for keyed state;
     /// its keys play no part.
     pub(super) fn declare(states: &[State], restored: &[(String, RestoredState)], spec: &StateSpec) -> Result<Self> {
-        let is_broadcast = |state: &State| matches!(state.kind, StateKind::Broadcast { .. });
-        let first = states.iter().position(is_broadcast).unwrap_or(states.len());
-        let declared = states.get(first..).unwrap_or_default();
-        let gone = restored
-            .iter()
-            .find(|(name, from)| !from.allow_non_restored && !declared.iter().any(|state| state.name == *name));
+        let is_declared =
+            |name: &str| states.iter().any(|s| s.name == name && matches!(s.kind, StateKind::Broadcast { .. }));
+        let gone = restored.iter().find(|(name, from)| !from.allow_non_restored && !is_declared(name));
         if let Some((name, _)) = gone {
             let message =
                 format!("the broadcast state '{name}' of operator '{}' was kept, and is not declared", spec.operator);
             return Err(Error::invalid(message).mend(DECLARE_AGAIN));
         }
-        let mut kept = Vec::with_capacity(declared.len());
-        for state in declared {
-            let StateKind::Broadcast { key } = &state.kind else {
-                return Err(Error::internal(format!("state '{}' stands behind broadcast ones", state.name)));
-            };
+        let mut kept = BTreeMap::new();
+        for (index, state) in states.iter().enumerate() {
+            let StateKind::Broadcast { key } = &state.kind else { continue };
             let (key, value) = (arrow_type(key), arrow_type(&state.data_type));
             let codec = tidemill_core::keys::KeyCodec::new(std::slice::from_ref(&key), false)?;
             let mut keyed = MemoryBackend::new().open(StateSpec {
@@ -81,14 +75,14 @@ impl BroadcastStates {
             })?;
             let table = keyed.table(&state.name, vec![ValueSpec::new("value", value.clone())])?;
             keyed.declared()?;
-            kept.push(Kept { name: state.name.clone(), key, value, table, state: Mutex::new(keyed) });
+            kept.insert(index, Kept { name: state.name.clone(), key, value, table, state: Mutex::new(keyed) });
         }
-        Ok(Self { first, kept: Arc::new(kept) })
+        Ok(Self { kept: Arc::new(kept) })
     }
 
     /// Whether a state of the node is one of them.
     pub(super) fn has(&self, state: usize) -> bool {
-        state >= self.first
+        self.kept.contains_key(&state)
     }
 
     /// Whether there are none.
@@ -151,27 +145,55 @@ impl BroadcastStates {
 
     /// Ends a transaction.
     pub(super) fn commit(&self) -> Result<()> {
-        self.kept.iter().try_for_each(|kept| kept.lock().commit())
+        self.kept.values().try_for_each(|kept| kept.lock().commit())
     }
 
     /// Freezes them.
-    pub(super) fn snapshot(&self, kind: SnapshotKind) -> Result<Vec<(String, Box<dyn StateSnapshot>)>> {
-        self.kept.iter().map(|kept| Ok((kept.name.clone(), kept.lock().snapshot(kind)?))).collect()
+    pub(super) fn snapshot(&self, kind: SnapshotKind) -> Result<Vec<UnkeyedSnapshot>> {
+        let snapshot = |kept: &Kept| {
+            Ok(UnkeyedSnapshot { name: kept.name.clone(), items: None, state: kept.lock().snapshot(kind)? })
+        };
+        self.kept.values().map(snapshot).collect()
     }
 
     /// Entries of all of them.
     pub(super) fn entries(&self) -> u64 {
-        self.kept.iter().map(|kept| kept.lock().entries()).sum()
+        self.kept.values().map(|kept| kept.lock().entries()).sum()
     }
 
     /// Bytes held in memory.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.kept.iter().map(|kept| kept.lock().memory_bytes()).sum()
+        self.kept.values().map(|kept| kept.lock().memory_bytes()).sum()
+    }
+
+    /// All entries of one: lists of its structs of key and value, as many as it is named by `keys`. `None`: they take more
+    /// than about `limit` bytes.
+    pub(super) fn read(&self, state: usize, keys: &[u32], limit: usize) -> Result<Option<ArrayRef>> {
+        let kept = self.get(state)?;
+        let held = kept.lock().memory_bytes();
+        // The same one may be asked for often.
+        if held.saturating_mul(keys.len()) > limit {
+            return Ok(None);
+        }
+        let (map_keys, values) = kept.entries()?;
+        let fields = map_entry(kept.key.clone(), kept.value.clone());
+        let entries: ArrayRef = Arc::new(StructArray::try_new(fields, vec![map_keys, values], None)?);
+        repeated(&entries, keys.len(), false).map(Some)
+    }
+
+    /// The values of some entries of one; null where there is none. `None`: they take more than `limit` bytes.
+    pub(super) fn find(&self, state: usize, map_keys: &ArrayRef, limit: usize) -> Result<Option<ArrayRef>> {
+        let kept = self.get(state)?;
+        let (mut held, mut slots) = (kept.lock(), Vec::new());
+        let encoded = held.codec().encode(map_keys.len(), std::slice::from_ref(map_keys))?;
+        held.find(kept.table, GLOBAL, &encoded, &mut slots)?;
+        let found = held.read(kept.table, GLOBAL, 0, &slots)?;
+        let bytes: usize = (0..found.len()).map(|row| value_bytes(&found, row)).sum();
+        Ok((bytes <= limit).then_some(found))
     }
 
     fn get(&self, state: usize) -> Result<&Kept> {
-        let kept = state.checked_sub(self.first).and_then(|at| self.kept.get(at));
-        kept.ok_or_else(|| Error::internal(format!("state {state} is no broadcast state")))
+        self.kept.get(&state).ok_or_else(|| Error::internal(format!("state {state} is no broadcast state")))
     }
 }
 
@@ -190,65 +212,7 @@ impl Kept {
             keys.extend(state.key_columns(self.table, GLOBAL, &slots)?.into_iter().take(1));
             values.push(state.read(self.table, GLOBAL, 0, &slots)?);
         }
-        let whole = |pieces: &[ArrayRef]| concat(&pieces.iter().map(AsRef::as_ref).collect::<Vec<&dyn Array>>());
         Ok((whole(&keys)?, whole(&values)?))
-    }
-}
-
-/// Reads states during one call: broadcast ones here, those of the call's keys where they are.
-pub(super) struct Reader {
-    pub(super) broadcast: BroadcastStates,
-    pub(super) keyed: Option<Arc<dyn ReadCollections>>,
-}
-
-impl Reader {
-    fn keyed(&self, state: usize) -> Result<&Arc<dyn ReadCollections>> {
-        self.keyed.as_ref().ok_or_else(|| Error::internal(format!("state {state} is no list or map")))
-    }
-}
-
-impl ReadCollections for Reader {
-    fn read(&self, state: usize, keys: &[u32], limit: usize) -> Result<Option<ArrayRef>> {
-        if !self.broadcast.has(state) {
-            return self.keyed(state)?.read(state, keys, limit);
-        }
-        let kept = self.broadcast.get(state)?;
-        check_keys(keys)?;
-        let held = kept.lock().memory_bytes();
-        // The same one may be asked for often.
-        if held.saturating_mul(keys.len()) > limit {
-            return Ok(None);
-        }
-        let (map_keys, values) = kept.entries()?;
-        let fields = map_entry(kept.key.clone(), kept.value.clone());
-        let entries: ArrayRef = Arc::new(StructArray::try_new(fields, vec![map_keys, values], None)?);
-        let item = Arc::new(Field::new("item", entries.data_type().clone(), false));
-        let lengths = OffsetBuffer::from_lengths(keys.iter().map(|_| entries.len()));
-        let copies: Vec<&dyn Array> = keys.iter().map(|_| entries.as_ref()).collect();
-        let items = if copies.is_empty() { entries.slice(0, 0) } else { concat(&copies)? };
-        Ok(Some(Arc::new(ListArray::try_new(item, lengths, items, None)?)))
-    }
-
-    fn get(&self, state: usize, keys: &[u32], map_keys: &ArrayRef, limit: usize) -> Result<Option<ArrayRef>> {
-        if !self.broadcast.has(state) {
-            return self.keyed(state)?.get(state, keys, map_keys, limit);
-        }
-        let kept = self.broadcast.get(state)?;
-        check_keys(keys)?;
-        let (mut held, mut slots) = (kept.lock(), Vec::new());
-        let encoded = held.codec().encode(map_keys.len(), std::slice::from_ref(map_keys))?;
-        held.find(kept.table, GLOBAL, &encoded, &mut slots)?;
-        let found = held.read(kept.table, GLOBAL, 0, &slots)?;
-        let bytes: usize = (0..found.len()).map(|row| value_bytes(&found, row)).sum();
-        Ok((bytes <= limit).then_some(found))
-    }
-}
-
-/// A broadcast state has one key, which is number 0.
-fn check_keys(keys: &[u32]) -> Result<()> {
-    match keys.iter().find(|key| **key != 0) {
-        Some(key) => Err(Error::internal(format!("key {key} of a broadcast state"))),
-        None => Ok(()),
     }
 }
 
@@ -297,8 +261,7 @@ mod tests {
 
     /// Everything, in order of the keys.
     fn all(states: &BroadcastStates) -> Vec<(i64, i64)> {
-        let reader = Reader { broadcast: states.clone(), keyed: None };
-        let lists = reader.read(RULES, &[0], usize::MAX).unwrap().unwrap();
+        let lists = states.read(RULES, &[0], usize::MAX).unwrap().unwrap();
         let entries = lists.as_list::<i32>().value(0);
         let column = |at| entries.as_struct().column(at).as_primitive::<Int64Type>().values().to_vec();
         let mut all: Vec<_> = column(0).into_iter().zip(column(1)).collect();
@@ -315,11 +278,10 @@ mod tests {
         assert_eq!(all(&states), [(1, 11), (2, 20)]);
         states.change(&update(CollectionChange::Remove(numbers(&[2, 7])), 2)).unwrap();
         states.commit().unwrap();
-        let reader = Reader { broadcast: states.clone(), keyed: None };
-        let found = reader.get(RULES, &[0, 0], &numbers(&[1, 2]), usize::MAX).unwrap().unwrap();
+        let found = states.find(RULES, &numbers(&[1, 2]), usize::MAX).unwrap().unwrap();
         assert_eq!(found.as_primitive::<Int64Type>().iter().collect::<Vec<_>>(), [Some(11), None]);
-        assert!(reader.read(RULES, &[1], usize::MAX).is_err() && reader.read(0, &[0], usize::MAX).is_err());
-        assert!(reader.read(RULES, &[0], 0).unwrap().is_none(), "more than may be read");
+        assert!(states.read(0, &[0], usize::MAX).is_err(), "a keyed state");
+        assert!(states.read(RULES, &[0], 0).unwrap().is_none(), "more than may be read");
         // What is cleared and put in one transaction is there.
         states.change(&update(CollectionChange::Clear, 1)).unwrap();
         states.change(&insert(&[5], numbers(&[50]))).unwrap();
@@ -359,7 +321,7 @@ mod tests {
         states.commit().unwrap();
         let files = Arc::new(MemoryFiles::new());
         let frozen = states.snapshot(SnapshotKind::Portable).unwrap();
-        let handles: Vec<_> = frozen.into_iter().map(|(name, f)| (name, f.write(&*files).unwrap())).collect();
+        let handles: Vec<_> = frozen.into_iter().map(|f| (f.name, f.state.write(&*files).unwrap())).collect();
         let restored = |allow_non_restored| -> Vec<(String, RestoredState)> {
             let from = |handle: &StateHandle| RestoredState {
                 handles: vec![handle.clone()],

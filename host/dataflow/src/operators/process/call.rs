@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::buffer::ScalarBuffer;
 use tidemill_core::ids::InputIndex;
 use tidemill_core::keys::Keys;
-use tidemill_core::operator::Output;
+use tidemill_core::operator::{DeadLetter, Output};
 use tidemill_core::state::Slot;
 use tidemill_core::user::{
     CallClock, CollectionChange, CollectionUpdate, DueTimers, Effects, Emission, EmittedRows, KeySet, ReadCollections,
@@ -13,11 +13,11 @@ use tidemill_core::user::{
 };
 use tidemill_core::{Batch, Error, Result};
 
-use super::broadcast::Reader;
+use super::unkeyed::Reader;
 use super::{Engine, What, Work};
 use crate::transaction::{Attempt, Rows};
 
-/// Emissions of timers derive from rows of no input.
+/// Emissions of timers, and of the end, derive from rows of no input.
 const NO_INPUT: InputIndex = InputIndex(u32::MAX);
 
 pub(super) struct Call<'a> {
@@ -62,6 +62,10 @@ impl Attempt for Call<'_> {
                 let timers = DueTimers { domain: *domain, timestamps, key_columns: columns.columns(), keys };
                 engine.user.on_timers(self.clock, &timers, effects)
             }
+            What::End { time } => {
+                let timers = DueTimers { domain: TimeDomain::Event, timestamps: time, key_columns: &[], keys };
+                engine.user.on_timers(self.clock, &timers, effects)
+            }
         };
         self.rows = Some(selected);
         if called.is_ok()
@@ -70,7 +74,7 @@ impl Attempt for Call<'_> {
             return Ok(Err(UserFailure::Trap(why)));
         }
         if called.is_ok()
-            && let Some(why) = engine.broadcast.refused(&effects.collections, engine.is_broadcast(self.work)?)?
+            && let Some(why) = engine.unkeyed.refused(&effects.collections, engine.is_broadcast(self.work)?)?
         {
             return Ok(Err(UserFailure::Trap(why)));
         }
@@ -96,7 +100,7 @@ impl Attempt for Call<'_> {
         }
         let input = match &self.work.what {
             What::Rows { input } => *input,
-            What::Timers { .. } => NO_INPUT,
+            What::Timers { .. } | What::End { .. } => NO_INPUT,
         };
         for mut emission in effects.emissions.drain(..) {
             if input == NO_INPUT {
@@ -121,6 +125,10 @@ impl Attempt for Call<'_> {
                 };
                 self.engine.key_text.letter(keys, row, format!("{kind}: {reason}"))
             }
+            What::End { .. } => {
+                let reason = format!("the end of the input: {reason}");
+                DeadLetter { reason, record: "{}".to_owned(), timestamp: None }
+            }
         };
         self.out.dead_letter(letter)
     }
@@ -143,13 +151,14 @@ impl Engine {
     /// Reads what does not travel with the call.
     fn reader(&self) -> Option<Arc<dyn ReadCollections>> {
         let keyed = self.states.reader(&self.numbering.slots);
-        if self.broadcast.is_empty() {
+        if self.unkeyed.is_empty() {
             return keyed;
         }
-        Some(Arc::new(Reader { broadcast: self.broadcast.clone(), keyed }))
+        Some(Arc::new(Reader { unkeyed: self.unkeyed.clone(), keyed }))
     }
 
-    /// Timers have no rows whose columns could be copied; the new rows of one timer have its time.
+    /// Timers have no rows whose columns could be copied; the new rows of one timer have its time. The end of a stream
+    /// without event time has none, whatever its timer says.
     fn check_timer_emission(&self, emission: &mut Emission, times: Option<&ScalarBuffer<i64>>) -> Result<()> {
         if self.copying.get(emission.port.index()) == Some(&true) {
             let message = format!("a timer emitted to {}, which copies columns of the input's rows", emission.port);
@@ -159,6 +168,9 @@ impl Engine {
             (&mut emission.rows, times.map(|t| &**t))
         {
             *timestamps = Some(ScalarBuffer::from(vec![*time; *rows]));
+        }
+        if let (EmittedRows::New { timestamps, .. }, None) = (&mut emission.rows, times) {
+            *timestamps = None;
         }
         Ok(())
     }
@@ -175,8 +187,8 @@ impl Engine {
     }
 
     fn change(&mut self, update: &CollectionUpdate) -> Result<()> {
-        if self.broadcast.has(update.state) {
-            return self.broadcast.change(update);
+        if self.unkeyed.has(update.state) {
+            return self.unkeyed.change(update);
         }
         self.may_be_vacant |= matches!(update.change, CollectionChange::Remove(_) | CollectionChange::Clear);
         self.states.change(update, &self.slots_of(&update.keys)?)

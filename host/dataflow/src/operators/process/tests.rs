@@ -16,6 +16,7 @@ use tidemill_state::MemoryBackend;
 use super::*;
 use crate::operators::Begin;
 
+mod end;
 mod ttl;
 
 const INT: plan::DataType = plan::DataType::Int64;

@@ -233,6 +233,61 @@ impl Instance {
     }
 }
 
+/// The states of `buffer`.
+const HELD: usize = 0;
+const KNOWN: usize = 1;
+
+/// So many rows are held at most.
+const MOST_HELD: usize = 40;
+
+/// What is known is emitted with keys from here on.
+pub const KNOWN_KEYS: i64 = 1_000;
+
+fn texts(state: usize, keys: &KeySet<'_>) -> Vec<String> {
+    let lists = keys.collections.as_ref().unwrap().read(state, &[0], usize::MAX).unwrap().unwrap();
+    lists.as_list::<i32>().value(0).as_string_view().iter().map(|text| text.unwrap().to_owned()).collect()
+}
+
+fn row_of(text: &str) -> (i64, i64, i64) {
+    let numbers: Vec<i64> = text.split(':').map(|number| number.parse().unwrap()).collect();
+    (numbers[0], numbers[1], numbers[2])
+}
+
+fn known_row(text: &str) -> (i64, i64, i64) {
+    let (k, t, v) = row_of(text);
+    (KNOWN_KEYS + k, t, v)
+}
+
+fn set_list(state: usize, items: &[String], clear: bool, effects: &mut Effects) {
+    if clear {
+        change(state, &[0], CollectionChange::Clear, effects);
+    }
+    let items: ArrayRef = Arc::new(StringViewArray::from_iter_values(items));
+    change(state, &vec![0; items.len()], CollectionChange::Append(items), effects);
+}
+
+/// Holds rows until there are some, and remembers each: what it knows twice (since lists were united) it forgets once.
+fn buffer(batch: &Batch, keys: &KeySet<'_>, effects: &mut Effects) -> Result<(), UserFailure> {
+    assert_eq!(keys.keys, 0);
+    let (k, values) = (ints(&batch.columns()[0]), ints(&batch.columns()[2]));
+    let times = batch.columns()[1].as_primitive::<TimestampMillisecondType>();
+    let rows: Vec<String> = (0..batch.rows()).map(|i| format!("{}:{}:{}", k[i], times.value(i), values[i])).collect();
+    // Before what is poisonous shows: nothing of it may be left.
+    let (mut held, mut known) = (texts(HELD, keys), texts(KNOWN, keys));
+    held.extend(rows.iter().cloned());
+    if held.len() > MOST_HELD {
+        emit(&held.iter().map(|row| row_of(row)).collect::<Vec<_>>(), effects);
+        change(HELD, &[0], CollectionChange::Clear, effects);
+    } else {
+        set_list(HELD, &rows, false, effects);
+    }
+    known.extend(rows);
+    known.sort_unstable();
+    known.dedup();
+    set_list(KNOWN, &known, true, effects);
+    poison(values)
+}
+
 impl UserCode for Instance {
     fn transform(&mut self, _: CallClock, _: u32, batch: &Batch, effects: &mut Effects) -> Result<(), UserFailure> {
         poison(ints(&batch.columns()[2]))?;
@@ -251,6 +306,9 @@ impl UserCode for Instance {
     ) -> Result<(), UserFailure> {
         if self.name.starts_with("judge") {
             return self.judge(input, batch, keys, effects);
+        }
+        if self.name == "buffer" {
+            return buffer(batch, keys, effects);
         }
         let values = ints(&batch.columns()[2]);
         if self.name == "collect" {
@@ -292,6 +350,12 @@ impl UserCode for Instance {
         }
         if self.name == "judge" {
             self.judged(timers, effects);
+            return Ok(());
+        }
+        if self.name == "buffer" {
+            assert_eq!((timers.timestamps.len(), timers.keys.keys), (1, 0), "the end");
+            let known = texts(KNOWN, &timers.keys).into_iter().map(|row| known_row(&row));
+            emit(&texts(HELD, &timers.keys).iter().map(|row| row_of(row)).chain(known).collect::<Vec<_>>(), effects);
             return Ok(());
         }
         let key_column = ints(&timers.key_columns[0]);

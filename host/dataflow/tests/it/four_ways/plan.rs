@@ -116,6 +116,19 @@ impl Plan {
         (self.node(name, inputs, vec![output("rows", copied("t?"))], kind), 0)
     }
 
+    /// A function without a key that holds rows in a list, and knows in one that is united which there were. Port 0: (k, t, v)
+    /// of both.
+    pub fn buffering(&mut self, name: &str, from: From) -> From {
+        let list = |name: &str, redistribution| {
+            let kind = StateKind::OperatorList { redistribution };
+            State { kind, ..State::value(name, DataType::Utf8) }
+        };
+        let states = vec![list("held", Redistribution::Split), list("known", Redistribution::Union)];
+        let kind = NodeKind::Process { reads_timestamps: false, states };
+        let input = Self::input(from, Exchange::Rebalance, &[0, 1, 2]);
+        (self.node(name, vec![input], vec![output("rows", new(["k", "t", "v"]))], kind), 0)
+    }
+
     fn rules() -> State {
         State { kind: StateKind::Broadcast { key: DataType::Int64 }, ..State::value("rules", DataType::Int64) }
     }
