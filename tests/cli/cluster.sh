@@ -85,6 +85,11 @@ end "${pids[1]}"
 printf 'ebb\n' >in/2.txt
 until_true wrote ebb,3
 until_true is_in "$job" RUNNING
+TIDEMILL_TOKEN_FILE=$scratch/reads tidemill logs "$job" >logged
+for words in 'it is deployed: 4 slots on worker-' 'all its slots run' 'ERROR' 'is started again'; do grep -q "$words" logged; done
+env -u TIDEMILL_TOKEN_FILE tidemill logs -f "$job" 2>refused && exit 1
+grep -q 'asks for a token' refused
+tidemill workers | grep -q 'guests'
 
 tidemill rescale "$job" --parallelism 1 --wait
 printf 'ebb\n' >in/3.txt

@@ -36,6 +36,27 @@ new_clicks
 job=$(tidemill submit clicks --detach --parallelism 2 --json | grep -o '"id": "[^"]*"' | cut -d '"' -f 4)
 until_true wrote ebb,2
 
+# Who follows what is logged of it goes on over all that follows here.
+tidemill logs -f "$job" >followed 2>lost &
+following=$!
+
+# A job that logs, to its end. An operator is named in more than one way; what is no operator is refused.
+tidemill new talks >/dev/null
+sed -i 's/|message, out| message/|message, out| {\n tidemill::warn!("heard \\u{1b}[31m{}", message.text);\n message/; s/for_each(|word| out.emit(Word { word }))/&\n}/' talks/src/lib.rs
+sed -i 's/"print"/"blackhole"/' talks/tidemill.toml
+tidemill build talks >/dev/null 2>&1
+tidemill submit talks 2>/dev/null
+talk=$(tidemill list | awk '/talks/ {print $1}')
+tidemill logs "$talk" >logged
+grep -q 'WARN  worker-.*/0: heard \\u{1b}\[31m' logged
+grep -q 'INFO  engine: it is over: FINISHED' logged
+tidemill logs "$talk" --task "$(grep -o '[^ ]*/0: heard' logged | head -n 1 | cut -d : -f 1)" --limit 2 --json >entries
+[[ $(grep -c '"level":"WARN".*"message":"heard' entries) == 2 && $(wc -l <entries) == 2 ]]
+tidemill logs "$talk" --task nobody 2>refused && exit 1
+grep -q "no operator 'nobody'" refused
+tidemill logs nothing 2>refused && exit 1
+grep -q "no job 'nothing'" refused
+
 # A worker dies; the job goes on; another comes in its place.
 kill -KILL "$first"
 until_true ended "$first"
@@ -60,6 +81,9 @@ watching=$!
 tidemill stop --job "$job" --savepoint savepoint
 wait "$watching"
 tail -n 20 watched | grep -q FINISHED
+wait "$following"
+for words in 'all its slots run' 'ERROR' 'is started again' 'it is over: FINISHED'; do grep -q "$words" followed; done
+grep -q 'trying again' lost
 last=$(pid coordinator)
 tidemill cluster stop 2>stopped
 grep -q '2 processes' stopped

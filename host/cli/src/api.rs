@@ -1,12 +1,13 @@
 //! A cluster's API, as the commands ask it.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use reqwest::Certificate;
 use reqwest::blocking::{Client, RequestBuilder};
+use reqwest::{Certificate, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidemill_core::Error;
@@ -70,6 +71,13 @@ impl Api {
         self.client.get(format!("{}/{path}", self.base))
     }
 
+    /// With a query.
+    pub fn get_with(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<RequestBuilder> {
+        let url = format!("{}/{path}", self.base);
+        let asked = Url::parse_with_params(&url, query).with_context(|| format!("'{url}' is no URL"))?;
+        Ok(self.client.get(asked))
+    }
+
     pub fn post(&self, path: &str) -> RequestBuilder {
         self.client.post(format!("{}/{path}", self.base))
     }
@@ -107,21 +115,39 @@ impl Api {
             }
             let reason = Error::invalid(format!("the cluster at {} can't be reached: {cause}", self.base))
                 .mend("Start one with `tidemill cluster start`, or name it with --cluster URL.");
-            anyhow!(reason)
+            anyhow!(Unanswered(reason.text()))
         };
         let request = self.token.iter().fold(request, |request, token| request.bearer_auth(token));
         let response = request.send().map_err(unreachable)?;
         let status = response.status();
         if status.is_success() {
-            return response.json().context("the cluster's answer can't be read");
+            let text = response.text().map_err(|e| anyhow!(Unanswered(format!("the cluster broke off: {e}"))))?;
+            return serde_json::from_str(&text).context("the cluster's answer can't be read");
         }
         let text = response.text().unwrap_or_default();
-        match serde_json::from_str::<ProblemBody>(&text) {
-            Ok(problem) => Err(anyhow!(problem.detail)),
-            Err(_) => Err(anyhow!("the cluster answered {status}: {text}")),
-        }
+        let detail = match serde_json::from_str::<ProblemBody>(&text) {
+            Ok(problem) => problem.detail,
+            Err(_) => format!("the cluster answered {status}: {text}"),
+        };
+        Err(if PASSING.contains(&status) { anyhow!(Unanswered(detail)) } else { anyhow!(detail) })
     }
 }
+
+/// A cluster that can't answer now, or whoever stands before it.
+const PASSING: [StatusCode; 3] =
+    [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+
+/// Nothing was answered, or not all: it may be, later.
+#[derive(Debug)]
+pub struct Unanswered(String);
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unanswered {}
 
 fn read(file: &Path, what: &str) -> anyhow::Result<String> {
     fs::read_to_string(file).with_context(|| format!("{what} can't be read from {}", file.display()))

@@ -61,6 +61,8 @@ pub enum Command {
     List(ClusterArgs),
     /// A job of a cluster: its state, operators and checkpoints
     Status(StatusArgs),
+    /// What was logged of a job of a cluster, by its code and by the engine
+    Logs(LogsArgs),
     /// End a job of a cluster at once; nothing more is written
     Cancel(ClusterJobArgs),
     /// Give a job of a cluster another number of slots
@@ -312,6 +314,21 @@ pub struct StatusArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct LogsArgs {
+    #[command(flatten)]
+    pub job: ClusterJobArgs,
+    /// Go on with what comes, until the job is over
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only what an operator logged (its name, uid or number in the plan), or one of its subtasks
+    #[arg(long, value_name = "OPERATOR[/SUBTASK]")]
+    pub task: Option<String>,
+    /// Begin with so many entries, the newest
+    #[arg(long, default_value = "1000", value_name = "ENTRIES", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+}
+
+#[derive(Args, Debug)]
 pub struct RescaleArgs {
     #[command(flatten)]
     pub job: ClusterJobArgs,
@@ -364,7 +381,7 @@ pub struct ClusterStartArgs {
     /// How many slots each has [default: 2]
     #[arg(long, value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub slots: Option<u32>,
-    /// How much memory each may use [default: 1GiB]
+    /// How much memory jobs may hold on each [default: 1GiB]
     #[arg(long, value_name = "SIZE", value_parser = size_text)]
     pub memory: Option<String>,
     /// Where artifacts and jobs are kept: a folder, or s3://BUCKET/PREFIX [default: as before, at first in the run folder]
@@ -439,7 +456,7 @@ pub struct WorkerArgs {
     /// How many slots it offers: each runs a slice of a job, on a thread
     #[arg(long, env = "TIDEMILL_WORKER_SLOTS", default_value = "1", value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub slots: u32,
-    /// How much memory it may use; shown, and not enforced yet
+    /// How much memory jobs may hold there: user code, state, rows between slots. A job that needs more fails
     #[arg(long, env = "TIDEMILL_WORKER_MEMORY", default_value = "1GiB", value_name = "SIZE", value_parser = size)]
     pub memory: ByteSize,
     /// Where other workers connect; port 0: any that is free

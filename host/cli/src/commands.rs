@@ -8,6 +8,7 @@ pub mod context;
 pub mod control;
 pub mod inspect;
 pub mod local;
+pub mod logs;
 pub mod new;
 pub mod run;
 pub mod serve;

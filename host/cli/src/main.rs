@@ -83,6 +83,7 @@ fn dispatch(command: Command, screen: &Screen) -> Outcome {
         Command::Submit(args) => commands::cluster::submit(&args),
         Command::List(args) => commands::cluster::list(&args),
         Command::Status(args) => commands::cluster::status(&args),
+        Command::Logs(args) => commands::logs::logs(&args),
         Command::Cancel(args) => commands::cluster::cancel(&args),
         Command::Rescale(args) => commands::cluster::rescale(&args),
         Command::Workers(args) => commands::cluster::workers(&args),

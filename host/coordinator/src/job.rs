@@ -20,8 +20,9 @@ use tidemill_rpc::proto::Running;
 
 use crate::execution::{Execution, ExecutionEvent};
 use crate::lock;
+use crate::logs::{JobLog, LogFilter};
 use crate::storage::{Accepted, KeptWish, Storage};
-use crate::view::{CheckpointsView, JobState, JobView, SubtaskCounters, SubtaskView, VertexView};
+use crate::view::{CheckpointsView, JobState, JobView, LogsView, SubtaskCounters, SubtaskView, VertexView};
 use crate::workers::Worker;
 
 pub use master::{Due, JobMaster};
@@ -74,6 +75,7 @@ pub struct Job {
     changed: Condvar,
     /// To its master.
     tell: Sender<JobEvent>,
+    log: JobLog,
 }
 
 /// What others than the master see, and what they want.
@@ -90,18 +92,24 @@ struct Shared {
 
 impl Job {
     /// One that was accepted, and what its master is to hear. `end`: how it ended, if it did.
-    fn new(storage: Arc<Storage>, accepted: Accepted, end: Option<JobView>) -> Result<(Arc<Self>, Receiver<JobEvent>)> {
+    fn new(
+        storage: Arc<Storage>,
+        accepted: Accepted,
+        end: Option<JobView>,
+        now_ms: i64,
+    ) -> Result<(Arc<Self>, Receiver<JobEvent>)> {
         let view = end.map_or_else(|| accepted_view(&accepted), Ok)?;
         let parallelism = view.parallelism;
         let (wish, control, execution, tasks) = Default::default();
         let shared = Mutex::new(Shared { view, wish, parallelism, control, execution, tasks });
         let (tell, inbox) = mpsc::channel();
-        Ok((Arc::new(Self { storage, accepted, shared, changed: Condvar::new(), tell }), inbox))
+        let (changed, log) = (Condvar::new(), JobLog::new(now_ms));
+        Ok((Arc::new(Self { storage, accepted, shared, changed, tell, log }), inbox))
     }
 
     /// One that came to its end.
-    pub(crate) fn ended(storage: Arc<Storage>, accepted: Accepted, end: JobView) -> Result<Arc<Self>> {
-        Self::new(storage, accepted, Some(end)).map(|(job, _)| job)
+    pub(crate) fn ended(storage: Arc<Storage>, accepted: Accepted, end: JobView, now_ms: i64) -> Result<Arc<Self>> {
+        Self::new(storage, accepted, Some(end), now_ms).map(|(job, _)| job)
     }
 
     /// What was wanted of it before, by a coordinator that is gone.
@@ -136,6 +144,23 @@ impl Job {
     pub(crate) fn keeps_checkpoints(&self, name: &str, location: &str) -> bool {
         let checkpoints = || self.accepted.definition.manifest(None).ok()?.checkpoints;
         lock(&self.shared).view.name == name && checkpoints().is_some_and(|of| of.location == location)
+    }
+
+    /// What was logged of it.
+    pub fn log(&self) -> &JobLog {
+        &self.log
+    }
+
+    /// Which entries of its log are those of a task, as [`LogFilter::of_task`] says.
+    pub fn log_filter(&self, task: &str) -> Result<LogFilter> {
+        LogFilter::of_task(task, &self.view().vertices)
+    }
+
+    /// What was logged of it, as [`JobLog::read`] says.
+    pub fn logs(&self, after: Option<u64>, limit: usize, filter: &LogFilter) -> LogsView {
+        // First: what was logged before the end is there then.
+        let over = self.is_over();
+        LogsView { over, ..self.log.read(self.id(), after, limit, filter) }
     }
 
     /// Whether it came to its end.

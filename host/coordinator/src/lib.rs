@@ -9,11 +9,12 @@ pub mod view;
 mod execution;
 mod inspect;
 mod job;
+mod logs;
 mod serve;
 mod storage;
 mod workers;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -27,6 +28,7 @@ use tidemill_wasm::Limits;
 
 use crate::execution::Execution;
 pub use crate::job::{Due, Job, JobMaster, Submission};
+pub use crate::logs::{JobLog, LogFilter};
 pub use crate::serve::serve;
 use crate::storage::Storage;
 use crate::view::{ArtifactView, JobView, Overview, WorkerView};
@@ -43,6 +45,9 @@ pub enum WhenFull {
     Refuse,
 }
 
+/// Of so many jobs that are over, what they logged is kept: a megabyte each, at most.
+const ENDED_LOGS: usize = 100;
+
 /// See the crate.
 pub struct Coordinator {
     environment: Environment,
@@ -51,6 +56,8 @@ pub struct Coordinator {
     workers: Workers,
     executions: Mutex<HashMap<u64, Arc<Execution>>>,
     jobs: Mutex<BTreeMap<String, Arc<Job>>>,
+    /// Those that came to their end here and whose logs are kept, the oldest first.
+    ended: Mutex<VecDeque<Arc<Job>>>,
     components: Arc<Components>,
     run: Box<dyn Fn(JobMaster) -> Result<()> + Send + Sync>,
     next_execution: AtomicU64,
@@ -77,7 +84,7 @@ impl Coordinator {
         storage.mark()?;
         // Unique also over coordinators that come after each other.
         let next_execution = AtomicU64::new(environment.now_ms().unsigned_abs() << 16);
-        let (workers, executions, jobs) = Default::default();
+        let (workers, executions, jobs, ended) = Default::default();
         let run = Box::new(run);
         let this = Arc::new(Self {
             environment,
@@ -86,13 +93,14 @@ impl Coordinator {
             workers,
             executions,
             jobs,
+            ended,
             components,
             run,
             next_execution,
         });
         for kept in this.storage.jobs()? {
             let job = match kept.end {
-                Some(end) => Job::ended(this.storage.clone(), kept.accepted, end)?,
+                Some(end) => Job::ended(this.storage.clone(), kept.accepted, end, this.environment.now_ms())?,
                 None => this.run(JobMaster::again(this.clone(), kept)?)?,
             };
             lock(&this.jobs).insert(job.id().to_owned(), job);
@@ -222,6 +230,17 @@ impl Coordinator {
     fn run(&self, (job, master): (Arc<Job>, JobMaster)) -> Result<Arc<Job>> {
         (self.run)(master)?;
         Ok(job)
+    }
+
+    /// A job came to its end: its logs are kept with those of the latest that did.
+    fn ended(&self, job: &Arc<Job>) {
+        let mut ended = lock(&self.ended);
+        ended.push_back(job.clone());
+        if ended.len() > ENDED_LOGS {
+            ended.pop_front().into_iter().for_each(|oldest| oldest.log().clear());
+        }
+        drop(ended);
+        job.log().wake();
     }
 
     fn new_execution(&self) -> u64 {

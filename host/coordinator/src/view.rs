@@ -3,7 +3,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use tidemill_core::log::Level;
 use tidemill_core::metrics::TaskMetrics;
+use tidemill_rpc::proto;
 use utoipa::ToSchema;
 
 /// Where a job is in its life. The names are those of Flink.
@@ -317,6 +319,75 @@ pub struct SubtaskCheckpointView {
     pub watermark: Option<i64>,
 }
 
+/// What was logged of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LogsView {
+    /// The entries, the oldest first.
+    pub entries: Vec<LogEntryView>,
+    /// What to give as `after` for those that follow.
+    pub next: u64,
+    /// How many there were after `after` that are not kept any more.
+    pub missed: u64,
+    /// How many were never kept, as far as this coordinator knows: the job logged too much.
+    pub dropped: u64,
+    /// Whether the job is over: nothing more will come, but what follows here.
+    pub over: bool,
+}
+
+/// Something that was logged of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LogEntryView {
+    /// Grows from entry to entry of a job.
+    pub sequence: u64,
+    /// When, in milliseconds since 1970, by the clock of who logged it.
+    pub at_ms: i64,
+    /// How much it matters.
+    pub level: LogLevel,
+    /// The job's id.
+    pub job: String,
+    /// The operator's number in the plan, if it is of an operator and not of the engine.
+    pub node: Option<u32>,
+    /// The operator's name.
+    pub operator: Option<String>,
+    /// Which of its subtasks.
+    pub subtask: Option<u32>,
+    /// The worker that logged it.
+    pub worker: Option<String>,
+    /// What it says; without control characters but line feeds and tabs.
+    pub message: String,
+}
+
+/// How much an entry matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum LogLevel {
+    /// For whoever looks for a fault.
+    Debug,
+    /// Something happened, and all is well.
+    Info,
+    /// Something is not as it should be, and the job goes on.
+    Warn,
+    /// Something failed.
+    Error,
+}
+
+impl From<Level> for LogLevel {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Debug => Self::Debug,
+            Level::Info => Self::Info,
+            Level::Warn => Self::Warn,
+            Level::Error => Self::Error,
+        }
+    }
+}
+
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&format!("{self:?}").to_uppercase())
+    }
+}
+
 /// A worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WorkerView {
@@ -328,10 +399,45 @@ pub struct WorkerView {
     pub slots: u32,
     /// How many of them nothing runs in.
     pub free_slots: u32,
-    /// What it may use.
+    /// What jobs may hold there.
     pub memory_bytes: u64,
     /// What its process has in memory.
     pub resident_bytes: u64,
+    /// What jobs hold there, by owner.
+    #[serde(default)]
+    pub held: HeldView,
+}
+
+/// What jobs hold of a worker's memory, in bytes: what its account counts, and `memory_bytes` bounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HeldView {
+    /// Memories and tables of user code.
+    pub guests_bytes: u64,
+    /// Keyed state that is in memory, and the caches of state on disk.
+    pub state_bytes: u64,
+    /// Rows in queues between slots.
+    pub exchange_bytes: u64,
+    /// Sources and sinks; none of them reports anything yet.
+    pub connectors_bytes: u64,
+}
+
+impl HeldView {
+    /// All.
+    pub fn total(&self) -> u64 {
+        let all = [self.guests_bytes, self.state_bytes, self.exchange_bytes, self.connectors_bytes];
+        all.into_iter().fold(0, u64::saturating_add)
+    }
+}
+
+impl From<proto::Memory> for HeldView {
+    fn from(said: proto::Memory) -> Self {
+        Self {
+            guests_bytes: said.guests,
+            state_bytes: said.state,
+            exchange_bytes: said.exchange,
+            connectors_bytes: said.connectors,
+        }
+    }
 }
 
 /// The cluster.

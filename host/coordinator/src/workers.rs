@@ -10,7 +10,7 @@ use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_rpc::proto::{self, FromWorker, Running, ToWorker, from_worker as says, signal, to_worker as tells};
 use tidemill_rpc::{VERSION, to_worker};
 
-use crate::view::WorkerView;
+use crate::view::{HeldView, WorkerView};
 use crate::{Coordinator, lock};
 
 /// How often workers say that they are there, and bring figures.
@@ -40,6 +40,7 @@ pub struct Worker {
     slots: u32,
     memory_bytes: u64,
     resident_bytes: AtomicU64,
+    held: Mutex<HeldView>,
     used: Mutex<u32>,
     say: Box<dyn Fn(ToldWorker) + Send + Sync>,
 }
@@ -131,6 +132,7 @@ impl Workers {
             free_slots: worker.free(),
             memory_bytes: worker.memory_bytes,
             resident_bytes: worker.resident_bytes.load(Ordering::Relaxed),
+            held: *lock(&worker.held),
         };
         all.workers.values().map(view).collect()
     }
@@ -170,6 +172,7 @@ impl Coordinator {
             slots: hello.slots,
             memory_bytes: hello.memory_bytes,
             resident_bytes: AtomicU64::new(0),
+            held: Mutex::default(),
             used: Mutex::new(0),
             say: Box::new(say),
         });
@@ -204,8 +207,10 @@ impl Coordinator {
         let Some(says) = message.says else { return };
         let execution = match &says {
             says::Says::Beat(beat) => {
+                *lock(&worker.held) = beat.memory.unwrap_or_default().into();
                 return worker.resident_bytes.store(beat.resident_bytes, Ordering::Relaxed);
             }
+            says::Says::Logs(_) => return self.heard_logs(worker, says),
             says::Says::Hello(_) => return,
             says::Says::Opened(opened) => opened.execution,
             says::Says::Tasks(tasks) => tasks.execution,
@@ -220,6 +225,14 @@ impl Coordinator {
         // Of one that is over: stale.
         if let Some(execution) = self.execution(execution) {
             execution.said(&worker.id, says);
+        }
+    }
+
+    /// Also of an execution that is over: its last words.
+    fn heard_logs(&self, worker: &Worker, says: says::Says) {
+        let says::Says::Logs(logs) = says else { return };
+        if let Some(job) = self.job(&logs.job) {
+            job.log().hear(self.environment.now_ms(), &worker.id, logs);
         }
     }
 

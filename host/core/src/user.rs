@@ -17,6 +17,7 @@ use tidemill_plan::Node;
 use crate::Batch;
 use crate::error::Result;
 use crate::ids::{Port, SubtaskId};
+use crate::process::Surroundings;
 use crate::time::{Timestamp, Watermark};
 
 /// Makes instances of user code for the operators of one job.
@@ -28,6 +29,12 @@ pub trait UserCodeFactory: Send + Sync {
         node: &Node,
         metrics: &Arc<crate::metrics::TaskMetrics>,
     ) -> Result<Box<dyn UserCode>>;
+
+    /// The same code in these surroundings: there its memory is counted and its messages go. `None`: it makes no use of
+    /// them.
+    fn within(&self, _: &Surroundings) -> Option<Arc<dyn UserCodeFactory>> {
+        None
+    }
 }
 
 /// The times of a call.

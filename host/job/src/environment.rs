@@ -8,7 +8,9 @@ use tidemill_checkpoint::Store;
 use tidemill_connector_kit::Registry;
 use tidemill_core::Result;
 use tidemill_core::graph::JobGraph;
+use tidemill_core::memory::ProcessMemory;
 use tidemill_core::nonce::{Nonces, random_nonces};
+use tidemill_core::process::Surroundings;
 use tidemill_core::time::{Clock, SystemClock};
 use tidemill_core::user::UserCodeFactory;
 use tidemill_dataflow::JobSpec;
@@ -31,6 +33,8 @@ pub struct Environment {
     pub clock: Arc<dyn Clock>,
     /// Names that nobody else has.
     pub nonces: Nonces,
+    /// How much memory jobs hold in this process, and may.
+    pub memory: Arc<ProcessMemory>,
 }
 
 /// Finds the program that an artifact is.
@@ -61,6 +65,7 @@ impl Environment {
             place: Arc::new(blobs::at),
             clock: Arc::new(SystemClock),
             nonces: random_nonces(),
+            memory: ProcessMemory::unlimited(),
         }
     }
 
@@ -71,7 +76,12 @@ impl Environment {
 
     /// Everything that the engine needs of a job.
     pub fn spec(&self, manifest: &Manifest, program: Program) -> Result<JobSpec> {
-        spec::assemble(manifest, &self.registry, program, self.clock.clone())
+        self.spec_within(manifest, program, &Surroundings::default())
+    }
+
+    /// The same, to be run in these surroundings.
+    pub fn spec_within(&self, manifest: &Manifest, program: Program, within: &Surroundings) -> Result<JobSpec> {
+        spec::assemble(manifest, &self.registry, program, self.clock.clone(), within)
     }
 
     /// The checkpoints of a job.

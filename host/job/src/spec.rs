@@ -6,6 +6,8 @@ use std::time::Duration;
 use tidemill_checkpoint::protocol::Settings;
 use tidemill_checkpoint::{Owner, Store};
 use tidemill_connector_kit::Registry;
+use tidemill_core::memory::JobMemory;
+use tidemill_core::process::Surroundings;
 use tidemill_core::state::StateBackend;
 use tidemill_core::time::{Clock, SystemClock};
 use tidemill_core::{Error, Result};
@@ -20,15 +22,17 @@ use crate::manifest::{self, Manifest};
 /// Everything that the engine needs of a job.
 pub fn spec(manifest: &Manifest, registry: &Registry, job: Loaded) -> Result<JobSpec> {
     let code = Arc::new(WasmCode::new(job.component, manifest.params.clone()));
-    assemble(manifest, registry, Program { graph: job.graph, code }, Arc::new(SystemClock))
+    let program = Program { graph: job.graph, code };
+    assemble(manifest, registry, program, Arc::new(SystemClock), &Surroundings::default())
 }
 
-/// The same of any program, and with any clock.
+/// The same of any program, with any clock, and in any surroundings.
 pub(crate) fn assemble(
     manifest: &Manifest,
     registry: &Registry,
     job: Program,
     clock: Arc<dyn Clock>,
+    within: &Surroundings,
 ) -> Result<JobSpec> {
     let settings = &manifest.job;
     Ok(JobSpec {
@@ -36,8 +40,8 @@ pub(crate) fn assemble(
         sources: crate::bind::sources(manifest, registry, &job.graph)?,
         sinks: crate::bind::sinks(manifest, registry, &job.graph)?,
         dead_letters: crate::bind::dead_letters(manifest, registry)?,
-        user_code: job.code,
-        state: state(&manifest.state)?,
+        user_code: job.code.within(within).unwrap_or(job.code),
+        state: state(&manifest.state, &within.memory)?,
         clock,
         settings: JobSettings {
             parallelism: settings.parallelism,
@@ -77,23 +81,33 @@ fn checkpoint_settings(from: &manifest::Checkpoints) -> Settings {
     }
 }
 
-fn state(settings: &manifest::State) -> Result<Arc<dyn StateBackend>, Error> {
+fn state(settings: &manifest::State, memory: &Arc<JobMemory>) -> Result<Arc<dyn StateBackend>, Error> {
     match &settings.disk {
-        Some(path) => state_on_disk(settings.memory_bytes, path),
-        None => Ok(Arc::new(settings.memory_bytes.map_or_else(MemoryBackend::new, MemoryBackend::with_limit))),
+        Some(path) => state_on_disk(settings.memory_bytes, path, memory),
+        None => {
+            let backend = settings.memory_bytes.map_or_else(MemoryBackend::new, MemoryBackend::with_limit);
+            Ok(Arc::new(backend.accounted(memory.clone())))
+        }
     }
 }
 
 #[cfg(feature = "rocksdb")]
-fn state_on_disk(memory_bytes: Option<usize>, path: &std::path::Path) -> Result<Arc<dyn StateBackend>, Error> {
+fn state_on_disk(
+    memory_bytes: Option<usize>,
+    path: &std::path::Path,
+    memory: &Arc<JobMemory>,
+) -> Result<Arc<dyn StateBackend>, Error> {
     /// Half of what the smallest usual machine has.
     const MEMORY_BYTES: usize = 1 << 30;
-    let settings = tidemill_state::RocksSettings::new(memory_bytes.unwrap_or(MEMORY_BYTES), path.to_owned());
-    Ok(Arc::new(tidemill_state::RocksBackend::new(settings)))
+    // Where others are to have some too, no more than half of what there is.
+    let half = memory.limit().map_or(MEMORY_BYTES, |limit| usize::try_from(limit / 2).unwrap_or(MEMORY_BYTES));
+    let memory_bytes = memory_bytes.unwrap_or(MEMORY_BYTES.min(half));
+    let settings = tidemill_state::RocksSettings::new(memory_bytes, path.to_owned());
+    Ok(Arc::new(tidemill_state::RocksBackend::accounted(settings, memory.clone())))
 }
 
 #[cfg(not(feature = "rocksdb"))]
-fn state_on_disk(_: Option<usize>, _: &std::path::Path) -> Result<Arc<dyn StateBackend>, Error> {
+fn state_on_disk(_: Option<usize>, _: &std::path::Path, _: &Arc<JobMemory>) -> Result<Arc<dyn StateBackend>, Error> {
     Err(Error::invalid("[state] asks for the backend 'rocksdb', without which this tidemill was built").mend(
         "Use a released tidemill, build it with `cargo build --release --workspace --bin tidemill --features \
          tidemill-cli/rocksdb`, or keep state in memory.",

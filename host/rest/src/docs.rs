@@ -16,7 +16,7 @@ use crate::ProblemBody;
         Refusals are `application/problem+json`, whose `detail` names the thing and the mend: \
         400 a body that is not what it says to be, 401 no token or an unknown one, 403 a token whose role may not, \
         404 no such thing, 405 no such method, 408 an upload that does not arrive, 409 not possible as the job is now, \
-        413 too large, 415 another type of body, 422 a body that says something wrong, 429 too many operations, \
+        413 too large, 415 another type of body, 422 a body or a query that says something wrong, 429 too many operations, \
         503 not possible now. \
         Times are milliseconds since 1970, UTC. \
         Where the cluster has tokens, GET asks for the role `read`, POST for `submit`, DELETE for `admin`."),

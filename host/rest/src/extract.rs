@@ -40,6 +40,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     }
 }
 
+/// What is behind the question mark, with no more than it may have.
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Answer<Self> {
+        let read = axum::extract::Query::try_from_uri(&parts.uri);
+        let axum::extract::Query(query) = read.map_err(|rejection| {
+            let detail = format!("{}\n  mend: /docs shows what may be asked here.", rejection.body_text());
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+        })?;
+        Ok(Self(query))
+    }
+}
+
 /// What takes the disk or a compiler does not hold up other requests.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await;

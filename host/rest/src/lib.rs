@@ -13,6 +13,7 @@ mod cluster;
 mod docs;
 mod extract;
 mod jobs;
+mod logs;
 mod metrics;
 mod problem;
 
@@ -99,6 +100,7 @@ fn described() -> (Router<Shared>, utoipa::openapi::OpenApi) {
         .routes(routes!(jobs::vertices))
         .routes(routes!(jobs::exceptions))
         .routes(routes!(jobs::checkpoints, jobs::checkpoint))
+        .routes(routes!(logs::list))
         .routes(routes!(metrics::of_job))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::stop))

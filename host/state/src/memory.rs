@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arrow::array::{ArrayRef, new_null_array};
 use arrow::datatypes::DataType;
 use tidemill_core::keys::{KeyCodec, KeyData, Keys};
+use tidemill_core::memory::{JobMemory, Owner};
 use tidemill_core::snapshot::{SnapshotKind, StateSnapshot, StateSpec};
 use tidemill_core::state::{KeyedState, LogId, NO_SLOT, Namespace, Slot, StateBackend, TableId, ValueSpec, Values};
 use tidemill_core::user::TimeDomain;
@@ -40,6 +41,8 @@ pub struct MemoryBackend {
     limit: Option<usize>,
     used: Arc<AtomicUsize>,
     snapshots: SnapshotLimits,
+    /// Where else it is counted.
+    account: Option<Arc<JobMemory>>,
 }
 
 impl MemoryBackend {
@@ -56,6 +59,11 @@ impl MemoryBackend {
     /// The same with other limits of the files that snapshots are written to.
     pub fn snapshots(self, snapshots: SnapshotLimits) -> Self {
         Self { snapshots, ..self }
+    }
+
+    /// The same, counted in this account.
+    pub fn accounted(self, account: Arc<JobMemory>) -> Self {
+        Self { account: Some(account), ..self }
     }
 
     /// Bytes that the states held at their latest commits.
@@ -385,7 +393,10 @@ impl KeyedState for MemoryState {
         let bytes = self.memory_bytes();
         let others = self.backend.used.fetch_add(bytes.wrapping_sub(self.reported), Ordering::Relaxed);
         let all = others.wrapping_sub(self.reported).wrapping_add(bytes);
-        self.reported = bytes;
+        let before = std::mem::replace(&mut self.reported, bytes);
+        if let Some(account) = self.backend.account.as_ref().filter(|_| before != bytes) {
+            account.resize(Owner::State, before as u64, bytes as u64).inspect_err(|_| account.ends())?;
+        }
         match self.backend.limit {
             Some(limit) if all > limit => Err(Error::new(
                 ErrorKind::Limit,
@@ -407,7 +418,8 @@ impl KeyedState for MemoryState {
             self.event_timers.settle();
             self.processing_timers.settle();
         }
-        Ok(())
+        // What was restored is there before anything is committed.
+        self.commit()
     }
 
     fn snapshot(&mut self, kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>> {
@@ -444,5 +456,7 @@ impl KeyedState for MemoryState {
 impl Drop for MemoryState {
     fn drop(&mut self) {
         self.backend.used.fetch_sub(self.reported, Ordering::Relaxed);
+        let account = self.backend.account.iter();
+        account.for_each(|account| account.give_back(Owner::State, self.reported as u64));
     }
 }

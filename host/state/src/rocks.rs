@@ -22,11 +22,12 @@ mod timers;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rocksdb::{Cache, WriteBufferManager};
 use tidemill_core::Result;
+use tidemill_core::memory::{JobMemory, Owner};
 use tidemill_core::snapshot::StateSpec;
 use tidemill_core::state::{KeyedState, StateBackend};
 
@@ -68,6 +69,9 @@ struct Shared {
     /// What resident entries took at the latest commits.
     used: AtomicUsize,
     states: AtomicUsize,
+    account: Arc<JobMemory>,
+    /// What of the account are cache and buffers: from when the first state is opened, all that they may be.
+    shared_bytes: AtomicU64,
     /// Where the databases are, once there is one. It outlives them all, since they hold this.
     home: Mutex<Option<Home>>,
 }
@@ -81,6 +85,11 @@ impl fmt::Debug for Shared {
 impl RocksBackend {
     /// Databases are made when states are opened.
     pub fn new(settings: RocksSettings) -> Self {
+        Self::accounted(settings, JobMemory::unlimited())
+    }
+
+    /// The same, counted in this account.
+    pub fn accounted(settings: RocksSettings, account: Arc<JobMemory>) -> Self {
         // Most goes to resident entries: they are used without decoding, and a read that finds its block in the cache
         // still costs a hundred times as much. Large changes do not pass the write buffers.
         let cache = settings.memory_bytes / 8;
@@ -93,6 +102,8 @@ impl RocksBackend {
             settings,
             used: AtomicUsize::new(0),
             states: AtomicUsize::new(0),
+            account,
+            shared_bytes: AtomicU64::new(0),
             home: Mutex::new(None),
         }))
     }
@@ -104,6 +115,15 @@ impl RocksBackend {
 }
 
 impl Shared {
+    /// Counts cache and buffers, once.
+    fn count_shared(&self) -> Result<()> {
+        let bytes = self.settings.memory_bytes.saturating_sub(self.resident_bytes) as u64;
+        match self.shared_bytes.swap(bytes, Ordering::Relaxed) {
+            0 => self.account.resize(Owner::State, 0, bytes).inspect_err(|_| self.account.ends()),
+            _ => Ok(()),
+        }
+    }
+
     /// A new folder for a database.
     fn folder(&self) -> Result<Folder> {
         let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,8 +134,15 @@ impl Shared {
     }
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.account.give_back(Owner::State, self.shared_bytes.load(Ordering::Relaxed));
+    }
+}
+
 impl StateBackend for RocksBackend {
     fn open(&self, spec: StateSpec) -> Result<Box<dyn KeyedState>> {
+        self.0.count_shared()?;
         Ok(Box::new(RocksState::open(Arc::clone(&self.0), spec)?))
     }
 }

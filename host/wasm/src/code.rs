@@ -10,6 +10,7 @@ use arrow::array::{Array, ArrayRef};
 use arrow::datatypes::{Field as ArrowField, ToByteSlice};
 use tidemill_core::ids::SubtaskId;
 use tidemill_core::metrics::TaskMetrics;
+use tidemill_core::process::Surroundings;
 use tidemill_core::user::{
     CallClock, DueTimers, Effects, KeySet, ReadCollections, TimeDomain, UserCode, UserCodeFactory, UserFailure,
 };
@@ -34,12 +35,13 @@ const REASON_BYTES: usize = 1 << 10;
 pub struct WasmCode {
     component: Component,
     config: Vec<(String, String)>,
+    surroundings: Surroundings,
 }
 
 impl WasmCode {
     /// Of a component, which is given `config` (the job's parameters) when its instances are opened.
     pub fn new(component: Component, config: Vec<(String, String)>) -> Self {
-        Self { component, config }
+        Self { component, config, surroundings: Surroundings::default() }
     }
 }
 
@@ -52,7 +54,13 @@ impl UserCodeFactory for WasmCode {
             starter: Starter {
                 component: self.component.clone(),
                 config: self.config.clone(),
-                identity: Identity { job: subtask.job.clone(), operator: subtask.operator.clone() },
+                surroundings: self.surroundings.clone(),
+                identity: Identity {
+                    job: subtask.job.clone(),
+                    operator: subtask.operator.clone(),
+                    node: subtask.node,
+                    index: subtask.index,
+                },
                 subtask: Subtask {
                     node: subtask.node.0,
                     index: subtask.index.0,
@@ -72,6 +80,11 @@ impl UserCodeFactory for WasmCode {
         code.live = Some(code.starter.start().map_err(|e| e.at(subtask, "open"))?);
         Ok(Box::new(code))
     }
+
+    fn within(&self, surroundings: &Surroundings) -> Option<Arc<dyn UserCodeFactory>> {
+        let (component, config) = (self.component.clone(), self.config.clone());
+        Some(Arc::new(Self { component, config, surroundings: surroundings.clone() }))
+    }
 }
 
 /// The same for every attempt of a subtask.
@@ -85,6 +98,7 @@ fn seed(subtask: &SubtaskId, node: &Node) -> u64 {
 struct Starter {
     component: Component,
     config: Vec<(String, String)>,
+    surroundings: Surroundings,
     identity: Identity,
     subtask: Subtask,
     interface: &'static str,
@@ -118,12 +132,14 @@ impl Starter {
     /// A fresh instance, opened.
     fn start(&self) -> Result<Live> {
         let (component, seed) = (&self.component, self.subtask.seed);
-        let failed = |error: wasmtime::Error, state: &mut HostState| {
-            Error::new(ErrorKind::UserCode, trap::explain(&error, state))
-                .mend("Correct the code that runs when the operator is opened.")
+        let failed = |error: wasmtime::Error, state: &mut HostState| match trap::refused(&error, state) {
+            Some(refused) => refused,
+            None => Error::new(ErrorKind::UserCode, trap::explain(&error, state))
+                .mend("Correct the code that runs when the operator is opened."),
         };
         let shape = Arc::clone(&self.shape);
-        let mut store = component.store(self.identity.clone(), shape, Arc::clone(&self.metrics), seed);
+        let mut store =
+            component.store(self.identity.clone(), shape, Arc::clone(&self.metrics), seed, &self.surroundings);
         let instance = component.instantiate(&mut store).map_err(|e| failed(e, store.data_mut()))?;
         let functions = self.functions(&mut store, &instance)?;
         let open =
@@ -204,7 +220,14 @@ impl Sandboxed {
         let failure = match answer {
             Ok((Ok(()),)) => return Ok(()),
             Ok((Err(failure),)) => checked_failure(failure, rows),
-            Err(error) => Err(trap::explain(&error, live.store.data_mut())),
+            // No row is the cause, so none is searched for.
+            Err(error) => match trap::refused(&error, live.store.data_mut()) {
+                Some(refused) => {
+                    self.live = None;
+                    Ok(UserFailure::Fatal(refused.text()))
+                }
+                None => Err(trap::explain(&error, live.store.data_mut())),
+            },
         };
         effects.clear();
         Err(failure.unwrap_or_else(|message| {
@@ -356,7 +379,10 @@ impl UserCode for Sandboxed {
         let failed = |error: Error| error.mend("Correct the code that runs when the operator is closed.");
         match answer {
             Ok(answer) => without_rows("close", answer).map_err(failed),
-            Err(error) => Err(failed(Error::new(ErrorKind::UserCode, trap::explain(&error, store.data_mut())))),
+            Err(error) => Err(match trap::refused(&error, store.data_mut()) {
+                Some(refused) => refused,
+                None => failed(Error::new(ErrorKind::UserCode, trap::explain(&error, store.data_mut()))),
+            }),
         }
     }
 
@@ -423,6 +449,7 @@ fn checked_failure(failure: Failure, rows: usize) -> Result<UserFailure, String>
 fn restart_failure(error: Error) -> UserFailure {
     match error.kind() {
         ErrorKind::Retry => UserFailure::Retry(error.message().to_owned()),
+        ErrorKind::Limit => UserFailure::Fatal(error.text()),
         _ => UserFailure::Fatal(format!("after a trap it can't be opened again: {}", error.message())),
     }
 }

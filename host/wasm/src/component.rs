@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use tidemill_core::metrics::TaskMetrics;
+use tidemill_core::process::Surroundings;
 use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_plan::Plan;
 use wasmtime::component::types::ComponentItem;
@@ -144,8 +145,9 @@ impl Component {
     /// checked by [`tidemill_core::graph::JobGraph::from_plan`].
     pub fn plan(&self) -> Result<Plan> {
         let what = &self.0.what;
-        let identity = Identity { job: what.clone(), operator: "plan".into() };
-        let mut store = self.store(identity, Arc::default(), Arc::default(), 0);
+        let (node, index) = Default::default();
+        let identity = Identity { job: what.clone(), operator: "plan".into(), node, index };
+        let mut store = self.store(identity, Arc::default(), Arc::default(), 0, &Surroundings::default());
         let failed = |error: wasmtime::Error, state: &mut HostState| {
             let message = format!("{what} can't be asked for its plan: {}", trap::explain(&error, state));
             Error::new(ErrorKind::UserCode, message).mend("The plan is made by the job's own code: correct that.")
@@ -201,10 +203,11 @@ impl Component {
         shape: Arc<Shape>,
         metrics: Arc<TaskMetrics>,
         seed: u64,
+        surroundings: &Surroundings,
     ) -> Store<HostState> {
         let limits = self.limits();
         let wasi = (self.0.wasi == WasiUse::Imported).then(|| Wasi::new(seed));
-        let state = HostState::new(Arc::new(identity), limits, shape, metrics, wasi);
+        let state = HostState::new(Arc::new(identity), limits, shape, metrics, wasi, surroundings);
         let mut store = Store::new(self.engine(), state);
         store.limiter(|state| &mut state.memory);
         // Above the budget of a call, which has the better message: this stops a single argument that exceeds it.

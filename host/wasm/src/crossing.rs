@@ -107,6 +107,17 @@ pub(crate) enum Level {
     Error,
 }
 
+impl From<Level> for tidemill_core::log::Level {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Debug => Self::Debug,
+            Level::Info => Self::Info,
+            Level::Warn => Self::Warn,
+            Level::Error => Self::Error,
+        }
+    }
+}
+
 /// A column that a guest hands over, still in its memory.
 #[derive(ComponentType, Lift)]
 #[component(record)]

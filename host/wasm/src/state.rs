@@ -5,7 +5,12 @@
 use std::sync::Arc;
 
 use arrow::datatypes::Field as ArrowField;
+use tidemill_core::Error;
+use tidemill_core::ids::{NodeId, SubtaskIndex};
+use tidemill_core::log::{TaskLog, TaskMessage};
+use tidemill_core::memory::{JobMemory, Owner};
 use tidemill_core::metrics::TaskMetrics;
+use tidemill_core::process::Surroundings;
 use tidemill_core::user::{Effects, ReadCollections};
 use wasmtime::ResourceLimiter;
 
@@ -36,6 +41,8 @@ pub(crate) enum Call {
 pub(crate) struct Identity {
     pub(crate) job: String,
     pub(crate) operator: String,
+    pub(crate) node: NodeId,
+    pub(crate) index: SubtaskIndex,
 }
 
 /// Data of the store.
@@ -54,6 +61,8 @@ pub(crate) struct HostState {
     /// The last error that it logged in this call: SDKs log the message of a panic before they trap.
     pub(crate) last_words: Option<String>,
     pub(crate) wasi: Option<Wasi>,
+    /// Where its messages go, beside the log of the process.
+    log: Arc<dyn TaskLog>,
 }
 
 impl HostState {
@@ -63,6 +72,7 @@ impl HostState {
         shape: Arc<Shape>,
         metrics: Arc<TaskMetrics>,
         wasi: Option<Wasi>,
+        surroundings: &Surroundings,
     ) -> Self {
         Self {
             identity,
@@ -73,10 +83,11 @@ impl HostState {
             effects: Effects::default(),
             collections: None,
             budget: Budget::default(),
-            memory: MemoryGuard { limit: limits.memory_bytes, ..MemoryGuard::default() },
+            memory: MemoryGuard::new(limits.memory_bytes, surroundings.memory.clone()),
             distinct: Distinct::default(),
             last_words: None,
             wasi,
+            log: surroundings.log.clone(),
         }
     }
 
@@ -86,6 +97,7 @@ impl HostState {
         self.effects = effects;
         self.budget = Budget::default();
         self.memory.denied = None;
+        self.memory.refused = None;
         self.last_words = None;
     }
 
@@ -148,15 +160,20 @@ impl HostState {
         let text = message.get(..message.floor_char_boundary(left)).unwrap_or_default();
         // Empty messages count too.
         self.budget.logged += text.len().max(1);
-        let Identity { job, operator } = &*self.identity;
+        if matches!(level, Level::Error) {
+            self.last_words = Some(text.to_owned());
+        }
+        let Identity { job, operator, node, index } = &*self.identity;
+        let message = TaskMessage { operator, node: *node, subtask: *index, level: level.into(), text };
+        if !self.log.log(&message) {
+            self.metrics.logs_dropped.add(1);
+            return;
+        }
         match level {
             Level::Debug => tracing::debug!(target: "tidemill::user", %job, %operator, "{text}"),
             Level::Info => tracing::info!(target: "tidemill::user", %job, %operator, "{text}"),
             Level::Warn => tracing::warn!(target: "tidemill::user", %job, %operator, "{text}"),
-            Level::Error => {
-                tracing::error!(target: "tidemill::user", %job, %operator, "{text}");
-                self.last_words = Some(text.to_owned());
-            }
+            Level::Error => tracing::error!(target: "tidemill::user", %job, %operator, "{text}"),
         }
     }
 }
@@ -173,13 +190,47 @@ pub(crate) struct Budget {
 }
 
 /// Bounds memory and tables, and remembers a refusal: the guest then traps somewhere else, and the message should say why.
-#[derive(Debug, Default)]
+/// What the instance holds is in the job's account, until it is gone.
+#[derive(Debug)]
 pub(crate) struct MemoryGuard {
     limit: usize,
     /// Bytes of all memories.
     pub(crate) held: usize,
+    /// Bytes of all tables.
+    tables: usize,
+    account: Arc<JobMemory>,
     /// How much was asked for when it was refused.
     pub(crate) denied: Option<usize>,
+    /// Why the process had no more.
+    pub(crate) refused: Option<Error>,
+}
+
+impl MemoryGuard {
+    fn new(limit: usize, account: Arc<JobMemory>) -> Self {
+        Self { limit, held: 0, tables: 0, account, denied: None, refused: None }
+    }
+
+    /// The instance is gone for want of memory, and the job ends.
+    pub(crate) fn ends(&self) {
+        self.account.ends();
+    }
+
+    /// Whether the process has so much more.
+    fn take(&mut self, bytes: usize) -> bool {
+        match self.account.take(Owner::Guests, bytes as u64) {
+            Ok(()) => true,
+            Err(refused) => {
+                self.refused = Some(refused);
+                false
+            }
+        }
+    }
+}
+
+impl Drop for MemoryGuard {
+    fn drop(&mut self) {
+        self.account.give_back(Owner::Guests, (self.held + self.tables) as u64);
+    }
 }
 
 /// Far more than any toolchain makes of a table (function pointers), and 800 kB.
@@ -187,17 +238,26 @@ const TABLE_ELEMENTS: usize = 100_000;
 
 impl ResourceLimiter for MemoryGuard {
     fn memory_growing(&mut self, current: usize, desired: usize, _max: Option<usize>) -> wasmtime::Result<bool> {
-        let total = self.held + desired.saturating_sub(current);
+        let more = desired.saturating_sub(current);
+        let total = self.held + more;
         if total > self.limit {
             self.denied = Some(total);
+            return Ok(false);
+        }
+        if !self.take(more) {
             return Ok(false);
         }
         self.held = total;
         Ok(true)
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, _max: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS)
+    fn table_growing(&mut self, current: usize, desired: usize, _max: Option<usize>) -> wasmtime::Result<bool> {
+        let more = desired.saturating_sub(current).saturating_mul(size_of::<usize>());
+        if desired > TABLE_ELEMENTS || !self.take(more) {
+            return Ok(false);
+        }
+        self.tables += more;
+        Ok(true)
     }
 
     /// A component consists of a few core instances (adapters, shims); an interpreter's of a dozen or two.
@@ -245,6 +305,8 @@ impl Distinct {
 
 #[cfg(test)]
 mod tests {
+    use tidemill_core::memory::ProcessMemory;
+
     use super::*;
 
     #[test]
@@ -259,8 +321,26 @@ mod tests {
     }
 
     #[test]
+    fn what_an_instance_holds_is_counted_until_it_is_gone() {
+        let process = ProcessMemory::new(Some(1_000));
+        let mut guard = MemoryGuard::new(10_000, process.job("a"));
+        let mut neighbour = MemoryGuard::new(10_000, process.job("b"));
+        assert!(guard.memory_growing(0, 600, None).unwrap());
+        assert!(guard.table_growing(0, 10, None).unwrap());
+        assert_eq!(process.held().of(Owner::Guests), 680);
+        assert!(!neighbour.memory_growing(0, 400, None).unwrap());
+        assert!(!neighbour.table_growing(0, 100, None).unwrap());
+        assert!(neighbour.refused.as_ref().unwrap().message().contains("job 'a' 680 B"), "{:?}", neighbour.refused);
+        assert_eq!(neighbour.denied, None);
+        drop(guard);
+        assert!(neighbour.memory_growing(0, 400, None).unwrap());
+        drop(neighbour);
+        assert_eq!(process.held().total(), 0);
+    }
+
+    #[test]
     fn memory_is_bounded_over_all_memories() {
-        let mut guard = MemoryGuard { limit: 100, ..MemoryGuard::default() };
+        let mut guard = MemoryGuard::new(100, JobMemory::unlimited());
         assert!(guard.memory_growing(0, 60, None).unwrap());
         assert!(!guard.memory_growing(0, 60, None).unwrap());
         assert_eq!(guard.denied, Some(120));

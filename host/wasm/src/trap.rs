@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use tidemill_core::Error;
 use wasmtime::{Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
@@ -26,6 +27,20 @@ pub(crate) fn explain(error: &wasmtime::Error, state: &mut HostState) -> String 
         }
     }
     message
+}
+
+/// The process had no more memory, and that ended the instance: who holds it. Not where the guest knew how to do without.
+pub(crate) fn refused(error: &wasmtime::Error, state: &mut HostState) -> Option<Error> {
+    let refused = state.memory.refused.clone()?;
+    let held = state.memory.held;
+    let is_its_own = error.downcast_ref::<Violation>().is_some() || error.downcast_ref::<I32Exit>().is_some();
+    let is_time = matches!(error.downcast_ref::<Trap>(), Some(Trap::Interrupt | Trap::StackOverflow));
+    let about = format!("the component, which has {held} bytes of memory, got no more");
+    let is_memory = !is_its_own && !is_time;
+    if is_memory {
+        state.memory.ends();
+    }
+    is_memory.then(|| refused.prefixed(&about))
 }
 
 /// From `  2:   0x5be0 - job.wasm!evil::process::h3578e80348ff6024` to `evil::process (job.wasm + 0x5be0)`; `None` for

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tidemill_blobs as blobs;
 use tidemill_connector_kit::Registry;
+use tidemill_core::memory::ProcessMemory;
 use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_dataflow::driver::SlotEvent;
 use tidemill_job::{Components, Environment};
@@ -32,6 +33,8 @@ pub struct Attendant {
     address: String,
     plane: Arc<Plane>,
     registry: Arc<Registry>,
+    /// The account of this process, whichever cluster it belongs to.
+    memory: Arc<ProcessMemory>,
     /// What runs here, and the storage of the cluster to which it belongs.
     deployments: Option<(String, Arc<Deployments>)>,
 }
@@ -53,7 +56,8 @@ impl Attendant {
         plane: Arc<Plane>,
         registry: Arc<Registry>,
     ) -> Self {
-        Self { settings, id, address, plane, registry, deployments: None }
+        let memory = ProcessMemory::new(Some(settings.memory_bytes));
+        Self { settings, id, address, plane, registry, memory, deployments: None }
     }
 
     /// Until the connection ends. What runs, runs on.
@@ -132,7 +136,8 @@ impl Attendant {
         }
         self.cancel_all();
         let components = Components::new(blobs::at(storage)?);
-        let environment = Environment::new(self.registry.clone(), Arc::new(components));
+        let mut environment = Environment::new(self.registry.clone(), Arc::new(components));
+        environment.memory = self.memory.clone();
         let deployments = Arc::new(Deployments::new(environment, self.plane.clone()));
         self.deployments = Some((storage.to_owned(), deployments.clone()));
         Ok(deployments)
@@ -178,7 +183,8 @@ async fn beat(say: UnboundedSender<proto::FromWorker>, deployments: Arc<Deployme
     let mut ticks = tokio::time::interval(Duration::from_millis(every_ms.clamp(10, 60_000)));
     loop {
         ticks.tick().await;
-        let beat = says::Says::Beat(proto::Beat { resident_bytes: resident_bytes() });
+        let memory = Some(deployments.memory());
+        let beat = says::Says::Beat(proto::Beat { resident_bytes: resident_bytes(), memory });
         if say.send(from_worker(beat)).is_err() {
             return;
         }

@@ -13,9 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tidemill_checkpoint::{Origin, SnapshotWriter};
 use tidemill_core::connector::Waker;
 use tidemill_core::ids::{Epoch, NodeId};
+use tidemill_core::memory::{JobMemory, Owner};
+use tidemill_core::process::Surroundings;
 use tidemill_core::{Error, Result};
 use tidemill_dataflow::TaskStatus;
 use tidemill_dataflow::driver::{Readers, SlotEvent, Slots};
+use tidemill_dataflow::exchange::queue::QueueGauge;
 use tidemill_dataflow::physical::PhysicalPlan;
 use tidemill_dataflow::restore::{RestoredJob, Start};
 use tidemill_dataflow::signals::Signals;
@@ -25,6 +28,7 @@ use tidemill_rpc::proto::{self, from_worker as says, signal, to_worker as tells}
 use tidemill_rpc::{failure, news_of, slot_event, subtask_of};
 
 use crate::exchange::Plane;
+use crate::logs::JobLogs;
 use crate::voice::{Line, Voice};
 
 /// See the module.
@@ -58,6 +62,10 @@ struct Deployment {
     signals: Arc<Signals>,
     writer: Option<SnapshotWriter>,
     voice: Arc<Voice>,
+    logs: Arc<JobLogs>,
+    memory: Arc<JobMemory>,
+    /// What stands in the queues of its slots.
+    queues: Vec<QueueGauge>,
     /// Until they are started.
     slots: Mutex<Option<Slots>>,
 }
@@ -116,13 +124,18 @@ impl Deployments {
     /// Makes slots ready, and says so. May block.
     pub fn open(&self, open: proto::Open) {
         let (execution, coordinator) = (open.execution, self.running().coordinators);
-        let opened = self.make(open);
+        let logs = Arc::new(JobLogs::new(&open.job, self.environment.clock.clone()));
+        let opened = self.make(open, &logs);
         if let Err(error) = &opened {
             self.plane.leave(execution);
             tracing::warn!("slots can't be made ready: {error}");
         }
         if self.running().coordinators != coordinator {
             return self.cancel(execution);
+        }
+        // Of what can't be made, nothing is said later.
+        if opened.is_err() {
+            logs.take().into_iter().for_each(|logs| self.line.say(says::Says::Logs(logs)));
         }
         let failed = opened.err().map(|error| failure(&error));
         self.line.say(says::Says::Opened(proto::Opened { execution, failure: failed }));
@@ -148,15 +161,31 @@ impl Deployments {
                 }
             }
             deployment.voice.mention(says::Says::Counters(deployment.counters()));
+            deployment.say_logs();
+            deployment.count_queues();
         }
     }
 
-    fn make(&self, open: proto::Open) -> Result<()> {
+    /// What is held in the account of this process.
+    pub fn memory(&self) -> proto::Memory {
+        let held = self.environment.memory.held();
+        proto::Memory {
+            guests: held.of(Owner::Guests),
+            state: held.of(Owner::State),
+            exchange: held.of(Owner::Exchange),
+            connectors: held.of(Owner::Connectors),
+        }
+    }
+
+    fn make(&self, open: proto::Open, logs: &Arc<JobLogs>) -> Result<()> {
         let broken = |what: &str, e: serde_json::Error| Error::internal(format!("{what} of a deployment: {e}"));
         let definition: JobDefinition =
             serde_json::from_slice(&open.definition).map_err(|e| broken("the definition", e))?;
         let manifest = definition.manifest(Some(open.parallelism))?;
-        let spec = self.environment.spec(&manifest, self.environment.program(&definition.artifact, &manifest)?)?;
+        let program = self.environment.program(&definition.artifact, &manifest)?;
+        let memory = self.environment.memory.job(manifest.job.name.as_deref().unwrap_or(program.graph.name()));
+        let surroundings = Surroundings { memory: memory.clone(), log: logs.clone() };
+        let spec = self.environment.spec_within(&manifest, program, &surroundings)?;
         let plan = PhysicalPlan::new(&spec.graph, &spec.settings)?;
         let tasks = tasks(&spec.name, &plan);
         let begin = open.begin.clone().unwrap_or_default();
@@ -176,7 +205,7 @@ impl Deployments {
         let mut slots = Slots::open(&spec, &plan, &tasks, &start, &open.slots, &elsewhere, writer.clone())?;
         let voice = Arc::new(Voice::new(self.line.clone()));
         let say = events(open.execution, voice.clone());
-        let wires = slots.take_wires();
+        let (wires, queues) = (slots.take_wires(), slots.queues().to_vec());
         self.plane.join(&open, &spec.settings, &plan, wires, move |error| say(SlotEvent::Trouble(error)))?;
         let proto::Open { execution, job, parallelism, slots: here, .. } = open.clone();
         let deployment = Deployment {
@@ -187,6 +216,9 @@ impl Deployments {
             signals: slots.signals().clone(),
             writer,
             voice,
+            logs: logs.clone(),
+            memory,
+            queues,
             slots: Mutex::new(Some(slots)),
         };
         self.running().deployments.insert(open.execution, Arc::new(deployment));
@@ -199,6 +231,7 @@ impl Deployments {
         if let Some(deployment) = deployment {
             // What was counted to the end.
             deployment.voice.mention(says::Says::Counters(deployment.counters()));
+            deployment.say_logs();
         }
         self.plane.leave(execution);
         let failures = errors.iter().map(failure).collect();
@@ -287,6 +320,19 @@ fn events(execution: u64, voice: Arc<Voice>) -> impl Fn(SlotEvent) + Clone + Sen
 impl Deployment {
     fn take_slots(&self) -> Option<Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// What waits for a master waits on while there is none.
+    fn say_logs(&self) {
+        if self.voice.is_heard() {
+            self.logs.take().into_iter().for_each(|logs| self.voice.mention(says::Says::Logs(logs)));
+        }
+    }
+
+    /// What stands in queues is bounded by the job's settings, so it is looked at and not asked for.
+    fn count_queues(&self) {
+        let bytes: usize = self.queues.iter().map(QueueGauge::bytes).sum();
+        self.memory.set(Owner::Exchange, bytes as u64);
     }
 
     fn counters(&self) -> proto::Counters {

@@ -8,6 +8,7 @@ mod attend;
 pub mod deployment;
 pub mod exchange;
 mod held;
+mod logs;
 mod voice;
 
 use std::future::Future;
@@ -30,7 +31,7 @@ pub struct WorkerSettings {
     pub coordinator: String,
     /// How many slots it offers.
     pub slots: u32,
-    /// How much memory it may use, in bytes; shown by the coordinator.
+    /// How much memory jobs may hold here, in bytes.
     pub memory_bytes: u64,
     /// Where other workers connect.
     pub listen: SocketAddr,

@@ -66,6 +66,11 @@ impl Voice {
         }
     }
 
+    /// Whether there is a master that hears it.
+    pub fn is_heard(&self) -> bool {
+        lock(&self.state).heard
+    }
+
     /// A reader is about to be told something; whether it is new to it.
     pub fn told(&self, reader: (u32, u32), item: &news::Item) -> bool {
         lock(&self.state).held.told(reader, item)

@@ -7,6 +7,7 @@ use tidemill::prelude::*;
 use tidemill_connector_kit::Registry;
 use tidemill_core::Result as CoreResult;
 use tidemill_core::graph::JobGraph;
+use tidemill_core::memory::ProcessMemory;
 use tidemill_job::{Environment, JobDefinition, Program};
 use tidemill_testkit::NativeCode;
 
@@ -98,6 +99,7 @@ pub fn environment(machine: &Arc<Machine>, stores: &Arc<Stores>, connector: Simu
         place: Arc::new(move |location| Ok(stores.at(location, &at))),
         clock: Arc::new(MachineClock(machine.clone())),
         nonces: Arc::new(move || named.nonce()),
+        memory: ProcessMemory::unlimited(),
     }
 }
 

@@ -163,7 +163,8 @@ impl WorkerProcess {
 
     /// Says what is said every so often.
     pub fn beat(&self, connection: ConnectionId) {
-        lock(&self.outbox).push((connection, from_worker(says::Says::Beat(proto::Beat { resident_bytes: 1 }))));
+        let beat = proto::Beat { resident_bytes: 1, memory: Some(self.deployments.memory()) };
+        lock(&self.outbox).push((connection, from_worker(says::Says::Beat(beat))));
         self.deployments.report();
     }
 

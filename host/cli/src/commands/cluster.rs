@@ -184,10 +184,14 @@ pub fn rescale(args: &RescaleArgs) -> Outcome {
 }
 
 pub fn workers(args: &ClusterArgs) -> Outcome {
-    show(args, "workers", &["worker", "address", "free slots", "memory"], 2, |worker: &WorkerView| {
-        let [resident, memory] = [worker.resident_bytes, worker.memory_bytes].map(units::bytes);
+    let heads = ["worker", "address", "free slots", "held", "guests", "state", "exchange", "connectors", "resident"];
+    show(args, "workers", &heads, 2, |worker: &WorkerView| {
+        let held = &worker.held;
         let slots = format!("{} of {}", worker.free_slots, worker.slots);
-        vec![worker.id.clone(), worker.address.clone(), slots, format!("{resident} of {memory}")]
+        let memory = format!("{} of {}", units::bytes(held.total()), units::bytes(worker.memory_bytes));
+        let owners = [held.guests_bytes, held.state_bytes, held.exchange_bytes, held.connectors_bytes];
+        let bytes = owners.into_iter().chain([worker.resident_bytes]).map(units::bytes);
+        [worker.id.clone(), worker.address.clone(), slots, memory].into_iter().chain(bytes).collect()
     })
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tidemill_core::connector::SplitId;
+use tidemill_core::log::Level;
 use tidemill_core::time::Timestamp;
 use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_dataflow::driver::{Master, MasterEvent, Prologue, SlotEvent};
@@ -17,7 +18,7 @@ use tidemill_rpc::subtask_of;
 use super::{Job, JobEvent, Wish, checkpoints_view};
 use crate::execution::{Execution, ExecutionEvent};
 use crate::lock;
-use crate::view::JobState;
+use crate::view::{JobState, JobView};
 
 /// See the module.
 pub struct Attempt {
@@ -155,7 +156,7 @@ impl Attempt {
             if is_over {
                 master.conclude();
             }
-            show(job, master);
+            show(job, master, now);
             self.progressed |= master.figures().is_some_and(|figures| figures.completed > 0);
             if is_over && let Stage::Running(master) = std::mem::replace(&mut self.stage, Stage::Leaving(None)) {
                 self.stage = Stage::Leaving(Some(master));
@@ -251,11 +252,24 @@ fn running(job: &Job, master: &Master, parallelism: u32, now: Timestamp) {
         }
     }
     shared.control = Some(control);
+    drop(shared);
+    job.log().say(now.0, Level::Info, "all its slots run");
 }
 
-fn show(job: &Job, master: &Master) {
+fn show(job: &Job, master: &Master, now: Timestamp) {
     let mut shared = lock(&job.shared);
+    let failed = |view: &JobView| view.checkpoints.as_ref().map_or(0, |checkpoints| checkpoints.failed);
+    let before = failed(&shared.view);
     shared.view.checkpoints = master.figures().map(checkpoints_view);
+    // Of an attempt that begins, less are counted than of the one before.
+    if failed(&shared.view) > before {
+        let why = shared.view.checkpoints.as_ref().and_then(|checkpoints| checkpoints.failure.as_deref());
+        job.log().say(
+            now.0,
+            Level::Warn,
+            &format!("a checkpoint was given up: {}", why.unwrap_or("no reason is known")),
+        );
+    }
     if master.control().is_cancelled() && shared.view.state == JobState::Running {
         shared.view.state = JobState::Failing;
     }

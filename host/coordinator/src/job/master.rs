@@ -11,6 +11,7 @@ use tidemill_checkpoint::manifest::ManifestKind;
 use tidemill_checkpoint::restart::{Restart, Restarts};
 use tidemill_checkpoint::{Begun, Owner, Start};
 use tidemill_core::connector::Waker;
+use tidemill_core::log::Level;
 use tidemill_core::time::Timestamp;
 use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_dataflow::driver::Prologue;
@@ -120,7 +121,7 @@ impl JobMaster {
     ) -> Result<(Arc<Job>, Self)> {
         let manifest = accepted.definition.manifest(accepted.parallelism)?;
         let restarts = Restarts::new(manifest.restart, coordinator.environment.now_ms().unsigned_abs());
-        let (job, inbox) = Job::new(coordinator.storage.clone(), accepted, None)?;
+        let (job, inbox) = Job::new(coordinator.storage.clone(), accepted, None, coordinator.environment.now_ms())?;
         job.wished(wishes);
         let master = Self { coordinator, job: job.clone(), inbox, restarts, begun, fenced: false, phase };
         Ok((job, master))
@@ -330,8 +331,11 @@ impl JobMaster {
             Ok(slots) => Some(slots),
             Err(missing) => {
                 let mut shared = lock(&self.job.shared);
-                if shared.view.state != JobState::Cancelling {
-                    shared.view.reason = Some(missing.to_string());
+                let reason = Some(missing.to_string());
+                if shared.view.state != JobState::Cancelling && shared.view.reason != reason {
+                    shared.view.reason = reason;
+                    drop(shared);
+                    self.say(Level::Warn, &format!("it waits: {missing}"));
                 }
                 None
             }
@@ -399,6 +403,9 @@ impl JobMaster {
         let now_ms = self.coordinator.environment.now_ms();
         shared.view.attempt.iter_mut().for_each(|attempt| attempt.deploying_ms = now_ms);
         drop(shared);
+        let workers: Vec<&str> = execution.workers.iter().map(|worker| worker.id.as_str()).collect();
+        let how = if prologue.takeover.is_some() { "is taken over" } else { "is deployed" };
+        self.say(Level::Info, &format!("it {how}: {} slots on {}", execution.slots.len(), workers.join(", ")));
         Made::Attempt(Box::new(Attempt::new(execution, spec, prologue, checkpoints)))
     }
 
@@ -409,6 +416,7 @@ impl JobMaster {
             // It was stopped to be rescaled.
             Ok(Ending::Stopped) if wish == Wish::Run => {
                 self.set(JobState::Restarting, Some("it is being rescaled".to_owned()));
+                self.say(Level::Info, "it is being rescaled");
                 self.phase = Phase::Due;
             }
             Ok(ending) => self.end(Ok(ending)),
@@ -423,6 +431,7 @@ impl JobMaster {
     /// Until when to wait after a failure. The error, if it was the last one.
     fn failed(&mut self, error: Error, now: Timestamp) -> Result<Timestamp> {
         let text = error.to_string();
+        self.say(Level::Error, &text);
         let mut shared = lock(&self.job.shared);
         shared.view.exceptions.push(ExceptionView { at_ms: now.0, text: text.clone() });
         let over = shared.view.exceptions.len().saturating_sub(EXCEPTIONS);
@@ -447,7 +456,11 @@ impl JobMaster {
         match decided {
             Restart::After(ms) => {
                 self.set(JobState::Restarting, Some(text));
-                lock(&self.job.shared).view.restarts += 1;
+                let mut shared = lock(&self.job.shared);
+                shared.view.restarts += 1;
+                let restarts = shared.view.restarts;
+                drop(shared);
+                self.say(Level::Warn, &format!("it is started again in {ms} ms (restart {restarts})"));
                 Ok(Timestamp(now.0.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX))))
             }
             Restart::GiveUp(_) => Err(error),
@@ -472,8 +485,16 @@ impl JobMaster {
 
     fn ended(&mut self, end: JobView) {
         self.phase = Phase::Over;
+        // Before it is over: then nothing more comes.
+        self.say(Level::Info, &format!("it is over: {}", end.state));
         lock(&self.job.shared).view = end;
         self.job.changed.notify_all();
+        self.coordinator.ended(&self.job);
+    }
+
+    /// Says something in the job's log.
+    fn say(&self, level: Level, text: &str) {
+        self.job.log().say(self.coordinator.environment.now_ms(), level, text);
     }
 
     fn set(&self, state: JobState, reason: Option<String>) {

@@ -12,6 +12,7 @@ use tidemill_core::time::{Clock, Timestamp};
 use tidemill_core::{Error, Result};
 
 use super::{LONGEST_SLEEP, Readers, SlotEvent, panicked, sleep, spawn};
+use crate::exchange::queue::QueueGauge;
 use crate::job::{JobSpec, TaskStatus};
 use crate::physical::PhysicalPlan;
 use crate::restore::Start;
@@ -26,6 +27,7 @@ pub struct Slots {
     clock: Arc<dyn Clock>,
     readers: Readers,
     wires: Vec<Wire>,
+    queues: Vec<QueueGauge>,
     signals: Arc<Signals>,
     writer: Option<SnapshotWriter>,
 }
@@ -47,10 +49,11 @@ impl Slots {
         let here = slots.iter().copied().zip(wakers.iter().cloned()).collect();
         let signals = Arc::new(Signals::new(wakers));
         let placement = Placement { here, elsewhere };
-        let Assembly { slices, readers, wires } = Assembly::new(spec, plan, &placement, &signals, tasks, start)?;
+        let assembly = Assembly::new(spec, plan, &placement, &signals, tasks, start)?;
+        let Assembly { slices, readers, wires, queues } = assembly;
         let slots = slots.iter().copied().zip(slices).zip(sleepers).map(|((slot, slice), s)| (slot, slice, s));
         let (job, slots, clock) = (spec.name.clone(), slots.collect(), spec.clock.clone());
-        Ok(Self { job, slots, clock, readers, wires, signals, writer })
+        Ok(Self { job, slots, clock, readers, wires, queues, signals, writer })
     }
 
     /// Where the readers of their sources get their news.
@@ -61,6 +64,11 @@ impl Slots {
     /// What is said to all of them.
     pub fn signals(&self) -> &Arc<Signals> {
         &self.signals
+    }
+
+    /// What shows how much stands in their queues.
+    pub fn queues(&self) -> &[QueueGauge] {
+        &self.queues
     }
 
     /// The ends of queues that belong to slots of other processes. Once.

@@ -120,9 +120,25 @@ impl QueueSender {
         self.0.bytes.load(Ordering::Acquire)
     }
 
+    /// What shows how much that is.
+    pub fn gauge(&self) -> QueueGauge {
+        QueueGauge(self.0.clone())
+    }
+
     /// Whether the sender should stop until it is woken.
     pub fn is_full(&self) -> bool {
         self.0.bytes.load(Ordering::Acquire) >= self.0.bound
+    }
+}
+
+/// Shows how much stands in a queue, to whoever is at neither end.
+#[derive(Clone, Debug)]
+pub struct QueueGauge(Arc<Shared>);
+
+impl QueueGauge {
+    /// Bytes that wait.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes.load(Ordering::Relaxed)
     }
 }
 

@@ -22,7 +22,7 @@ use super::source::SourceCell;
 use super::{Origin, Slice, Turn};
 use crate::event_time::EventTimeReader;
 use crate::exchange::partition::{HashPartitioner, Partitioner};
-use crate::exchange::queue::{Flush, QueueReceiver, QueueSender, queue, queue_to_carrier};
+use crate::exchange::queue::{Flush, QueueGauge, QueueReceiver, QueueSender, queue, queue_to_carrier};
 use crate::in_flight::ChannelId;
 use crate::job::{JobSpec, TaskStatus};
 use crate::letters::{self, Letters};
@@ -58,6 +58,8 @@ pub struct Assembly {
     pub readers: BTreeMap<(NodeId, u32), Arc<Mailbox>>,
     /// The ends of queues that belong to slots of other processes.
     pub wires: Vec<Wire>,
+    /// All queues that have an end here.
+    pub queues: Vec<QueueGauge>,
 }
 
 /// The way from a subtask to a subtask of another slot.
@@ -123,7 +125,8 @@ impl Assembly {
         let slices = slices.collect::<Result<Vec<_>>>()?;
         let elsewhere = |node, slot| slot < plan.parallelism(node) && !placement.is_here(slot);
         assembler.replay.finish(elsewhere)?;
-        Ok(Self { slices, readers: assembler.readers, wires: assembler.wiring.wires })
+        let Wiring { wires, queues, .. } = assembler.wiring;
+        Ok(Self { slices, readers: assembler.readers, wires, queues })
     }
 }
 
@@ -137,6 +140,7 @@ struct Wiring {
     /// Per slot here, per slot elsewhere that it sends to.
     flushes: HashMap<u32, BTreeMap<u32, Arc<Flush>>>,
     wires: Vec<Wire>,
+    queues: Vec<QueueGauge>,
 }
 
 impl Wiring {
@@ -192,6 +196,7 @@ impl Wiring {
             true => queue(bound, placement.waker(sender), placement.waker(receiver)),
             false => queue_to_carrier(bound, placement.waker(sender), self.flush(bound, placement, sender, receiver)),
         };
+        self.queues.push(tx.gauge());
         match receives {
             true => self.origins.entry(receiver).or_default().push(Origin::Queue { from, cell, channel: number }),
             false => self.wires.push(Wire::Out(channel, from)),

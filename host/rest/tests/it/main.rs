@@ -12,6 +12,7 @@ mod access;
 mod described;
 mod guests;
 mod refusals;
+mod workers;
 
 use std::sync::Arc;
 
@@ -23,12 +24,15 @@ use tempfile::TempDir;
 use tidemill_connector_kit::Registry;
 use tidemill_coordinator::{Coordinator, WhenFull};
 use tidemill_rest::Settings;
+use tidemill_worker::WorkerSettings;
+use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 
-/// A cluster without workers.
+/// A cluster, at first without workers.
 struct Cluster {
     storage: TempDir,
     router: Router,
+    coordinator: Arc<Coordinator>,
 }
 
 /// What was answered.
@@ -51,11 +55,8 @@ impl Cluster {
         let storage = tempfile::tempdir().unwrap();
         // Where jobs look for their input, in vain.
         std::fs::create_dir(storage.path().join("in")).unwrap();
-        let mut registry = Registry::new();
-        tidemill_connector_builtin::register(&mut registry);
-        tidemill_connector_files::register(&mut registry);
-        let coordinator = Coordinator::start(storage.path().to_str().unwrap(), Arc::new(registry), when_full).unwrap();
-        Self { storage, router: tidemill_rest::router(coordinator, settings) }
+        let coordinator = Coordinator::start(storage.path().to_str().unwrap(), registry(), when_full).unwrap();
+        Self { storage, router: tidemill_rest::router(coordinator.clone(), settings), coordinator }
     }
 
     async fn send(&self, request: Request<Body>) -> Answer {
@@ -78,6 +79,23 @@ impl Cluster {
         self.send(request.body(Body::from(body.to_string())).unwrap()).await
     }
 
+    /// A worker of four slots, in this process, that may use so much memory.
+    async fn worker(&self, memory_bytes: u64) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(tidemill_coordinator::serve(self.coordinator.clone(), listener, None).unwrap());
+        let settings = WorkerSettings {
+            coordinator: address.to_string(),
+            slots: 4,
+            memory_bytes,
+            listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: None,
+            tls: None,
+        };
+        tokio::spawn(tidemill_worker::run(settings, registry(), std::future::pending()));
+        self.until("/api/v1/overview", |overview| overview["workers"] == 1).await;
+    }
+
     /// A job of the evil guest on its best behaviour; it waits for slots that never come.
     async fn job(&self, more: &str) -> String {
         let submitted = self.submit(more).await;
@@ -86,15 +104,25 @@ impl Cluster {
     }
 
     async fn submit(&self, more: &str) -> Answer {
+        let artifact = self.artifact().await;
+        self.submit_as("evil", &artifact, more).await
+    }
+
+    /// With another name, and another plan.
+    async fn submit_as(&self, name: &str, artifact: &str, more: &str) -> Answer {
         let folder = self.storage.path().join("in").display().to_string();
         let manifest = format!(
-            "[job]\nname = \"evil\"\ncomponent = \"x\"\n{more}\n[sources.in]\nconnector = \"files\"\npath = \"{folder}\"\nformat = \"csv\"\ndiscover-every = \"1 s\"\n[sinks.out]\nconnector = \"blackhole\"\n"
+            "[job]\nname = \"{name}\"\ncomponent = \"x\"\n{more}\n[sources.in]\nconnector = \"files\"\npath = \"{folder}\"\nformat = \"csv\"\ndiscover-every = \"1 s\"\n[sinks.out]\nconnector = \"blackhole\"\n"
         );
-        self.json("/api/v1/jobs", &json!({"artifact": self.artifact().await, "manifest": manifest})).await
+        self.json("/api/v1/jobs", &json!({"artifact": artifact, "manifest": manifest})).await
     }
 
     async fn artifact(&self) -> String {
-        let kept = self.post("/api/v1/artifacts", guests::good()).await;
+        self.upload(guests::good()).await
+    }
+
+    async fn upload(&self, component: Vec<u8>) -> String {
+        let kept = self.post("/api/v1/artifacts", component).await;
         assert_eq!(kept.status, StatusCode::CREATED, "{}", kept.text);
         kept.value()["id"].as_str().unwrap().to_owned()
     }
@@ -111,6 +139,13 @@ impl Cluster {
         }
         panic!("never as wished: {found}")
     }
+}
+
+fn registry() -> Arc<Registry> {
+    let mut registry = Registry::new();
+    tidemill_connector_builtin::register(&mut registry);
+    tidemill_connector_files::register(&mut registry);
+    Arc::new(registry)
 }
 
 impl Answer {

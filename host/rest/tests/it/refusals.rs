@@ -173,6 +173,36 @@ async fn a_job_that_does_not_fit_is_refused_where_that_is_set() {
 }
 
 #[tokio::test]
+async fn questions_for_logs_that_make_no_sense_are_refused() {
+    let cluster = Cluster::start();
+    let logs = format!("/api/v1/jobs/{}/logs", cluster.job("").await);
+    for (query, words) in [
+        ("limit=0", "'limit' is 0"),
+        ("limit=1001", "Give 1 to 1000"),
+        ("limit=-1", "limit"),
+        ("limit=many", "limit"),
+        ("wait_ms=30001", "Give 0 to 30000"),
+        ("after=-1", "after"),
+        ("after=18446744073709551616", "after"),
+        ("task=a&task=b", "task"),
+        ("operator=map", "unknown field"),
+    ] {
+        cluster.get(&format!("{logs}?{query}")).await.refuses(422, words);
+    }
+    cluster
+        .get("/api/v1/jobs/none/logs?limit=5")
+        .await
+        .refuses(404, "there is no job 'none'\n  mend: GET /api/v1/jobs");
+    // All that is right, and most that is odd, is answered.
+    for query in
+        ["", "?limit=1000", "?after=18446744073709551615", "?task=anything/0", "?task=%00", "?wait_ms=1&after=0"]
+    {
+        let answer = cluster.get(&format!("{logs}{query}")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{query}: {}", answer.text);
+    }
+}
+
+#[tokio::test]
 async fn an_operation_is_asked_for_until_it_is_over() {
     let cluster = Cluster::start();
     let id = cluster.job(CHECKPOINTS).await;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arrow::array::{ArrayRef, new_null_array};
 use arrow::datatypes::DataType;
 use tidemill_core::keys::{KeyCodec, Keys};
+use tidemill_core::memory::Owner;
 use tidemill_core::snapshot::{SnapshotKind, StateSnapshot, StateSpec};
 use tidemill_core::state::{KeyedState, LogId, NO_SLOT, Namespace, Slot, TableId, ValueSpec, Values};
 use tidemill_core::user::TimeDomain;
@@ -777,7 +778,8 @@ impl KeyedState for RocksState {
         let bytes = self.resident_bytes();
         let others = self.shared.used.fetch_add(bytes.wrapping_sub(self.reported), Ordering::Relaxed);
         let all = others.wrapping_sub(self.reported).wrapping_add(bytes);
-        self.reported = bytes;
+        let before = std::mem::replace(&mut self.reported, bytes);
+        let refused = self.shared.account.resize(Owner::State, before as u64, bytes as u64).err();
         if self.remembers && !self.local.is_behind() {
             self.forget_gone();
         }
@@ -789,7 +791,22 @@ impl KeyedState for RocksState {
         let share = share - self.table_bytes.min(share / 2);
         // While a snapshot is being written, a little more is better than waiting for it.
         let patience = if self.local.is_behind() { share / 4 } else { 0 };
-        if bytes > share + patience { self.shrink(share / 8 * 5) } else { Ok(()) }
+        if bytes > share + patience {
+            self.shrink(share / 8 * 5)?;
+        } else if refused.is_some() {
+            self.shrink(bytes / 8 * 5)?;
+        }
+        // The process has no more: what is on disk does with less. Only what can't is refused.
+        let Some(refused) = refused else { return Ok(()) };
+        let less = self.resident_bytes();
+        if less >= bytes {
+            self.shared.account.ends();
+            return Err(refused);
+        }
+        self.reported = less;
+        self.shared.used.fetch_sub(bytes - less, Ordering::Relaxed);
+        self.shared.account.give_back(Owner::State, (bytes - less) as u64);
+        Ok(())
     }
 
     fn snapshot(&mut self, kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>> {
@@ -827,6 +844,7 @@ impl KeyedState for RocksState {
 impl Drop for RocksState {
     fn drop(&mut self) {
         self.shared.used.fetch_sub(self.reported, Ordering::Relaxed);
+        self.shared.account.give_back(Owner::State, self.reported as u64);
         self.shared.states.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -9,6 +9,7 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Int64Type, TimeUnit};
 use tidemill_core::Batch;
 use tidemill_core::keys::{KeyCodec, Keys};
+use tidemill_core::memory::{Owner, ProcessMemory};
 use tidemill_core::snapshot::StateSpec;
 use tidemill_core::state::{KeyedState, NO_SLOT, Namespace, StateBackend, TableId, ValueSpec};
 use tidemill_core::user::TimeDomain;
@@ -189,6 +190,32 @@ fn a_log_keeps_rows_in_order_and_lets_go_of_foreign_buffers(backend: Backend) {
     assert_eq!(state.entries(), 0);
     let keys = ints(&*state, &[1, 2]);
     assert!(state.append(log, NS, rows.slice(0, 1), keys).is_err(), "a key per row");
+}
+
+#[test]
+fn what_is_held_is_in_the_account_of_the_job() {
+    let process = ProcessMemory::new(Some(1 << 20));
+    let backend = MemoryBackend::new().accounted(process.job("counts"));
+    let open = || backend.open(StateSpec::empty(KeyCodec::new(&[DataType::Int64], false).unwrap())).unwrap();
+    let (mut state, mut other) = (open(), open());
+    let tables = [&mut state, &mut other].map(|state| table(&mut **state, DataType::Int64));
+    let grow = |state: &mut dyn KeyedState, table, keys: i64| {
+        let keys = ints(state, &(0..keys).collect::<Vec<_>>());
+        state.resolve(table, NS, &keys, &mut Vec::new()).unwrap();
+        state.commit()
+    };
+    grow(&mut *state, tables[0], 1_000).unwrap();
+    grow(&mut *other, tables[1], 1_000).unwrap();
+    let held = || process.held().of(Owner::State) as usize;
+    assert_eq!(held(), state.memory_bytes() + other.memory_bytes());
+    let refused = grow(&mut *state, tables[0], 100_000).unwrap_err();
+    assert_eq!(refused.kind(), tidemill_core::ErrorKind::Limit);
+    assert!(refused.message().contains("job 'counts' holds"), "{refused}");
+    assert_eq!(held(), state.memory_bytes() + other.memory_bytes());
+    drop(state);
+    assert_eq!(held(), other.memory_bytes());
+    drop((other, backend));
+    assert_eq!(process.held().total(), 0);
 }
 
 #[test]

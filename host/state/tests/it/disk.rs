@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, Int64Type};
 use tidemill_core::Result;
 use tidemill_core::ids::MaxParallelism;
 use tidemill_core::keys::{KeyCodec, Keys};
+use tidemill_core::memory::{Owner, ProcessMemory};
 use tidemill_core::snapshot::{KeyGroupRange, RestoredState, SnapshotKind, StateHandle, StateSpec};
 use tidemill_core::state::{KeyedState, NO_SLOT, Namespace, StateBackend, TableId, ValueColumn, ValueSpec};
 use tidemill_state::testing::MemoryFiles;
@@ -20,6 +21,36 @@ const NS: Namespace = Namespace::GLOBAL;
 struct Opened {
     state: Box<dyn KeyedState>,
     table: TableId,
+}
+
+/// The process has less memory than the state was promised: it does with less, and fails nobody.
+#[test]
+fn what_is_on_disk_gives_memory_back_when_the_process_has_no_more() {
+    const LIMIT: u64 = 8 << 20;
+    let process = ProcessMemory::new(Some(LIMIT));
+    let settings = RocksSettings::new(16 << 20, backends::folder());
+    let rocks = RocksBackend::accounted(settings, process.job("counts"));
+    let backend = Backend { backend: Box::new(rocks), orders_timers: true, in_memory: false };
+    let mut opened = open(&backend, None).unwrap();
+    let caches = process.held().of(Owner::State);
+    assert!(caches > 1 << 20 && caches < LIMIT / 2, "{caches}");
+    for part in 0..200 {
+        opened.put(part * 2_000..(part + 1) * 2_000, part);
+        assert!(process.held().total() < LIMIT, "{}", process.held().total());
+    }
+    assert!(process.held().total() > LIMIT / 3, "{}", process.held().total());
+    assert_eq!(opened.get(0..3), BTreeMap::from([(0, 0), (1, 0), (2, 0)]), "nothing is lost");
+    drop(opened);
+    assert_eq!(process.held().of(Owner::State), caches);
+    drop(backend);
+    assert_eq!(process.held().total(), 0);
+    // Where there is nothing left for its caches, it is refused at once.
+    let full = ProcessMemory::new(Some(1 << 20));
+    let rocks = RocksBackend::accounted(RocksSettings::new(64 << 20, backends::folder()), full.job("counts"));
+    let backend = Backend { backend: Box::new(rocks), orders_timers: true, in_memory: false };
+    assert!(open(&backend, None).is_err_and(|error| error.message().contains("job 'counts' holds")));
+    drop(backend);
+    assert_eq!(full.held().total(), 0);
 }
 
 fn open(backend: &Backend, restored: Option<(&StateHandle, &Arc<MemoryFiles>)>) -> Result<Opened> {

@@ -38,6 +38,13 @@ impl lifecycle::Guest for Evil {
         let good = format!(r#"{{"version":1,"name":"evil","nodes":[{source},{sink}]}}"#);
         match std::str::from_utf8(&deed).unwrap().trim() {
             "good" => Ok(good),
+            // With an operator in between: one that passes rows on, or one that counts them by key.
+            "flow" => Ok(through(r#"{"transform":{}}"#, r#""forward""#, "")),
+            "count" => {
+                let states = r#"[{"name":"n","kind":"value","data_type":"int64"}]"#;
+                let field = r#",{"field":{"name":"n","data_type":"int64"},"origin":"new"}"#;
+                Ok(through(&format!(r#"{{"process":{{"states":{states}}}}}"#), r#"{"hash":[0]}"#, field))
+            }
             "refuse" => Err("no job here".into()),
             "no-json" => Ok("{".into()),
             "unknown" => Ok(good.replace("\"version\"", "\"vision\":2,\"version\"")),
@@ -86,6 +93,19 @@ impl lifecycle::Guest for Evil {
     }
 }
 
+/// A plan with an operator `deed` of this kind between source and sink, which adds this field.
+fn through(kind: &str, exchange: &str, field: &str) -> String {
+    let id = r#"{"name":"id","data_type":"int64"}"#;
+    let source = format!(
+        r#"{{"uid":"in","name":"in","outputs":[{{"name":"out","fields":[{{"field":{id},"origin":"new"}}]}}],"kind":{{"source":{{"binding":"in"}}}}}}"#
+    );
+    let deed = format!(
+        r#"{{"uid":"deed","name":"deed","inputs":[{{"node":0,"exchange":{exchange},"reads":[0]}}],"outputs":[{{"name":"main","fields":[{{"field":{id},"origin":{{"input":{{"input":0,"column":0}}}}}}{field}]}}],"kind":{kind}}}"#
+    );
+    let sink = r#"{"uid":"out","name":"out","inputs":[{"node":1,"exchange":"forward"}],"kind":{"sink":{"binding":"out"}}}"#;
+    format!(r#"{{"version":1,"name":"evil","nodes":[{source},{deed},{sink}]}}"#)
+}
+
 /// Deeds that can be done in any call.
 fn anywhere(deed: &str) {
     match deed {
@@ -110,6 +130,14 @@ fn anywhere(deed: &str) {
             panic!("the sky is falling");
         }
         "wild" => unsafe { (black_box(0xffff_fff0usize) as *mut u8).write_volatile(1) },
+        "log" => logging::log(Level::Warn, "it is \u{1b}[31mred\u{1b}[0m here"),
+        "hold" => {
+            static HELD: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+            let mut held = HELD.lock().unwrap();
+            if held.is_empty() {
+                held.push(black_box(vec![1; 8 << 20]));
+            }
+        }
         "log-flood" => {
             for i in 0..10_000 {
                 logging::log(Level::Info, &format!("message {i}"));
@@ -160,6 +188,7 @@ impl transform::Guest for Evil {
                 output::forward(0, None, &[plain(&values)]);
             }
             "nothing" => {}
+            "log" | "hold" | "log-flood" => output::forward(0, None, &[]),
             "echo" => output::emit(0, rows, &batch.timestamps, &batch.columns),
             "echo-forward" => output::forward(0, None, &batch.columns),
             "clock" => {
