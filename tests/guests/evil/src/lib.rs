@@ -102,7 +102,8 @@ fn through(kind: &str, exchange: &str, field: &str) -> String {
     let deed = format!(
         r#"{{"uid":"deed","name":"deed","inputs":[{{"node":0,"exchange":{exchange},"reads":[0]}}],"outputs":[{{"name":"main","fields":[{{"field":{id},"origin":{{"input":{{"input":0,"column":0}}}}}}{field}]}}],"kind":{kind}}}"#
     );
-    let sink = r#"{"uid":"out","name":"out","inputs":[{"node":1,"exchange":"forward"}],"kind":{"sink":{"binding":"out"}}}"#;
+    let sink =
+        r#"{"uid":"out","name":"out","inputs":[{"node":1,"exchange":"forward"}],"kind":{"sink":{"binding":"out"}}}"#;
     format!(r#"{{"version":1,"name":"evil","nodes":[{source},{deed},{sink}]}}"#)
 }
 
