@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use tidemill_core::log::{Level, MESSAGE_BYTES, bounded};
+use tidemill_core::log::{Level, MESSAGE_BYTES, NAME_BYTES, bounded};
 use tidemill_core::{Error, Result};
 use tidemill_rpc::proto;
 use tokio::sync::Notify;
@@ -24,8 +24,6 @@ const BYTES: usize = 1 << 20;
 const OVERHEAD: usize = 128;
 /// No message of a worker has more; the rest is counted as dropped.
 const AT_ONCE: usize = 2_000;
-/// The longest name of an operator or worker.
-const NAME_BYTES: usize = 256;
 /// Numbers begin at the time in milliseconds, times this: later coordinators number on, unless one has numbered more
 /// entries of a job than a thousand per millisecond. They stay below 2^53, which is where JSON is read as floats.
 const PER_MS: u64 = 1_000;

@@ -11,6 +11,9 @@ use crate::ids::{NodeId, SubtaskIndex};
 /// The longest message that is kept, in bytes: a backtrace of a failure fits, and a thousand of them are no burden.
 pub const MESSAGE_BYTES: usize = 8 << 10;
 
+/// The longest name of an operator or a worker beside it, in bytes.
+pub const NAME_BYTES: usize = 256;
+
 /// How much a message matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {

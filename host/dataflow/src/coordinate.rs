@@ -99,8 +99,7 @@ struct Checkpointing {
     retained: usize,
     /// What was asked for and not answered yet.
     savepoints: Vec<SavepointRequest>,
-    /// Who wants a checkpoint, and since when it is being taken: one whose barriers were under way before is none that they
-    /// asked for.
+    /// Who wants a checkpoint, and which it is, once that is triggered: not one that was under way when they asked.
     wanted: Vec<(CheckpointAnswer, Option<u64>)>,
     /// The number and manifest of the checkpoint that is claimed and not committed yet.
     claimed: Option<(u64, Manifest)>,

@@ -265,6 +265,9 @@ mod tests {
         assert_eq!(troubles.try_iter().collect::<Vec<_>>(), [(2, ErrorKind::Lost)]);
     }
 
+    /// Nothing takes so long but what hangs.
+    const HANGS: std::time::Duration = std::time::Duration::from_secs(30);
+
     /// A plane that listens on loopback, and where.
     async fn listening(name: &str) -> (Arc<Plane>, String) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -306,7 +309,8 @@ mod tests {
         sends.push(Element::End);
         let mut arrived = Vec::new();
         while arrived.len() < 2 {
-            wakes.recv().await.unwrap();
+            let woken = tokio::time::timeout(HANGS, wakes.recv()).await;
+            woken.expect("what was sent never arrives").unwrap();
             arrived.extend(std::iter::from_fn(|| receives.pop()));
         }
         assert!(matches!(&arrived[0], Element::Batch(batch) if batch.columns() == rows.columns()));

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidemill_core::log::{MESSAGE_BYTES, TaskLog, TaskMessage, bounded};
+use tidemill_core::log::{MESSAGE_BYTES, NAME_BYTES, TaskLog, TaskMessage, bounded};
 use tidemill_core::time::Clock;
 use tidemill_rpc::proto;
 
@@ -20,8 +20,6 @@ const OVERHEAD: usize = 64;
 const BURST: i64 = 500;
 /// So many may come per second in the long run: more than anybody reads.
 const PER_SECOND: i64 = 100;
-/// The longest name of an operator that is said.
-const NAME_BYTES: usize = 256;
 
 /// Of one execution of a job.
 pub struct JobLogs {

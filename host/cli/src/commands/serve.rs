@@ -108,7 +108,7 @@ pub fn worker(args: &WorkerArgs) -> Outcome {
             .into());
     }
     let stop = stop_on_signal()?;
-    serve_on(network_threads(), async {
+    serve_on(Builder::new_multi_thread().worker_threads(network_threads()), async {
         say("worker", &format!("with {} slots for the coordinator at {}", args.slots, args.coordinator));
         tidemill_worker::run(settings, Arc::new(registry()), async move { stop.notified().await }).await?;
         Ok(())
@@ -122,14 +122,13 @@ fn network_threads() -> usize {
 }
 
 fn serve(process: impl Future<Output = Outcome>) -> Outcome {
-    serve_on(std::thread::available_parallelism().map_or(1, NonZero::get), process)
+    serve_on(&mut Builder::new_multi_thread(), process)
 }
 
 /// Runs a process to its end. What still waits then (for a savepoint, for slots to end) does not hold it up for long:
 /// what matters is in the storage.
-fn serve_on(threads: usize, process: impl Future<Output = Outcome>) -> Outcome {
-    let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    let runtime = runtime.context("no threads for the network could be started")?;
+fn serve_on(runtime: &mut Builder, process: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = runtime.enable_all().build().context("no threads for the network could be started")?;
     let ended = runtime.block_on(process);
     runtime.shutdown_timeout(LINGER);
     ended

@@ -91,15 +91,9 @@ pub fn serve(
 /// Hears who connected.
 async fn introduced(stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(String, Incoming, Writer), String> {
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    let (reader, writer): (Reader, Writer) = match acceptor {
-        Some(acceptor) => {
-            let (reader, writer) = tokio::io::split(acceptor.accept(stream).await.map_err(|e| e.to_string())?);
-            (Box::new(reader), Box::new(writer))
-        }
-        None => {
-            let (reader, writer) = stream.into_split();
-            (Box::new(reader), Box::new(writer))
-        }
+    let (reader, writer) = match acceptor {
+        Some(acceptor) => halves(tokio::io::split(acceptor.accept(stream).await.map_err(|e| e.to_string())?)),
+        None => halves(stream.into_split()),
     };
     let mut incoming = Incoming::new(reader);
     let first = incoming.next().await?.ok_or("it said nothing")?;
@@ -120,19 +114,10 @@ async fn connect(
     let connecting = async {
         let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
-        let halves: (Reader, Writer) = match tls {
-            Some(tls) => {
-                let (connector, name) = tls.connector().map_err(|e| e.to_string())?;
-                let stream = connector.connect(name, stream).await.map_err(|e| e.to_string())?;
-                let (reader, writer) = tokio::io::split(stream);
-                (Box::new(reader), Box::new(writer))
-            }
-            None => {
-                let (reader, writer) = stream.into_split();
-                (Box::new(reader), Box::new(writer))
-            }
-        };
-        Ok::<_, String>(halves)
+        let Some(tls) = tls else { return Ok(halves(stream.into_split())) };
+        let (connector, name) = tls.connector().map_err(|e| e.to_string())?;
+        let stream = connector.connect(name, stream).await.map_err(|e| e.to_string())?;
+        Ok::<_, String>(halves(tokio::io::split(stream)))
     };
     let connected = timeout(CONNECT, connecting).await;
     let (reader, mut writer) = connected.map_err(|_| format!("{address} did not answer"))??;
@@ -140,6 +125,14 @@ async fn connect(
     put(&mut outgoing, frame_of(frame::Content::Worker(me.to_owned())))?;
     write(&mut writer, &mut outgoing).await?;
     talk(peer, connection, Incoming::new(reader), writer).await
+}
+
+fn halves<R, W>((reader, writer): (R, W)) -> (Reader, Writer)
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
+    (Box::new(reader), Box::new(writer))
 }
 
 /// Sends and receives until the connection breaks.
