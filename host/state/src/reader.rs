@@ -139,7 +139,7 @@ impl StateReader {
                 merged.only = Some((kind, name.to_owned()));
                 for source in sources.iter().filter(|source| source.key_groups.overlaps(key_groups)) {
                     let file = PortableFile::parse(&source.file.path, self.files.read(&source.file)?)?;
-                    merged.apply(&Placed { file: &file, growth: 0.0 })?;
+                    merged.apply(&Placed { file: &file, growth: 0.0, more: false })?;
                 }
                 batches(&merged.freeze(), kind, name, only.as_ref(), visit)?;
             }

@@ -228,10 +228,10 @@ impl Chain {
             let mut parts = Parts::new(Arc::new(about.of(range)?));
             for file in inner.files.iter().filter(|file| file.key_groups.overlaps(range)) {
                 let file = PortableFile::parse(&file.file.path, files.read(&file.file)?)?;
-                parts.apply(&Placed { file: &file, growth: 1.0 })?;
+                parts.apply(&Placed { file: &file, growth: 1.0, more: false })?;
             }
             for file in &changes {
-                parts.apply(&Placed { file, growth: 0.0 })?;
+                parts.apply(&Placed { file, growth: 0.0, more: false })?;
             }
             self.write_frozen(&parts.freeze(), savepoint, files, &mut written)?;
         }

@@ -17,6 +17,7 @@ use tidemill_core::{Batch, Error, Result};
 
 use super::frozen::{About, FrozenPart, FrozenState, PartAbout};
 use super::log::Log;
+use super::space::Space;
 use super::table::Table;
 use super::timers::Timers;
 use crate::format::{Block, Change, Part, PartKind, PortableFile, codec_of, values_of};
@@ -82,6 +83,8 @@ pub(crate) struct Placed<'a> {
     pub(crate) file: &'a PortableFile,
     /// All files of the state are so many times as large as this one: to make room once.
     pub(crate) growth: f64,
+    /// The next one is a base, too, as this one is: of other keys, so nothing has to be found before it.
+    pub(crate) more: bool,
 }
 
 impl Parts {
@@ -117,9 +120,14 @@ impl Parts {
                     // Makes room once, at the first block of a part, for all that follow.
                     let room = (block.rows as f64 * std::mem::replace(&mut growth, 0.0)) as usize;
                     let room = room * part.blocks.len();
-                    self.apply_rows(part, block, rows, room).map_err(|e| placed.file.wrong(e.message()))?;
+                    let put = Put { base: footer.base, room };
+                    self.apply_rows(part, block, rows, put).map_err(|e| placed.file.wrong(e.message()))?;
                 }
             }
+        }
+        if !placed.more {
+            let spaces = self.tables.values_mut().flat_map(|table| table.spaces.values_mut());
+            spaces.for_each(Space::index_appended);
         }
         Ok(())
     }
@@ -216,7 +224,7 @@ impl Parts {
         Ok(())
     }
 
-    fn apply_rows(&mut self, part: &Part, block: &Block, rows: Rows, room: usize) -> Result<()> {
+    fn apply_rows(&mut self, part: &Part, block: &Block, rows: Rows, put: Put) -> Result<()> {
         if rows.keys.is_empty() {
             return Ok(());
         }
@@ -225,7 +233,7 @@ impl Parts {
             PartKind::Table => {
                 let table = self.tables.get_mut(&part.name).ok_or_else(|| absent(&part.name))?;
                 rows.runs(&self.about.codec, |namespace, keys, values| match block.change {
-                    Change::Put => put_entries(table, Namespace(namespace), fixed, &keys, values, room),
+                    Change::Put => put_entries(table, Namespace(namespace), fixed, &keys, values, put),
                     Change::Removed => remove_entries(table, Namespace(namespace), &keys),
                     Change::Dropped => Ok(()),
                 })
@@ -319,13 +327,22 @@ impl Rows {
     }
 }
 
+/// How entries are put.
+#[derive(Clone, Copy)]
+struct Put {
+    /// By a file that continues no other: it has its keys once, and they are not here yet.
+    base: bool,
+    /// To make room for so many, if there are none.
+    room: usize,
+}
+
 fn put_entries(
     table: &mut Table,
     namespace: Namespace,
     fixed: bool,
     keys: &Keys,
     values: &[ArrayRef],
-    room: usize,
+    Put { base, room }: Put,
 ) -> Result<()> {
     let name = table.name.clone();
     table.space(namespace, fixed);
@@ -334,7 +351,11 @@ fn put_entries(
         space.reserve(room);
     }
     let mut slots = Vec::new();
-    space.resolve(keys, None, &mut slots)?;
+    if base {
+        space.append(keys, &mut slots)?;
+    } else {
+        space.resolve(keys, None, &mut slots)?;
+    }
     let mut grown = 0;
     let resident = space.values.columns.iter_mut().zip(&mut space.values.present);
     for ((codec, array), (column, present)) in table.columns.iter().zip(values).zip(resident) {
@@ -346,6 +367,7 @@ fn put_entries(
 
 fn remove_entries(table: &mut Table, namespace: Namespace, keys: &Keys) -> Result<()> {
     if let Some(space) = table.spaces.get_mut(&namespace) {
+        space.index_appended();
         let mut slots = Vec::new();
         space.find(keys, &mut slots)?;
         slots.retain(|&slot| slot != NO_SLOT);
@@ -362,6 +384,7 @@ fn drop_entries(table: &mut Table, namespace: Namespace, codec: &KeyCodec, among
         return Ok(());
     };
     if let Some(space) = table.spaces.get_mut(&namespace) {
+        space.index_appended();
         let mut slots = Vec::new();
         space.scan(None, usize::MAX, &mut slots);
         let hashes = space.keys(codec, &slots)?.hashes;

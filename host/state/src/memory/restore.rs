@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tidemill_core::failpoint::Failpoint;
-use tidemill_core::snapshot::{RestoredState, StateHandle};
+use tidemill_core::snapshot::{FileRef, RestoredState, StateHandle};
 use tidemill_core::{Error, Result};
 
 use super::chain::ChainFile;
@@ -58,25 +58,30 @@ fn apply(
 ) -> Result<Vec<(ChainFile, bool)>> {
     let operator = parts.about.operator.clone();
     let all: u64 = handle.files.iter().map(|file| file.bytes).sum();
+    let share = wanted.share(handle.key_groups, from.max_parallelism.get());
+    let mut growth = share * all as f64;
     let mut applied = Vec::with_capacity(handle.files.len());
-    for (i, file) in handle.files.iter().enumerate() {
-        let content =
-            from.files.read(&file.clone()).map_err(|e| e.prefixed(&format!("restoring operator '{operator}'")))?;
-        let read = PortableFile::parse(&file.path, content)?;
-        if read.footer.max_parallelism != from.max_parallelism.get() {
-            return Err(read.wrong(format!(
-                "counts {} key groups instead of {}",
-                read.footer.max_parallelism,
-                from.max_parallelism.get()
-            )));
-        }
-        let share = wanted.share(handle.key_groups, from.max_parallelism.get());
-        let growth = if i == 0 { share * all as f64 / file.bytes.max(1) as f64 } else { 0.0 };
-        parts.apply(&Placed { file: &read, growth })?;
-        let (key_groups, base) = (read.footer.key_groups, read.footer.base);
-        applied.push((ChainFile { file: file.clone(), key_groups, base }, read.footer.savepoint));
+    let mut files = handle.files.iter();
+    let mut next = files.next().map(|file| read(from, &operator, file)).transpose()?;
+    while let Some((file, content)) = next {
+        next = files.next().map(|file| read(from, &operator, file)).transpose()?;
+        let more = content.footer.base && next.as_ref().is_some_and(|(_, next)| next.footer.base);
+        let growth = std::mem::replace(&mut growth, 0.0) / file.bytes.max(1) as f64;
+        parts.apply(&Placed { file: &content, growth, more })?;
+        let (key_groups, base) = (content.footer.key_groups, content.footer.base);
+        applied.push((ChainFile { file: file.clone(), key_groups, base }, content.footer.savepoint));
     }
     Ok(applied)
+}
+
+fn read<'a>(from: &RestoredState, operator: &str, file: &'a FileRef) -> Result<(&'a FileRef, PortableFile)> {
+    let content = from.files.read(file).map_err(|e| e.prefixed(&format!("restoring operator '{operator}'")))?;
+    let read = PortableFile::parse(&file.path, content)?;
+    let (theirs, ours) = (read.footer.max_parallelism, from.max_parallelism.get());
+    if theirs != ours {
+        return Err(read.wrong(format!("counts {theirs} key groups instead of {ours}")));
+    }
+    Ok((file, read))
 }
 
 impl Restored {

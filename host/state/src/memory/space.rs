@@ -1,8 +1,10 @@
 //! The entries of one namespace of a table: an index from key to slot, and columns by slot.
 //!
 //! Invariants: `index` has one entry per live slot. A slot is live or in `free`, never both. Vacant slots have no
-//! values. Everything but the values that own bytes clears without looking at the entries.
+//! values. What is appended (`bulk`) is indexed later. Everything but the values that own bytes clears without looking at the entries.
 #![allow(clippy::indexing_slicing, reason = "slots come out of the index of the same space, or were answered by it")]
+
+mod bulk;
 
 use std::collections::HashSet;
 
@@ -34,6 +36,8 @@ pub(crate) const KEPT_REMOVALS: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Space {
     index: HashTable<Entry>,
+    /// From this slot on, what was appended is not in the index yet.
+    unindexed: Option<usize>,
     keys: SlotKeys,
     live: Vec<bool>,
     free: Vec<Slot>,
@@ -99,6 +103,7 @@ impl Space {
     pub(crate) fn new(fixed: bool, columns: &[ColumnCodec]) -> Self {
         Self {
             index: HashTable::new(),
+            unindexed: None,
             keys: if fixed { SlotKeys::Fixed(Vec::new()) } else { SlotKeys::Rows(RowKeys::default()) },
             live: Vec::new(),
             free: Vec::new(),
@@ -150,10 +155,7 @@ impl Space {
         let mut added = self.disk.as_mut().map(|disk| std::mem::take(&mut disk.added));
         added.iter_mut().for_each(Vec::clear);
         // A batch adds at most its own number of slots, so one check before it is enough.
-        if self.live.len() + keys.len() >= NO_SLOT as usize {
-            return Err(Error::new(tidemill_core::ErrorKind::Limit, "a table has four billion entries")
-                .mend("Raise the parallelism of the operator."));
-        }
+        self.check_room(keys.len())?;
         let adds_before = self.live.len();
         match (&mut self.keys, &keys.data) {
             (SlotKeys::Fixed(stored), KeyData::Fixed(values)) => {
@@ -193,6 +195,14 @@ impl Space {
             disk.added = added;
         }
         Ok(())
+    }
+
+    fn check_room(&self, more: usize) -> Result<()> {
+        if self.live.len() + more < NO_SLOT as usize {
+            return Ok(());
+        }
+        Err(Error::new(tidemill_core::ErrorKind::Limit, "a table has four billion entries")
+            .mend("Raise the parallelism of the operator."))
     }
 
     /// Slots of keys, [`NO_SLOT`] where absent.
@@ -313,6 +323,7 @@ impl Space {
 
     fn clear(&mut self) {
         self.index.clear();
+        self.unindexed = None;
         self.live.clear();
         self.changed.clear();
         self.known.clear();

@@ -88,10 +88,10 @@ pub(super) fn restore(
         let wanted = Wanted { key_groups: range, max_parallelism: about.max_parallelism };
         for file in portable.iter().filter(|file| wanted.overlaps(file.key_groups, file.max_parallelism)) {
             let file = read_portable(about, from, file.handle, file.at)?;
-            parts.apply(&Placed { file: &file, growth: 0.0 })?;
+            parts.apply(&Placed { file: &file, growth: 0.0, more: false })?;
         }
         for source in &sources {
-            parts.apply(&Placed { file: &source.meta.shape, growth: 0.0 })?;
+            parts.apply(&Placed { file: &source.meta.shape, growth: 0.0, more: false })?;
             read::read(&source.db, &source.meta.inventory, from.max_parallelism, &mut parts)?;
         }
         import(&local, &mut inventory, parts.freeze())?;
@@ -125,7 +125,7 @@ fn as_it_is(
 ) -> Result<Opened> {
     let meta = download(about, from, handle, &database_in(folder.path()))?;
     // Refuses another key.
-    Parts::new(Arc::clone(about)).apply(&Placed { file: &meta.shape, growth: 0.0 })?;
+    Parts::new(Arc::clone(about)).apply(&Placed { file: &meta.shape, growth: 0.0, more: false })?;
     let local = Local::open(folder, shared)?;
     let files = meta.names.into_iter().zip(handle.files.iter().skip(1).cloned());
     let uploads = Uploads::new(files.collect::<BTreeMap<_, _>>());

@@ -96,7 +96,7 @@ impl RocksSnapshot {
         let mut refs = Vec::new();
         for range in divided(self.about.key_groups, buckets(&db)) {
             let mut parts = Parts::new(Arc::new(self.about.of(range)?));
-            parts.apply(&Placed { file: &shape, growth: 0.0 })?;
+            parts.apply(&Placed { file: &shape, growth: 0.0, more: false })?;
             read::read(&db, &self.inventory, self.about.max_parallelism, &mut parts)?;
             let layout = Layout { file_bytes: FILE_BYTES, buckets: 16, savepoint: true };
             write_files(&parts.freeze(), layout, |bytes, _| {
