@@ -22,8 +22,7 @@ pub fn place(workers: &[Offered<'_>], slots: u32, before: &[String]) -> Vec<usiz
     if rescaled {
         let mut rest = free.clone();
         let shares = spread(&mut rest, slots);
-        free.iter_mut().for_each(|free| *free = 0);
-        shares.iter().for_each(|at| free.iter_mut().nth(*at).into_iter().for_each(|free| *free += 1));
+        free = (0..free.len()).map(|at| shares.iter().filter(|of| **of == at).count() as u32).collect();
     }
     let sticky: Vec<Option<usize>> = (0..slots)
         .map(|slot| {
