@@ -7,6 +7,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 "$root/tests/e2e/audit" --kills 12 --seed 2 --backend rocksdb
 "$root/tests/e2e/audit" --kills 12 --seed 3 --store s3 --sink s3
 "$root/tests/e2e/audit" --cluster 3 --kills 12 --seed 4
+TIDEMILL_WORKER_LOCAL_RECOVERY=always "$root/tests/e2e/audit" --cluster 3 --kills 12 --seed 6 --backend rocksdb
 probe=tidemill-probe-$$
 if ip netns add "$probe" 2>/dev/null; then
     ip netns delete "$probe"

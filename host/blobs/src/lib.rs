@@ -25,6 +25,11 @@ pub trait Blobs: Send + Sync {
     /// What people call it: the folder, or the URL.
     fn location(&self) -> &str;
 
+    /// Whether it is surely not on this machine. A folder may be on another one too, which nobody sees from here.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// Writes a whole blob if there is none at the path.
     fn put_new(&self, path: &str, content: &[u8]) -> Result<PutNew, BlobError>;
 

@@ -139,6 +139,10 @@ impl Blobs for S3 {
         &self.location
     }
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn put_new(&self, path: &str, content: &[u8]) -> Result<PutNew, BlobError> {
         let (store, target) = (Arc::clone(&self.store), self.path(path));
         let payload = PutPayload::from(content.to_vec());

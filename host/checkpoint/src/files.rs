@@ -123,7 +123,7 @@ fn read_into(blobs: &dyn Blobs, file: &FileRef, mut take: impl FnMut(&[u8]) -> R
     }
 }
 
-fn pass(from: &mut dyn Read, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+pub(crate) fn pass(from: &mut dyn Read, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         match from.read(&mut piece) {

@@ -14,12 +14,14 @@ pub mod sealed;
 mod files;
 pub mod garbage;
 mod journal;
+pub mod local;
 pub mod owner;
 pub mod savepoint;
 pub mod store;
 
 pub use tidemill_blobs as blobs;
 
+pub use local::{Copier, JobCopies, LocalCopies, Reads, restoring};
 pub use log::{Origin, Start};
 pub use owner::{Claim, Collected, Owner, Restored, SnapshotWriter};
 pub use store::{Begun, Checkpoint, Store};

@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tidemill_core::error::{Error, ErrorKind, Result};
 use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::Epoch;
-use tidemill_core::snapshot::SnapshotFiles;
+use tidemill_core::snapshot::{FileRef, SnapshotFiles};
 
 use crate::files::Files;
 use crate::garbage::{Inventory, Written, garbage};
 use crate::journal::{Append, Journal};
+use crate::local::{JobCopies, LocalFiles};
 use crate::log::{Entry, Event, Origin, Stored};
 use crate::manifest::{Manifest, ManifestKind};
 
@@ -57,11 +58,17 @@ pub struct Owner {
 pub struct SnapshotWriter {
     journal: Arc<Journal>,
     generation: Arc<AtomicU64>,
+    copies: Option<JobCopies>,
 }
 
 impl SnapshotWriter {
     pub(crate) fn new(journal: Arc<Journal>, generation: u64) -> Self {
-        Self { journal, generation: Arc::new(AtomicU64::new(generation)) }
+        Self { journal, generation: Arc::new(AtomicU64::new(generation)), copies: None }
+    }
+
+    /// It also keeps copies, on the local disk, of what is written.
+    pub fn keeping(self, copies: Option<JobCopies>) -> Self {
+        Self { copies, ..self }
     }
 
     /// What runs is taken over by the attempt of this generation: what is frozen from now on is written in its name.
@@ -74,7 +81,24 @@ impl SnapshotWriter {
         let written = Written { generation: self.generation.load(Ordering::Acquire), epoch: epoch.0 };
         let nonces = Arc::clone(&self.journal.nonces);
         let names = move |hint: &str| Ok(format!("{FILES}/{}", written.file_name(hint, &nonces())));
-        Arc::new(Files { blobs: Arc::clone(&self.journal.blobs), names: Box::new(names) })
+        let files = Arc::new(Files { blobs: Arc::clone(&self.journal.blobs), names: Box::new(names) });
+        match &self.copies {
+            Some(copies) => Arc::new(LocalFiles { store: files, copies: Some(copies.clone()), reads: Arc::default() }),
+            None => files,
+        }
+    }
+
+    /// Of a task, by node and index, what a checkpoint keeps is written: in these files, of which some may be of earlier
+    /// checkpoints.
+    pub fn written<'a>(&self, task: (u32, u32), epoch: Epoch, files: impl Iterator<Item = &'a FileRef>) {
+        if let Some(copies) = &self.copies {
+            copies.written(task, epoch.0, files);
+        }
+    }
+
+    /// A checkpoint is complete.
+    pub fn completed(&self, epoch: u64) {
+        self.copies.iter().for_each(|copies| copies.completed(epoch));
     }
 }
 

@@ -131,6 +131,11 @@ impl Store {
         }
     }
 
+    /// Whether they are elsewhere, where reading takes longer than from the local disk.
+    pub fn is_remote(&self) -> bool {
+        self.blobs().is_remote()
+    }
+
     /// Where the snapshots of an attempt are written.
     pub fn writer(&self, generation: u64) -> SnapshotWriter {
         SnapshotWriter::new(Arc::clone(&self.journal), generation)

@@ -429,6 +429,9 @@ pub struct CoordinatorArgs {
     /// What becomes of a job that wants more slots than are free: wait, or refuse
     #[arg(long, env = "TIDEMILL_COORDINATOR_WHEN_FULL", default_value = "wait", value_name = "WHAT")]
     pub when_full: WhenFullArg,
+    /// How many free slots are kept for jobs that are started again: no new job gets them, and none that is to be larger
+    #[arg(long, env = "TIDEMILL_COORDINATOR_STANDBY_SLOTS", default_value = "0", value_name = "SLOTS")]
+    pub standby_slots: u32,
     #[command(flatten)]
     pub tls: TlsArgs,
     /// All of these, as the API shows them.
@@ -445,6 +448,17 @@ pub enum WhenFullArg {
     Refuse,
 }
 
+/// When copies of checkpoints are kept on a worker's disk.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LocalRecoveryArg {
+    /// Of jobs whose checkpoints are in an object store.
+    Auto,
+    /// Of all jobs.
+    Always,
+    /// Never.
+    Never,
+}
+
 #[derive(Args, Debug)]
 pub struct WorkerArgs {
     /// Settings, YAML: docs/configuration.md. The environment and this command line win over it
@@ -459,6 +473,15 @@ pub struct WorkerArgs {
     /// How much memory jobs may hold there: user code, state, rows between slots. A job that needs more fails
     #[arg(long, env = "TIDEMILL_WORKER_MEMORY", default_value = "1GiB", value_name = "SIZE", value_parser = size)]
     pub memory: ByteSize,
+    /// When copies of checkpoints are kept on the local disk, for restarts: auto (of jobs whose checkpoints are in an object store), always, never
+    #[arg(long, env = "TIDEMILL_WORKER_LOCAL_RECOVERY", default_value = "auto", value_name = "WHEN")]
+    pub local_recovery: LocalRecoveryArg,
+    /// How much all of these may have together. What does not fit is read from the store
+    #[arg(long, env = "TIDEMILL_WORKER_LOCAL_RECOVERY_SIZE", default_value = "1GiB", value_name = "SIZE", value_parser = size)]
+    pub local_recovery_size: ByteSize,
+    /// Where they are: best on the disk of [state] path, where they are hard links. By default, tidemill-local-recovery in the folder of temporary files
+    #[arg(long, env = "TIDEMILL_WORKER_LOCAL_RECOVERY_FOLDER", value_name = "FOLDER")]
+    pub local_recovery_folder: Option<PathBuf>,
     /// Where other workers connect; port 0: any that is free
     #[arg(long, env = "TIDEMILL_WORKER_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDRESS")]
     pub listen: SocketAddr,

@@ -24,7 +24,7 @@ use crate::workers::Worker;
 /// What is said of an execution, and by which worker.
 pub enum ExecutionEvent {
     /// Its slots there are ready, or can't be made.
-    Opened(String, Result<()>),
+    Opened(String, Result<RestoredBytes>),
     /// Its slots there were taken over and go on; what their readers were given.
     Resumed(String, Vec<proto::ReaderState>),
     /// A slot says something.
@@ -33,6 +33,15 @@ pub enum ExecutionEvent {
     Left(String, Vec<Error>),
     /// The worker is gone, and its slots with it; why.
     Gone(String, String),
+}
+
+/// What was read of the files of a checkpoint.
+#[derive(Clone, Copy, Default)]
+pub struct RestoredBytes {
+    /// From copies on the machine that reads.
+    pub local: u64,
+    /// From the store.
+    pub store: u64,
 }
 
 /// See the module.
@@ -148,7 +157,8 @@ impl Execution {
     pub fn said(&self, worker: &str, says: says::Says) {
         match says {
             says::Says::Opened(opened) => {
-                let outcome = opened.failure.map_or(Ok(()), |failure| Err(failure_of(failure)));
+                let read = RestoredBytes { local: opened.local_bytes, store: opened.store_bytes };
+                let outcome = opened.failure.map_or(Ok(read), |failure| Err(failure_of(failure)));
                 (self.says)(ExecutionEvent::Opened(worker.to_owned(), outcome));
             }
             says::Says::Resumed(resumed) => {

@@ -10,6 +10,7 @@ mod execution;
 mod inspect;
 mod job;
 mod logs;
+mod placement;
 mod serve;
 mod storage;
 mod workers;
@@ -45,6 +46,15 @@ pub enum WhenFull {
     Refuse,
 }
 
+/// What a coordinator does with slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotSettings {
+    /// What becomes of a job that wants more than are free.
+    pub when_full: WhenFull,
+    /// So many free slots are kept for jobs that are started again: no new job gets them, and none that is to be larger.
+    pub standby: u32,
+}
+
 /// Of so many jobs that are over, what they logged is kept: a megabyte each, at most.
 const ENDED_LOGS: usize = 100;
 
@@ -66,10 +76,10 @@ pub struct Coordinator {
 impl Coordinator {
     /// With its storage: a folder that all processes of the cluster reach, or a URL. Goes on with the jobs there; each has a
     /// thread.
-    pub fn start(storage: &str, registry: Arc<Registry>, when_full: WhenFull) -> Result<Arc<Self>> {
+    pub fn start(storage: &str, registry: Arc<Registry>, slots: SlotSettings) -> Result<Arc<Self>> {
         let components = Arc::new(Components::new(blobs::at(storage)?));
         let environment = Environment::new(registry, components.clone());
-        Self::with(storage, environment, components, when_full, on_a_thread)
+        Self::with(storage, environment, components, slots, on_a_thread)
     }
 
     /// The same in any environment. `run` runs the master of a job to its end, or has that done.
@@ -77,14 +87,16 @@ impl Coordinator {
         storage: &str,
         environment: Environment,
         components: Arc<Components>,
-        when_full: WhenFull,
+        slots: SlotSettings,
         run: impl Fn(JobMaster) -> Result<()> + Send + Sync + 'static,
     ) -> Result<Arc<Self>> {
         let storage = Arc::new(Storage::new(storage, (environment.place)(storage)?));
         storage.mark()?;
         // Unique also over coordinators that come after each other.
         let next_execution = AtomicU64::new(environment.now_ms().unsigned_abs() << 16);
-        let (workers, executions, jobs, ended) = Default::default();
+        let (executions, jobs, ended) = Default::default();
+        let SlotSettings { when_full, standby } = slots;
+        let workers = Workers::with_standby(standby);
         let run = Box::new(run);
         let this = Arc::new(Self {
             environment,
@@ -159,18 +171,14 @@ impl Coordinator {
 
     /// Whether a job that has so many slots may want so many; an error says that they are not there.
     pub fn has_room(&self, wants: u32, has: u32) -> Result<()> {
-        if self.when_full == WhenFull::Wait || wants <= has {
+        // A job that runs is not stopped to wait for slots that are kept from it.
+        let waits = self.when_full == WhenFull::Wait && (has == 0 || self.workers.standby() == 0);
+        if waits || wants <= has {
             return Ok(());
         }
-        let (free, of) = self.workers.free();
         // Those that wait have a claim on what is free.
         let waiting: u32 = self.summaries().iter().filter(|job| job.waits()).map(|job| job.parallelism).sum();
-        let free = free.saturating_sub(waiting);
-        if wants - has <= free {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Retry, format!("the job needs {} slots, and {free} of {of} are free", wants - has))
-            .mend("Start more workers, stop other jobs, or give the job a smaller parallelism."))
+        self.workers.has_room(wants, has, waiting)
     }
 
     /// Refuses a second job with the same checkpoints: each would end the other.
@@ -218,6 +226,7 @@ impl Coordinator {
             workers: workers.len() as u64,
             slots: workers.iter().map(|worker| u64::from(worker.slots)).sum(),
             free_slots: workers.iter().map(|worker| u64::from(worker.free_slots)).sum(),
+            standby_slots: u64::from(self.workers.standby()),
             jobs_running: running as u64,
             jobs: jobs.len() as u64,
         }
@@ -234,6 +243,7 @@ impl Coordinator {
 
     /// A job came to its end: its logs are kept with those of the latest that did.
     fn ended(&self, job: &Arc<Job>) {
+        self.workers.forget(job.id());
         let mut ended = lock(&self.ended);
         ended.push_back(job.clone());
         if ended.len() > ENDED_LOGS {

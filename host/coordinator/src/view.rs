@@ -84,7 +84,7 @@ pub struct JobView {
     pub savepoint: Option<String>,
 }
 
-/// When an attempt at a job came how far, in milliseconds since 1970. 0: not yet.
+/// When an attempt at a job came how far, in milliseconds since 1970 (0: not yet), and what it read for that.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AttemptView {
     /// It began: it looks for slots.
@@ -93,6 +93,12 @@ pub struct AttemptView {
     pub deploying_ms: i64,
     /// All of them have made their slots and read their state.
     pub ready_ms: i64,
+    /// What they read of the checkpoint's files, in bytes.
+    #[serde(default)]
+    pub restored_bytes: u64,
+    /// How much of that from copies on their own disks, instead of the store.
+    #[serde(default)]
+    pub restored_local_bytes: u64,
 }
 
 /// A failure of a job.
@@ -451,6 +457,9 @@ pub struct Overview {
     pub slots: u64,
     /// Slots in which nothing runs.
     pub free_slots: u64,
+    /// How many of these are kept for jobs that are started again.
+    #[serde(default)]
+    pub standby_slots: u64,
     /// Jobs that run.
     pub jobs_running: u64,
     /// All jobs that are known.

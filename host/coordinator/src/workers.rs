@@ -10,6 +10,7 @@ use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_rpc::proto::{self, FromWorker, Running, ToWorker, from_worker as says, signal, to_worker as tells};
 use tidemill_rpc::{VERSION, to_worker};
 
+use crate::placement::{Offered, may_have, place};
 use crate::view::{HeldView, WorkerView};
 use crate::{Coordinator, lock};
 
@@ -22,6 +23,20 @@ pub const SILENCE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Workers {
     all: Mutex<All>,
+    /// So many free slots are kept for jobs that are started again.
+    standby: u32,
+}
+
+/// Slots that a job wants.
+pub struct Wanted<'a> {
+    /// How many.
+    pub slots: u32,
+    /// Where those were that it had before, by slot.
+    pub before: &'a [String],
+    /// How many it had before, or may have had.
+    pub had: u32,
+    /// The job.
+    pub job: &'a str,
 }
 
 #[derive(Default)]
@@ -29,6 +44,23 @@ struct All {
     workers: BTreeMap<String, Arc<Worker>>,
     /// Jobs that want more slots than there were, and what has them look again.
     waiting: BTreeMap<String, Waker>,
+    /// Jobs that are about to be started again, and how many slots they had: nobody else gets these meanwhile.
+    returning: BTreeMap<String, u32>,
+}
+
+/// How many slots are free, and how many there are.
+#[derive(Clone, Copy)]
+struct Free {
+    free: u32,
+    of: u32,
+}
+
+impl All {
+    fn free(&self) -> Free {
+        let each = self.workers.values().map(|worker| (worker.free(), worker.slots));
+        let (free, of) = each.fold((0, 0), |(free, of), (more_free, more)| (free + more_free, of + more));
+        Free { free, of }
+    }
 }
 
 /// A worker that attends.
@@ -71,37 +103,70 @@ impl Worker {
 }
 
 impl Workers {
-    /// Takes slots for a job, spread over the workers; slot by slot. An error says what is missing; then the job is woken
-    /// when there may be slots that were not there before.
-    pub fn take(&self, slots: u32, job: &str, wake: Waker) -> Result<Vec<Arc<Worker>>> {
+    /// None yet. Of free slots, so many are kept for jobs that are started again.
+    pub fn with_standby(standby: u32) -> Self {
+        Self { all: Mutex::default(), standby }
+    }
+
+    /// Takes slots for a job, as [`place`] says; slot by slot. An error says what is missing; then the job is woken when
+    /// there may be slots that were not there before.
+    pub fn take(&self, wanted: &Wanted<'_>, wake: Waker) -> Result<Vec<Arc<Worker>>> {
         let mut all = lock(&self.all);
-        let mut free: Vec<(u32, &Arc<Worker>)> = all.workers.values().map(|worker| (worker.free(), worker)).collect();
-        let there: u32 = free.iter().map(|(free, _)| free).sum();
-        if there < slots {
-            let of: u32 = all.workers.values().map(|worker| worker.slots).sum();
-            all.waiting.insert(job.to_owned(), wake);
-            return Err(Error::new(
-                ErrorKind::Retry,
-                format!("{slots} slots are needed, and {there} of {of} are free"),
-            )
-            .mend("Start more workers, stop other jobs, or give the job a smaller parallelism."));
+        let there = all.free();
+        let others = all.returning.iter().filter(|(job, _)| *job != wanted.job).map(|(_, slots)| *slots);
+        let kept = others.fold(self.standby, u32::saturating_add);
+        if may_have(there.free, kept, wanted.had) < wanted.slots {
+            all.waiting.insert(wanted.job.to_owned(), wake);
+            return Err(missing(&format!("{} slots are needed", wanted.slots), there, kept));
         }
-        let mut taken = Vec::new();
-        for _ in 0..slots {
-            // From whoever has most left.
-            let Some((left, worker)) = free.iter_mut().max_by_key(|(left, _)| *left) else { break };
-            *left -= 1;
-            *lock(&worker.used) += 1;
-            taken.push(worker.clone());
+        // Those of a job that is smaller now may be had by others.
+        let gives = all.returning.remove(wanted.job).is_some_and(|had| had > wanted.slots);
+        let workers: Vec<&Arc<Worker>> = all.workers.values().collect();
+        let offered = workers.iter().map(|worker| Offered { id: &worker.id, free: worker.free() });
+        let placed = place(&offered.collect::<Vec<_>>(), wanted.slots, wanted.before);
+        let taken: Vec<Arc<Worker>> = placed.into_iter().filter_map(|at| Some((*workers.get(at)?).clone())).collect();
+        taken.iter().for_each(|worker| *lock(&worker.used) += 1);
+        drop(all);
+        if gives {
+            self.wake();
         }
         Ok(taken)
     }
 
-    /// How many slots are free, and how many there are.
-    pub fn free(&self) -> (u32, u32) {
-        let all = lock(&self.all);
-        let each = all.workers.values().map(|worker| (worker.free(), worker.slots));
-        each.fold((0, 0), |(free, of), (more_free, more)| (free + more_free, of + more))
+    /// Whether a job that has so many slots may want so many, where some of what is free is for others that wait; an error
+    /// says that they are not there.
+    pub fn has_room(&self, wants: u32, has: u32, others: u32) -> Result<()> {
+        let there = lock(&self.all).free();
+        let there = Free { free: there.free.saturating_sub(others), ..there };
+        match wants.saturating_sub(has) {
+            more if more <= may_have(there.free, self.standby, 0) => Ok(()),
+            more => Err(missing(&format!("the job needs {more} slots"), there, self.standby)),
+        }
+    }
+
+    /// How many free slots are kept for jobs that are started again.
+    pub fn standby(&self) -> u32 {
+        lock(&self.all).free().free.min(self.standby)
+    }
+
+    /// A job had so many slots, which are about to be given back or are lost, and is about to be started again.
+    pub fn returns(&self, job: &str, slots: u32) {
+        lock(&self.all).returning.insert(job.to_owned(), slots);
+    }
+
+    /// What a job had is not kept for it any more: it has it, or is over.
+    pub fn returned(&self, job: &str) {
+        if lock(&self.all).returning.remove(job).is_some() {
+            self.wake();
+        }
+    }
+
+    /// A job is over: nobody needs copies of its checkpoints any more.
+    pub fn forget(&self, job: &str) {
+        self.returned(job);
+        for worker in lock(&self.all).workers.values() {
+            worker.say(tells::Says::Forget(proto::Forget { job: job.to_owned() }));
+        }
     }
 
     /// Takes so many slots of a worker: something runs there since before.
@@ -158,6 +223,16 @@ impl Workers {
     }
 }
 
+fn missing(needed: &str, Free { free, of }: Free, kept: u32) -> Error {
+    let message = match free.min(kept) {
+        0 => format!("{needed}, and {free} of {of} are free"),
+        1 => format!("{needed}, {free} of {of} are free, 1 of these is kept as standby"),
+        kept => format!("{needed}, {free} of {of} are free, {kept} of these are kept as standby"),
+    };
+    Error::new(ErrorKind::Retry, message)
+        .mend("Start more workers, stop other jobs, or give the job a smaller parallelism.")
+}
+
 impl Coordinator {
     /// A worker registers: it is told so through `say`. An error: it can't be used, whatever it tries.
     pub fn hello(&self, hello: proto::Hello, say: impl Fn(ToldWorker) + Send + Sync + 'static) -> Result<Arc<Worker>> {
@@ -186,6 +261,12 @@ impl Coordinator {
         // It saw the end of its connection before it was seen here.
         if let Some(before) = self.workers.insert(worker.clone()) {
             self.gone(&before, "it registered again");
+        }
+        for job in hello.kept {
+            // Copies of the checkpoints of a job that ended while it was away.
+            if self.job(&job).is_none_or(|job| job.is_over()) {
+                worker.say(tells::Says::Forget(proto::Forget { job }));
+            }
         }
         for running in hello.running {
             match self.job(&running.job).filter(|job| !job.is_over()) {
@@ -243,5 +324,72 @@ impl Coordinator {
         (worker.say)(ToldWorker::GivenUp);
         let executions: Vec<_> = lock(&self.executions).values().cloned().collect();
         executions.iter().for_each(|execution| execution.gone(worker, why));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workers(standby: u32, slots: &[u32]) -> Workers {
+        let workers = Workers::with_standby(standby);
+        for (at, slots) in slots.iter().enumerate() {
+            workers.insert(Arc::new(Worker {
+                id: format!("worker-{at}"),
+                address: String::new(),
+                slots: *slots,
+                memory_bytes: 0,
+                resident_bytes: AtomicU64::new(0),
+                held: Mutex::default(),
+                used: Mutex::new(0),
+                say: Box::new(|_| ()),
+            }));
+        }
+        workers
+    }
+
+    fn wants(job: &str, slots: u32, had: u32) -> Wanted<'_> {
+        Wanted { slots, before: &[], had, job }
+    }
+
+    /// The words of the refusal.
+    fn refused(workers: &Workers, wanted: &Wanted<'_>) -> String {
+        workers.take(wanted, Waker::new(|| ())).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn standby_slots_go_to_a_job_that_ran_and_to_no_new_one() {
+        let workers = workers(2, &[2, 2]);
+        let ran = workers.take(&wants("ran", 2, 0), Waker::new(|| ())).unwrap();
+        let words = refused(&workers, &wants("new", 1, 0));
+        assert!(words.starts_with("1 slots are needed, 2 of 4 are free, 2 of these are kept as standby"), "{words}");
+        assert_eq!((workers.standby(), workers.has_room(3, 2, 0).is_err()), (2, true));
+        // Its worker is gone.
+        workers.remove(&ran[0]);
+        workers.returns("ran", 2);
+        workers.give_back(&ran);
+        let again = workers.take(&wants("ran", 2, 2), Waker::new(|| ())).unwrap();
+        assert_eq!((again.len(), workers.standby()), (2, 0));
+    }
+
+    #[test]
+    fn what_a_job_had_is_kept_for_it_until_it_runs_again_or_is_over() {
+        let workers = workers(0, &[4]);
+        let had = workers.take(&wants("ran", 4, 0), Waker::new(|| ())).unwrap();
+        workers.returns("ran", 4);
+        workers.give_back(&had);
+        let told = Arc::new(AtomicU64::new(0));
+        let tell = told.clone();
+        let wake = Waker::new(move || _ = tell.fetch_add(1, Ordering::Relaxed));
+        assert!(workers.take(&wants("new", 1, 0), wake).is_err(), "it would take the place of one that ran");
+        // It is smaller now: there is room, and who waits hears of it.
+        assert_eq!(workers.take(&wants("ran", 2, 4), Waker::new(|| ())).unwrap().len(), 2);
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+        assert_eq!(workers.take(&wants("new", 1, 0), Waker::new(|| ())).unwrap().len(), 1);
+        // One that is over has a claim no more.
+        workers.returns("ran", 2);
+        assert!(workers.take(&wants("other", 1, 0), Waker::new(|| ())).is_err());
+        workers.forget("ran");
+        assert_eq!(workers.take(&wants("other", 1, 0), Waker::new(|| ())).unwrap().len(), 1);
     }
 }

@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod nonce;
 pub mod operator;
 pub mod process;
+pub mod scratch;
 pub mod snapshot;
 pub mod state;
 pub mod time;

@@ -12,7 +12,7 @@ use tidemill_checkpoint::manifest::{BroadcastState, InFlightState, ListState, Un
 use tidemill_core::Result;
 use tidemill_core::connector::Split;
 use tidemill_core::ids::{Epoch, SubtaskId};
-use tidemill_core::snapshot::{SnapshotFiles, StateHandle, StateSnapshot, UnkeyedSnapshot};
+use tidemill_core::snapshot::{FileRef, SnapshotFiles, StateHandle, StateSnapshot, UnkeyedSnapshot};
 use tidemill_core::time::Watermark;
 
 use crate::in_flight::{self, ChannelContent};
@@ -98,6 +98,18 @@ pub struct Written {
     pub broadcast: Vec<UnkeyedState>,
     /// What was in flight to it.
     pub in_flight: Option<InFlightState>,
+}
+
+impl Written {
+    /// All files that it names.
+    pub fn files(&self) -> impl Iterator<Item = &FileRef> {
+        let unkeyed = self.broadcast.iter().map(|unkeyed| match unkeyed {
+            UnkeyedState::Broadcast(of) => &of.state,
+            UnkeyedState::List(of) => &of.state,
+        });
+        let states = self.state.iter().chain(unkeyed).flat_map(|state| &state.files);
+        states.chain(self.in_flight.iter().map(|in_flight| &in_flight.file))
+    }
 }
 
 impl Unwritten {

@@ -147,10 +147,11 @@ fn text(registry: &Registry) -> Result<String, Error> {
 
 fn of_cluster(registry: &mut Registry, overview: &Overview, workers: &[WorkerView]) {
     registry.register("build", "The version of Tidemill", Info::new([("version", overview.version.clone())]));
-    let figures: [(&str, &str, u64); 3] = [
+    let figures: [(&str, &str, u64); 4] = [
         ("workers", "Workers that are there", overview.workers),
         ("slots", "Slots of all workers", overview.slots),
         ("slots_free", "Slots in which nothing runs", overview.free_slots),
+        ("slots_standby", "Free slots that are kept for jobs that are started again", overview.standby_slots),
     ];
     for (name, help, value) in figures {
         registry.register(name, help, gauge(value));

@@ -9,7 +9,6 @@
 
 mod changes;
 mod expiry;
-mod home;
 mod inventory;
 mod layout;
 mod local;
@@ -21,18 +20,17 @@ mod state;
 mod timers;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rocksdb::{Cache, WriteBufferManager};
-use tidemill_core::Result;
 use tidemill_core::memory::{JobMemory, Owner};
+use tidemill_core::scratch::{Folder, Home};
 use tidemill_core::snapshot::StateSpec;
 use tidemill_core::state::{KeyedState, StateBackend};
+use tidemill_core::{Error, Result};
 
-use self::home::Home;
-use self::local::Folder;
 use self::state::RocksState;
 
 /// What state on disk is given.
@@ -127,11 +125,18 @@ impl Shared {
     /// A new folder for a database.
     fn folder(&self) -> Result<Folder> {
         let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*home {
+        let path = &self.settings.path;
+        let made = match &*home {
             Some(home) => home.folder(),
-            None => home.insert(Home::claim(&self.settings.path)?).folder(),
-        }
+            None => Home::claim(path).and_then(|claimed| home.insert(claimed).folder()),
+        };
+        made.map_err(|e| unusable(path, &e))
     }
+}
+
+fn unusable(path: &Path, error: &std::io::Error) -> Error {
+    Error::invalid(format!("a folder for keyed state can't be made in '{}': {error}", path.display()))
+        .mend("Give [state] a path to a folder in which files may be made.")
 }
 
 impl Drop for Shared {

@@ -20,6 +20,7 @@ use tonic::{Code, Status, Streaming};
 use crate::WorkerSettings;
 use crate::deployment::{Deployments, Work};
 use crate::exchange::Plane;
+use crate::local::LocalRecovery;
 
 /// How long the coordinator may take to answer at first.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -35,6 +36,7 @@ pub struct Attendant {
     registry: Arc<Registry>,
     /// The account of this process, whichever cluster it belongs to.
     memory: Arc<ProcessMemory>,
+    local: Arc<LocalRecovery>,
     /// What runs here, and the storage of the cluster to which it belongs.
     deployments: Option<(String, Arc<Deployments>)>,
 }
@@ -55,9 +57,10 @@ impl Attendant {
         address: String,
         plane: Arc<Plane>,
         registry: Arc<Registry>,
+        local: Arc<LocalRecovery>,
     ) -> Self {
         let memory = ProcessMemory::new(Some(settings.memory_bytes));
-        Self { settings, id, address, plane, registry, memory, deployments: None }
+        Self { settings, id, address, plane, registry, memory, local, deployments: None }
     }
 
     /// Until the connection ends. What runs, runs on.
@@ -113,6 +116,7 @@ impl Attendant {
             exchange_address: self.address.clone(),
             version: VERSION.to_owned(),
             running: running.unwrap_or_default(),
+            kept: self.local.jobs(),
         };
         _ = say.send(from_worker(says::Says::Hello(hello)));
         let told = coordinator.attend(UnboundedReceiverStream::new(said)).await;
@@ -138,7 +142,8 @@ impl Attendant {
         let components = Components::new(blobs::at(storage)?);
         let mut environment = Environment::new(self.registry.clone(), Arc::new(components));
         environment.memory = self.memory.clone();
-        let deployments = Arc::new(Deployments::new(environment, self.plane.clone()));
+        let local = Some(self.local.clone());
+        let deployments = Arc::new(Deployments::new(environment, self.plane.clone(), local));
         self.deployments = Some((storage.to_owned(), deployments.clone()));
         Ok(deployments)
     }

@@ -10,7 +10,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tidemill_checkpoint::{Origin, SnapshotWriter};
+use tidemill_checkpoint::manifest::Manifest;
+use tidemill_checkpoint::{Origin, Reads, SnapshotWriter, Store, restoring};
 use tidemill_core::connector::Waker;
 use tidemill_core::ids::{Epoch, NodeId};
 use tidemill_core::memory::{JobMemory, Owner};
@@ -28,6 +29,7 @@ use tidemill_rpc::proto::{self, from_worker as says, signal, to_worker as tells}
 use tidemill_rpc::{failure, news_of, slot_event, subtask_of};
 
 use crate::exchange::Plane;
+use crate::local::LocalRecovery;
 use crate::logs::JobLogs;
 use crate::voice::{Line, Voice};
 
@@ -35,6 +37,8 @@ use crate::voice::{Line, Voice};
 pub struct Deployments {
     environment: Environment,
     plane: Arc<Plane>,
+    /// Copies of checkpoints on the local disk, if there may be any.
+    local: Option<Arc<LocalRecovery>>,
     line: Arc<Line>,
     running: Mutex<Running>,
 }
@@ -72,9 +76,9 @@ struct Deployment {
 
 impl Deployments {
     /// Nothing runs yet.
-    pub fn new(environment: Environment, plane: Arc<Plane>) -> Self {
+    pub fn new(environment: Environment, plane: Arc<Plane>, local: Option<Arc<LocalRecovery>>) -> Self {
         let (line, running) = Default::default();
-        Self { environment, plane, line, running }
+        Self { environment, plane, local, line, running }
     }
 
     /// There is a coordinator, which is spoken to so.
@@ -116,6 +120,7 @@ impl Deployments {
             tells::Says::News(news) => self.news(news),
             tells::Says::Signal(signal) => self.signal(&signal),
             tells::Says::Resume(resume) => self.resume(resume),
+            tells::Says::Forget(forget) => self.local.iter().for_each(|local| local.forget(&forget.job)),
             tells::Says::Welcome(_) => {}
         }
         None
@@ -125,7 +130,8 @@ impl Deployments {
     pub fn open(&self, open: proto::Open) {
         let (execution, coordinator) = (open.execution, self.running().coordinators);
         let logs = Arc::new(JobLogs::new(&open.job, self.environment.clock.clone()));
-        let opened = self.make(open, &logs);
+        let reads = Arc::new(Reads::default());
+        let opened = self.make(open, &logs, &reads);
         if let Err(error) = &opened {
             self.plane.leave(execution);
             tracing::warn!("slots can't be made ready: {error}");
@@ -137,8 +143,13 @@ impl Deployments {
         if opened.is_err() {
             logs.take().into_iter().for_each(|logs| self.line.say(says::Says::Logs(logs)));
         }
-        let failed = opened.err().map(|error| failure(&error));
-        self.line.say(says::Says::Opened(proto::Opened { execution, failure: failed }));
+        let failure = opened.err().map(|error| failure(&error));
+        let (local_bytes, store_bytes) = (reads.local_bytes(), reads.store_bytes());
+        if local_bytes + store_bytes > 0 {
+            let bytes = local_bytes + store_bytes;
+            tracing::info!("restored {bytes} bytes, {local_bytes} of them from this machine");
+        }
+        self.line.say(says::Says::Opened(proto::Opened { execution, failure, local_bytes, store_bytes }));
     }
 
     /// Ends everything that runs: nobody has come to take it over.
@@ -177,8 +188,7 @@ impl Deployments {
         }
     }
 
-    fn make(&self, open: proto::Open, logs: &Arc<JobLogs>) -> Result<()> {
-        let broken = |what: &str, e: serde_json::Error| Error::internal(format!("{what} of a deployment: {e}"));
+    fn make(&self, open: proto::Open, logs: &Arc<JobLogs>, reads: &Arc<Reads>) -> Result<()> {
         let definition: JobDefinition =
             serde_json::from_slice(&open.definition).map_err(|e| broken("the definition", e))?;
         let manifest = definition.manifest(Some(open.parallelism))?;
@@ -191,14 +201,7 @@ impl Deployments {
         let begin = open.begin.clone().unwrap_or_default();
         let store = manifest.checkpoints.as_ref().map(|checkpoints| self.environment.store(checkpoints, &spec.name));
         let store = store.transpose()?;
-        let mut start = Start { attempt: begin.generation, epoch: begin.epoch, from: None };
-        if let (Some(store), false) = (&store, begin.origin.is_empty()) {
-            let origin: Origin = serde_json::from_slice(&begin.origin).map_err(|e| broken("the origin", e))?;
-            let manifest = serde_json::from_slice(&begin.manifest).map_err(|e| broken("the checkpoint", e))?;
-            let (files, allow_non_restored) = (store.files_of(&origin)?, begin.allow_non_restored);
-            start.from = Some(RestoredJob { manifest: Arc::new(manifest), files, allow_non_restored });
-        }
-        let writer = store.map(|store| store.writer(begin.generation));
+        let (start, writer) = self.checkpoints(&open, &begin, store.as_ref(), reads)?;
         let peers = open.places.iter().map(|place| (place.slot, self.plane.peer(&place.worker)));
         let peers: HashMap<u32, _> = peers.collect();
         let elsewhere = |slot| peers.get(&slot).map_or_else(|| Waker::new(|| ()), |peer| peer.waker());
@@ -223,6 +226,35 @@ impl Deployments {
         };
         self.running().deployments.insert(open.execution, Arc::new(deployment));
         Ok(())
+    }
+
+    /// What slots begin with, and where they write checkpoints, if they take any.
+    fn checkpoints(
+        &self,
+        open: &proto::Open,
+        begin: &proto::Begin,
+        store: Option<&Store>,
+        reads: &Arc<Reads>,
+    ) -> Result<(Start, Option<SnapshotWriter>)> {
+        let mut start = Start { attempt: begin.generation, epoch: begin.epoch, from: None };
+        let Some(store) = store else { return Ok((start, None)) };
+        let mut from = None;
+        if !begin.origin.is_empty() {
+            let origin: Origin = serde_json::from_slice(&begin.origin).map_err(|e| broken("the origin", e))?;
+            let manifest: Manifest =
+                serde_json::from_slice(&begin.manifest).map_err(|e| broken("the checkpoint", e))?;
+            from = Some((origin, manifest));
+        }
+        // The files of a savepoint are nobody's copies.
+        let own = from.as_ref().filter(|(origin, _)| matches!(origin, Origin::Checkpoint(_)));
+        let own = own.map(|(_, manifest)| manifest);
+        let copies = self.local.as_ref().and_then(|local| local.begin(store.is_remote(), &open.job, own));
+        if let Some((origin, manifest)) = from {
+            let files = restoring(store.files_of(&origin)?, copies.clone(), reads.clone());
+            let (manifest, allow_non_restored) = (Arc::new(manifest), begin.allow_non_restored);
+            start.from = Some(RestoredJob { manifest, files, allow_non_restored });
+        }
+        Ok((start, Some(store.writer(begin.generation).keeping(copies))))
     }
 
     /// Nothing of an execution runs here any more. `errors`: what went wrong after its slots were told how it ended.
@@ -262,7 +294,10 @@ impl Deployments {
             Some(signal::What::Stop(_)) => deployment.signals.stop(),
             Some(signal::What::Overtake(epoch)) => deployment.signals.overtake(Epoch(epoch)),
             Some(signal::What::Verdict(committed)) => deployment.signals.judge(committed),
-            Some(signal::What::Completed(epoch)) => deployment.voice.completed(epoch),
+            Some(signal::What::Completed(epoch)) => {
+                deployment.voice.completed(epoch);
+                deployment.writer.iter().for_each(|writer| writer.completed(epoch));
+            }
             Some(signal::What::Cancel(_)) => self.cancel(signal.execution),
             None => {}
         }
@@ -305,6 +340,10 @@ impl Deployments {
     fn running(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn broken(what: &str, error: serde_json::Error) -> Error {
+    Error::internal(format!("{what} of a deployment: {error}"))
 }
 
 fn events(execution: u64, voice: Arc<Voice>) -> impl Fn(SlotEvent) + Clone + Send + Sync + 'static {

@@ -8,6 +8,7 @@ mod attend;
 pub mod deployment;
 pub mod exchange;
 mod held;
+mod local;
 mod logs;
 mod voice;
 
@@ -23,6 +24,7 @@ use tokio::net::TcpListener;
 
 use crate::attend::{Attendant, Parted};
 use crate::exchange::Plane;
+pub use crate::local::{LocalRecovery, LocalRecoverySettings, LocalRecoveryWhen};
 
 /// What a worker is told when it is started.
 #[derive(Clone, Debug)]
@@ -33,6 +35,8 @@ pub struct WorkerSettings {
     pub slots: u32,
     /// How much memory jobs may hold here, in bytes.
     pub memory_bytes: u64,
+    /// Copies of checkpoints on its own disk.
+    pub local_recovery: LocalRecoverySettings,
     /// Where other workers connect.
     pub listen: SocketAddr,
     /// What others are told of where that is, if it is not what it listens on: host:port.
@@ -50,10 +54,12 @@ pub async fn run(settings: WorkerSettings, registry: Arc<Registry>, stop: impl F
     let bound = listener.local_addr().map_err(|e| Error::internal(format!("where the worker listens: {e}")))?;
     let address = settings.advertise.clone().unwrap_or_else(|| bound.to_string());
     let id = name();
+    let local = Arc::new(LocalRecovery::new(settings.local_recovery.clone())?);
+    let copies = local.clone();
     let plane = Arc::new(Plane::new(id.clone(), exchange::dial(id.clone(), settings.tls.clone())));
     let served = exchange::serve(plane.clone(), listener, settings.tls.as_ref())?;
     let attending = async {
-        let mut attendant = Attendant::new(settings, id, address, plane, registry);
+        let mut attendant = Attendant::new(settings, id, address, plane, registry, local);
         let (mut wait, mut heard) = (FIRST_WAIT, Instant::now());
         loop {
             let Parted { registered, why } = attendant.attend().await;
@@ -70,11 +76,13 @@ pub async fn run(settings: WorkerSettings, registry: Arc<Registry>, stop: impl F
             wait = (wait * 2).min(LONGEST_WAIT);
         }
     };
-    tokio::select! {
+    let ended = tokio::select! {
         ended = attending => ended,
         served = served => served,
         () = stop => Ok(()),
-    }
+    };
+    copies.end();
+    ended
 }
 
 const FIRST_WAIT: Duration = Duration::from_millis(50);

@@ -91,7 +91,7 @@ impl WorkerProcess {
         });
         let (attending, peers, outbox, runs, stepped, next) = Default::default();
         let plane = Arc::new(plane);
-        let deployments = Arc::new(Deployments::new(environment, plane.clone()));
+        let deployments = Arc::new(Deployments::new(environment, plane.clone(), None));
         let alone_ms = Some(machine.world.now_ms());
         Self {
             machine,
@@ -119,6 +119,7 @@ impl WorkerProcess {
             exchange_address: self.machine.name.clone(),
             version: tidemill_rpc::VERSION.to_owned(),
             running: self.deployments.all_running(),
+            kept: Vec::new(),
         }))
     }
 

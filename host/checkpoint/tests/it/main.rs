@@ -6,6 +6,7 @@ mod support;
 
 mod faults;
 mod garbage;
+mod local;
 mod protocol;
 mod restart;
 mod store;

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidemill_checkpoint::{Origin, Start};
-use tidemill_coordinator::view::{ArtifactView, JobState, JobView, WorkerView};
+use tidemill_coordinator::view::{ArtifactView, JobState, JobView, Overview, WorkerView};
 use tidemill_job::component;
 use tidemill_rest::{RescaleRequest, SavepointRequest, StopRequest, SubmitRequest};
 
@@ -123,6 +123,10 @@ fn show_job(job: &JobView) {
             checkpoints.failed
         ));
     }
+    if let Some(attempt) = job.attempt.as_ref().filter(|attempt| attempt.restored_bytes > 0) {
+        let (all, local) = (units::bytes(attempt.restored_bytes), units::bytes(attempt.restored_local_bytes));
+        text.push_str(&format!("restored: {all}, {local} of it from the machines where it runs\n"));
+    }
     if let Some(savepoint) = &job.savepoint {
         text.push_str(&format!("savepoint: {savepoint}\n"));
     }
@@ -192,7 +196,16 @@ pub fn workers(args: &ClusterArgs) -> Outcome {
         let owners = [held.guests_bytes, held.state_bytes, held.exchange_bytes, held.connectors_bytes];
         let bytes = owners.into_iter().chain([worker.resident_bytes]).map(units::bytes);
         [worker.id.clone(), worker.address.clone(), slots, memory].into_iter().chain(bytes).collect()
-    })
+    })?;
+    if !args.json {
+        let api = Api::new(args)?;
+        let cluster: Overview = api.answer(api.get("overview"))?;
+        let (standby, free) = (cluster.standby_slots, cluster.free_slots);
+        if standby > 0 {
+            print(&format!("{standby} of {free} free slots are kept for jobs that are started again\n"));
+        }
+    }
+    Ok(())
 }
 
 pub fn artifacts(args: &ClusterArgs) -> Outcome {

@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use tidemill_coordinator::{Coordinator, WhenFull};
+use tidemill_coordinator::{Coordinator, SlotSettings, WhenFull};
 use tidemill_core::Error;
 use tidemill_rest::Settings;
 use tidemill_rest::access::{Access, Tokens};
 use tidemill_rest::listen::{CertificateFiles, Encrypted};
 use tidemill_rpc::tls::{Tls, TlsFiles};
-use tidemill_worker::WorkerSettings;
+use tidemill_worker::{LocalRecoverySettings, LocalRecoveryWhen, WorkerSettings};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::Notify;
 
 use super::build::say;
 use super::registry;
-use crate::args::{CoordinatorArgs, TlsArgs, WhenFullArg, WorkerArgs};
+use crate::args::{CoordinatorArgs, LocalRecoveryArg, TlsArgs, WhenFullArg, WorkerArgs};
 use crate::failure::{Failure, Outcome};
 
 /// How long a process that was told to end waits for what it has under way.
@@ -41,11 +41,12 @@ pub fn coordinator(args: &CoordinatorArgs) -> Outcome {
         WhenFullArg::Wait => WhenFull::Wait,
         WhenFullArg::Refuse => WhenFull::Refuse,
     };
+    let slots = SlotSettings { when_full, standby: args.standby_slots };
     let stop = stop_on_signal()?;
     serve(async {
         let (workers, address) = listen(args.listen, "for workers").await?;
         let (rest, api) = listen(args.rest, "for the API").await?;
-        let start = move || Coordinator::start(&storage, Arc::new(registry()), when_full);
+        let start = move || Coordinator::start(&storage, Arc::new(registry()), slots);
         let started = tokio::task::spawn_blocking(start).await;
         let coordinator = started.context("the coordinator can't start")??;
         let serving = tidemill_coordinator::serve(coordinator.clone(), workers, tls.as_ref())?;
@@ -94,10 +95,18 @@ fn answer(
 }
 
 pub fn worker(args: &WorkerArgs) -> Outcome {
+    let when = match args.local_recovery {
+        LocalRecoveryArg::Auto => LocalRecoveryWhen::Auto,
+        LocalRecoveryArg::Always => LocalRecoveryWhen::Always,
+        LocalRecoveryArg::Never => LocalRecoveryWhen::Never,
+    };
+    let folder = args.local_recovery_folder.clone();
+    let folder = folder.unwrap_or_else(|| std::env::temp_dir().join("tidemill-local-recovery"));
     let settings = WorkerSettings {
         coordinator: args.coordinator.clone(),
         slots: args.slots,
         memory_bytes: args.memory.0,
+        local_recovery: LocalRecoverySettings { when, folder, limit_bytes: args.local_recovery_size.0 },
         listen: args.listen,
         advertise: args.advertise.clone(),
         tls: tls(&args.tls)?,

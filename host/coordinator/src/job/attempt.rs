@@ -16,7 +16,7 @@ use tidemill_rpc::proto::ReaderState;
 use tidemill_rpc::subtask_of;
 
 use super::{Job, JobEvent, Wish, checkpoints_view};
-use crate::execution::{Execution, ExecutionEvent};
+use crate::execution::{Execution, ExecutionEvent, RestoredBytes};
 use crate::lock;
 use crate::view::{JobState, JobView};
 
@@ -27,6 +27,8 @@ pub struct Attempt {
     stage: Stage,
     /// Workers that have not said whether their slots are ready, or what they know.
     opening: BTreeSet<String>,
+    /// What they read for that.
+    restored: RestoredBytes,
     /// Workers on which some of it may run.
     here: BTreeSet<String>,
     /// Slots that came to their end, one way or another.
@@ -67,9 +69,19 @@ impl Attempt {
     /// Of which all workers were told to make their slots, or that they are taken over.
     pub fn new(execution: Arc<Execution>, spec: JobSpec, prologue: Prologue, checkpoints: Option<Checkpoints>) -> Self {
         let workers: BTreeSet<String> = execution.workers.iter().map(|worker| worker.id.clone()).collect();
-        let (ended, errors) = Default::default();
+        let (restored, ended, errors) = Default::default();
         let stage = Stage::Opening(Some(Box::new(Opening { prologue, checkpoints, said: Vec::new() })));
-        Self { execution, spec, stage, opening: workers.clone(), here: workers, ended, errors, progressed: false }
+        Self {
+            execution,
+            spec,
+            stage,
+            opening: workers.clone(),
+            restored,
+            here: workers,
+            ended,
+            errors,
+            progressed: false,
+        }
     }
 
     /// Where it is deployed.
@@ -82,9 +94,15 @@ impl Attempt {
         match event {
             ExecutionEvent::Opened(worker, outcome) => {
                 self.opening.remove(&worker);
-                if let Err(error) = outcome {
-                    self.here.remove(&worker);
-                    self.errors.push(error);
+                match outcome {
+                    Ok(read) => {
+                        self.restored.local = self.restored.local.saturating_add(read.local);
+                        self.restored.store = self.restored.store.saturating_add(read.store);
+                    }
+                    Err(error) => {
+                        self.here.remove(&worker);
+                        self.errors.push(error);
+                    }
                 }
             }
             ExecutionEvent::Resumed(worker, readers) => {
@@ -139,7 +157,7 @@ impl Attempt {
             let made = made.take().filter(|_| self.errors.is_empty());
             self.stage = match made.map(|opening| self.master(job, *opening)) {
                 Some(Ok(master)) => {
-                    running(job, &master, self.spec.settings.parallelism, now);
+                    running(job, &master, self.spec.settings.parallelism, self.restored, now);
                     Stage::Running(Box::new(master))
                 }
                 failed => {
@@ -236,10 +254,13 @@ impl Attempt {
 }
 
 /// It runs with so many slots, and what was wished for meanwhile is done.
-fn running(job: &Job, master: &Master, parallelism: u32, now: Timestamp) {
+fn running(job: &Job, master: &Master, parallelism: u32, restored: RestoredBytes, now: Timestamp) {
     let control = master.control();
     let mut shared = lock(&job.shared);
-    shared.view.attempt.iter_mut().for_each(|attempt| attempt.ready_ms = now.0);
+    let bytes = restored.local.saturating_add(restored.store);
+    if let Some(attempt) = &mut shared.view.attempt {
+        (attempt.ready_ms, attempt.restored_bytes, attempt.restored_local_bytes) = (now.0, bytes, restored.local);
+    }
     match shared.wish {
         Wish::Cancel => control.cancel(),
         Wish::Stop => control.stop(),
@@ -253,7 +274,11 @@ fn running(job: &Job, master: &Master, parallelism: u32, now: Timestamp) {
     }
     shared.control = Some(control);
     drop(shared);
-    job.log().say(now.0, Level::Info, "all its slots run");
+    let read = match bytes {
+        0 => String::new(),
+        bytes => format!("; restored {bytes} bytes, {} of them from the machines where they run", restored.local),
+    };
+    job.log().say(now.0, Level::Info, &format!("all its slots run{read}"));
 }
 
 fn show(job: &Job, master: &Master, now: Timestamp) {

@@ -25,7 +25,7 @@ use super::{Job, JobEvent, Submission, Wish};
 use crate::execution::Execution;
 use crate::storage::{Accepted, Kept, KeptWish};
 use crate::view::{AttemptView, ExceptionView, JobState, JobView};
-use crate::workers::Worker;
+use crate::workers::{self, Worker};
 use crate::{Coordinator, lock};
 
 /// How many failures are shown.
@@ -42,6 +42,8 @@ pub struct JobMaster {
     /// Whether an attempt has begun. What follows goes on from the newest checkpoint, however the attempt before ended:
     /// also one that came to its very end, of which nobody was told.
     begun: bool,
+    /// Where the slots of the latest attempt were, by slot: those of the next go there again, if they can.
+    placed: Vec<String>,
     /// Whether another coordinator had the job since this one looked: it may have brought it to its end.
     fenced: bool,
     phase: Phase,
@@ -123,7 +125,12 @@ impl JobMaster {
         let restarts = Restarts::new(manifest.restart, coordinator.environment.now_ms().unsigned_abs());
         let (job, inbox) = Job::new(coordinator.storage.clone(), accepted, None, coordinator.environment.now_ms())?;
         job.wished(wishes);
-        let master = Self { coordinator, job: job.clone(), inbox, restarts, begun, fenced: false, phase };
+        if begun {
+            let parallelism = lock(&job.shared).parallelism;
+            coordinator.workers.returns(job.id(), parallelism);
+        }
+        let master =
+            Self { coordinator, job: job.clone(), inbox, restarts, begun, placed: Vec::new(), fenced: false, phase };
         Ok((job, master))
     }
 
@@ -197,7 +204,8 @@ impl JobMaster {
                 // It was rescaled meanwhile.
                 Phase::Waiting(wanted) if wanted.spec.settings.parallelism != parallelism => {}
                 Phase::Waiting(wanted) => {
-                    let Some(slots) = self.slots(wanted.spec.settings.parallelism) else {
+                    let wants = wanted.spec.settings.parallelism;
+                    let Some(slots) = self.slots(wants) else {
                         self.phase = Phase::Waiting(wanted);
                         return Due::Told;
                     };
@@ -208,6 +216,9 @@ impl JobMaster {
                             self.end(Ok(ending));
                         }
                         Err(error) => {
+                            if self.begun {
+                                self.coordinator.workers.returns(self.job.id(), wants);
+                            }
                             self.coordinator.workers.give_back(&slots);
                             self.attempt_ended(Err(error), now);
                         }
@@ -224,10 +235,13 @@ impl JobMaster {
                         }
                         let execution = attempt.execution().clone();
                         let outcome = attempt.end();
+                        self.placed = execution.slots.iter().map(|worker| worker.id.clone()).collect();
                         lock(&self.coordinator.executions).remove(&execution.id);
                         let mut shared = lock(&self.job.shared);
                         (shared.control, shared.execution) = (None, None);
                         drop(shared);
+                        let had = u32::try_from(execution.slots.len()).unwrap_or(u32::MAX);
+                        self.coordinator.workers.returns(self.job.id(), had);
                         self.coordinator.workers.give_back(&execution.slots);
                         self.attempt_ended(outcome, now);
                     }
@@ -269,7 +283,10 @@ impl JobMaster {
     /// Goes on with what runs, or ends it for another attempt.
     fn take_over(&mut self, offer: Offer, slots: &[Arc<Worker>], now: Timestamp) {
         match self.resume(&offer, slots) {
-            Ok(Made::Attempt(attempt)) => self.phase = Phase::Attempt(attempt),
+            Ok(Made::Attempt(attempt)) => {
+                self.coordinator.workers.returned(self.job.id());
+                self.phase = Phase::Attempt(attempt);
+            }
             Ok(Made::Ended(ending)) => {
                 offer.committed(&self.coordinator.workers);
                 self.attempt_ended(Ok(ending), now);
@@ -324,10 +341,16 @@ impl JobMaster {
     }
 
     /// Slots for it, if they are there; else it will hear when there may be.
-    fn slots(&self, parallelism: u32) -> Option<Vec<Arc<Worker>>> {
+    fn slots(&mut self, parallelism: u32) -> Option<Vec<Arc<Worker>>> {
         let tell = self.job.tell.clone();
         let look = Waker::new(move || _ = tell.send(JobEvent::Look));
-        match self.coordinator.workers.take(parallelism, self.job.id(), look) {
+        // Where it ran under a coordinator before this one is not known, and with how many slots neither.
+        let had = match self.placed.len() {
+            0 if self.begun => parallelism,
+            had => u32::try_from(had).unwrap_or(u32::MAX),
+        };
+        let wanted = workers::Wanted { slots: parallelism, before: &self.placed, had, job: self.job.id() };
+        match self.coordinator.workers.take(&wanted, look) {
             Ok(slots) => Some(slots),
             Err(missing) => {
                 let mut shared = lock(&self.job.shared);

@@ -262,7 +262,9 @@ impl SlotWriter {
         let (subtask, epoch) = (unwritten.subtask.clone(), unwritten.epoch);
         Failpoint::SnapshotDue.reach();
         let outcome = catch_unwind(AssertUnwindSafe(|| match &self.0 {
-            Some(writer) => unwritten.write(&*writer.files(epoch)),
+            Some(writer) => unwritten.write(&*writer.files(epoch)).inspect(|written| {
+                writer.written((subtask.node.0, subtask.index.0), epoch, written.files());
+            }),
             None => Err(Error::internal("a job without checkpoints takes one")),
         }));
         Failpoint::SnapshotWritten.reach();

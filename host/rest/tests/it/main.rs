@@ -22,9 +22,9 @@ use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidemill_connector_kit::Registry;
-use tidemill_coordinator::{Coordinator, WhenFull};
+use tidemill_coordinator::{Coordinator, SlotSettings};
 use tidemill_rest::Settings;
-use tidemill_worker::WorkerSettings;
+use tidemill_worker::{LocalRecoverySettings, LocalRecoveryWhen, WorkerSettings};
 use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 
@@ -48,14 +48,14 @@ impl Cluster {
     }
 
     fn with(settings: Settings) -> Self {
-        Self::full(settings, WhenFull::Wait)
+        Self::of_slots(settings, SlotSettings::default())
     }
 
-    fn full(settings: Settings, when_full: WhenFull) -> Self {
+    fn of_slots(settings: Settings, slots: SlotSettings) -> Self {
         let storage = tempfile::tempdir().unwrap();
         // Where jobs look for their input, in vain.
         std::fs::create_dir(storage.path().join("in")).unwrap();
-        let coordinator = Coordinator::start(storage.path().to_str().unwrap(), registry(), when_full).unwrap();
+        let coordinator = Coordinator::start(storage.path().to_str().unwrap(), registry(), slots).unwrap();
         Self { storage, router: tidemill_rest::router(coordinator.clone(), settings), coordinator }
     }
 
@@ -88,6 +88,11 @@ impl Cluster {
             coordinator: address.to_string(),
             slots: 4,
             memory_bytes,
+            local_recovery: LocalRecoverySettings {
+                when: LocalRecoveryWhen::Never,
+                folder: self.storage.path().join("copies"),
+                limit_bytes: 0,
+            },
             listen: "127.0.0.1:0".parse().unwrap(),
             advertise: None,
             tls: None,

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 
-use tidemill_coordinator::WhenFull;
+use tidemill_coordinator::{SlotSettings, WhenFull};
 use tidemill_rest::Settings;
 
 use crate::{Cluster, guests, operations};
@@ -167,9 +167,24 @@ async fn what_a_job_can_not_do_as_it_is_now_is_a_conflict() {
 
 #[tokio::test]
 async fn a_job_that_does_not_fit_is_refused_where_that_is_set() {
-    let cluster = Cluster::full(Settings::default(), WhenFull::Refuse);
+    let slots = SlotSettings { when_full: WhenFull::Refuse, standby: 4 };
+    let cluster = Cluster::of_slots(Settings::default(), slots);
     cluster.submit("").await.refuses(503, "needs 1 slots, and 0 of 0 are free");
+    cluster.worker(1 << 30).await;
+    cluster.submit("").await.refuses(503, "needs 1 slots, 4 of 4 are free, 4 of these are kept as standby");
+    assert_eq!(cluster.get("/api/v1/overview").await.value()["standby_slots"], 4);
     assert_eq!(cluster.get("/api/v1/jobs").await.value(), json!([]), "nothing of it is kept");
+}
+
+#[tokio::test]
+async fn a_job_that_never_ran_waits_for_slots_that_are_not_kept() {
+    let cluster = Cluster::of_slots(Settings::default(), SlotSettings { standby: 4, ..SlotSettings::default() });
+    cluster.worker(1 << 30).await;
+    let waits = cluster.job("").await;
+    let reason = "1 slots are needed, 4 of 4 are free, 4 of these are kept as standby";
+    let job = cluster.until(&format!("/api/v1/jobs/{waits}"), |job| job["reason"] != json!(null)).await;
+    assert_eq!(job["state"], "CREATED");
+    assert!(job["reason"].as_str().unwrap().starts_with(reason), "{job}");
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use rocksdb::{
     DataBlockIndexType, IngestExternalFileOptions, Options, ReadOptions, SstFileWriter, UniversalCompactOptions,
     WriteBatch,
 };
+use tidemill_core::scratch::Folder;
 use tidemill_core::{Error, ErrorKind, Result};
 
 use super::Shared;
@@ -57,22 +58,6 @@ struct Pending {
     frozen: FrozenState,
     /// Whether the snapshot will be written.
     wanted: Arc<AtomicBool>,
-}
-
-/// A folder that is removed when it is dropped.
-#[derive(Debug)]
-pub(super) struct Folder(pub(super) PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
-    }
-}
-
-impl Folder {
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
 }
 
 /// Where the database lies in its folder.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use rocksdb::DB;
 use tidemill_core::ids::MaxParallelism;
+use tidemill_core::scratch::Folder;
 use tidemill_core::snapshot::{RestoredState, StateHandle};
 use tidemill_core::{Error, Result};
 
 use super::Shared;
 use super::inventory::{Inventory, Meta};
-use super::local::{Folder, Local, database_in, failed, options};
+use super::local::{Local, database_in, failed, options};
 use super::read;
 use super::snapshot::{FORMAT, PORTABLE_BYTES, Uploads, buckets};
 use crate::format::{PartKind, PortableFile, divided};
