@@ -12,13 +12,13 @@ use tidemill_core::error::{Error, ErrorKind, Result};
 use tidemill_core::failpoint::Failpoint;
 use tidemill_core::snapshot::{FileRef, SnapshotFiles};
 
-use crate::blobs::{self, BlobError, Blobs, PutNew, Trouble};
+use crate::blobs::{self, BlobError, Blobs, Places, PutNew, Trouble};
 use crate::files::{self, Files};
 use crate::journal::{Append, Journal};
 use crate::log::{self, Entry, Event, Origin, Resume, Start, Stored};
 use crate::manifest::Manifest;
 use crate::owner::{Owner, Restored, SnapshotWriter};
-use crate::savepoint;
+use crate::savepoint::{self, Savepoint};
 use tidemill_core::nonce::{Nonces, random_nonces};
 
 /// How often a begin is tried when another attempt is faster. Each time, that one has progressed.
@@ -28,6 +28,8 @@ const BEGIN_ATTEMPTS: u32 = 32;
 #[derive(Clone)]
 pub struct Store {
     journal: Arc<Journal>,
+    /// Where savepoints are.
+    places: Places,
 }
 
 /// A complete checkpoint.
@@ -63,7 +65,12 @@ impl Store {
 
     /// Those at a place made for the job.
     pub fn with(blobs: Arc<dyn Blobs>, job: &str, nonces: Nonces) -> Self {
-        Self { journal: Arc::new(Journal { blobs, job: job.to_owned(), nonces }) }
+        Self { journal: Arc::new(Journal { blobs, job: job.to_owned(), nonces }), places: Arc::new(blobs::at) }
+    }
+
+    /// The same, with savepoints where this finds them.
+    pub fn with_places(self, places: Places) -> Self {
+        Self { places, ..self }
     }
 
     /// Begins an attempt at the job. Every attempt before is fenced from then on.
@@ -127,7 +134,7 @@ impl Store {
     pub fn files_of(&self, origin: &Origin) -> Result<Arc<dyn SnapshotFiles>> {
         match origin {
             Origin::Checkpoint(_) => Ok(self.files()),
-            Origin::Savepoint(location) => savepoint::read(location).map(|savepoint| savepoint.files),
+            Origin::Savepoint(location) => self.savepoint(location).map(|savepoint| savepoint.files),
         }
     }
 
@@ -166,6 +173,15 @@ impl Store {
 
     pub(crate) fn blobs(&self) -> &dyn Blobs {
         &*self.journal.blobs
+    }
+
+    /// The place of a savepoint.
+    pub(crate) fn place_of(&self, location: &str) -> Result<Arc<dyn Blobs>> {
+        (self.places)(location)
+    }
+
+    fn savepoint(&self, location: &str) -> Result<Savepoint> {
+        savepoint::read_at(location, self.place_of(location)?)
     }
 
     fn checkpoint(&self, number: u64, manifest: Manifest) -> Result<Checkpoint> {
@@ -231,7 +247,7 @@ impl Store {
     fn restore(&self, origin: Origin) -> Result<Restored> {
         match &origin {
             Origin::Savepoint(location) => {
-                let savepoint = savepoint::read(location)?;
+                let savepoint = self.savepoint(location)?;
                 Ok(Restored { origin, manifest: savepoint.manifest, committed: true, files: savepoint.files })
             }
             Origin::Checkpoint(number) => {

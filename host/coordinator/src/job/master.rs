@@ -162,6 +162,7 @@ impl JobMaster {
     pub fn tick(&mut self) -> Due {
         loop {
             let now = Timestamp(self.coordinator.environment.now_ms());
+            self.job.hear_saved();
             let shared = lock(&self.job.shared);
             let (cancelled, parallelism) = (shared.wish == Wish::Cancel, shared.parallelism);
             drop(shared);
@@ -229,6 +230,7 @@ impl JobMaster {
                         (shared.control, shared.execution) = (None, None);
                         drop(shared);
                         self.coordinator.workers.give_back(&execution.slots);
+                        self.job.hear_saved();
                         self.attempt_ended(outcome, now);
                     }
                 },
@@ -411,12 +413,20 @@ impl JobMaster {
 
     /// An attempt is over, one way or another: what follows.
     fn attempt_ended(&mut self, outcome: Result<Ending>, now: Timestamp) {
-        let wish = lock(&self.job.shared).wish;
+        let shared = lock(&self.job.shared);
+        let (wish, saved) = (shared.wish, shared.saved);
+        drop(shared);
         match outcome {
-            // It was stopped to be rescaled.
-            Ok(Ending::Stopped) if wish == Wish::Run => {
-                self.set(JobState::Restarting, Some("it is being rescaled".to_owned()));
-                self.say(Level::Info, "it is being rescaled");
+            // Whoever goes on from its savepoint goes on from here.
+            Err(error) if saved => {
+                self.say(Level::Error, &error.to_string());
+                self.end(Ok(Ending::Stopped));
+            }
+            // It was stopped to be rescaled, or its savepoint could not be taken.
+            Ok(Ending::Stopped) if wish == Wish::Run && !saved => {
+                let why = "it was stopped, and goes on from there";
+                self.set(JobState::Restarting, Some(why.to_owned()));
+                self.say(Level::Info, why);
                 self.phase = Phase::Due;
             }
             Ok(ending) => self.end(Ok(ending)),
@@ -487,7 +497,9 @@ impl JobMaster {
         self.phase = Phase::Over;
         // Before it is over: then nothing more comes.
         self.say(Level::Info, &format!("it is over: {}", end.state));
-        lock(&self.job.shared).view = end;
+        let mut shared = lock(&self.job.shared);
+        (shared.view, shared.saving) = (end, None);
+        drop(shared);
         self.job.changed.notify_all();
         self.coordinator.ended(&self.job);
     }
