@@ -122,6 +122,12 @@ impl WorkerProcess {
         }))
     }
 
+    /// What runs in it, for people. Empty: nothing does.
+    pub fn taken(&self) -> String {
+        let of = |running: proto::Running| format!("{} runs {}; ", self.machine.name, running.job);
+        self.deployments.all_running().into_iter().map(of).collect()
+    }
+
     /// It is welcome at the coordinator.
     pub fn welcome(&mut self, connection: ConnectionId) {
         let (outbox, machine) = (self.outbox.clone(), self.machine.clone());

@@ -33,6 +33,8 @@ pub enum Event {
     Write(ProcessId, u64),
     /// A worker connects to another one.
     Dial(ProcessId, Dial),
+    /// The user of a job does something.
+    User(usize),
     /// Something goes wrong.
     Fault,
     /// Nothing goes wrong any more.
