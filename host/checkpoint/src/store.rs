@@ -50,6 +50,8 @@ pub enum Begun {
     /// The attempt before ended the job with this checkpoint, but perhaps did not commit it: commit it, mark it
     /// ([`Store::mark_committed`]). There is nothing to run.
     Commit(Checkpoint),
+    /// The attempt before stopped the job with the savepoint there. There is nothing to run.
+    Over(String),
 }
 
 impl Store {
@@ -93,6 +95,7 @@ impl Store {
             let committed = self.ended_and_committed(entry)?;
             let from = match log::resume(&start()?, entry.map(|stored| &stored.entry), committed) {
                 Resume::Commit(number) => return self.load(number).map(Begun::Commit),
+                Resume::Over(savepoint) => return Ok(Begun::Over(savepoint)),
                 Resume::Run(from) => from,
             };
             let restored = from.clone().map(|origin| self.restore(origin)).transpose()?;
@@ -111,6 +114,11 @@ impl Store {
         }
         let message = format!("job '{}': others begin it all the time", self.journal.job);
         Err(Error::new(ErrorKind::Retry, message).mend("see that only one process runs the job"))
+    }
+
+    /// The generation of the newest attempt. `None`: there was none.
+    pub fn newest_generation(&self) -> Result<Option<u64>> {
+        Ok(self.newest(&Start::GoOn)?.map(|newest| newest.generation))
     }
 
     /// The checkpoints that the newest one follows from, newest first.

@@ -91,7 +91,7 @@ impl From<Start> for StartFrom {
     fn from(start: Start) -> Self {
         match start {
             Start::Recover => Self::Recover,
-            Start::GoOn => Self::Latest,
+            Start::GoOn | Start::Again => Self::Latest,
             Start::Anew => Self::Anew,
             Start::At(Origin::Checkpoint(number)) => Self::Checkpoint(number),
             Start::At(Origin::Savepoint(location)) => Self::Savepoint(location),

@@ -290,8 +290,9 @@ impl JobMaster {
         let mut checkpoints = None;
         if let Some(settings) = &manifest.checkpoints {
             let store = environment.store(settings, &spec.name)?;
-            let owner = match store.begin(&Start::GoOn, environment.now_ms())? {
+            let owner = match store.begin(&Start::Again, environment.now_ms())? {
                 Begun::Run(owner) if owner.may_take_over(offer.generation) => *owner,
+                Begun::Over(savepoint) => return Ok(self.saved(savepoint)),
                 _ => return Err(Error::new(ErrorKind::Lost, "what runs of it is not its newest attempt")),
             };
             checkpoints = Some(tidemill_job::checkpoints(settings, store, owner));
@@ -354,13 +355,14 @@ impl JobMaster {
             let start = || {
                 // Another coordinator may have begun it while this one stood still.
                 let begun = self.begun || coordinator.storage.has_begun(self.job.id())?;
-                Ok(if begun { Start::GoOn } else { accepted.from.clone() })
+                Ok(if begun { Start::Again } else { accepted.from.clone() })
             };
             let begun = store.begin_as(start, coordinator.environment.now_ms())?;
             coordinator.storage.keep_begun(self.job.id())?;
             self.begun = true;
             let owner = match begun {
                 Begun::Run(owner) => *owner,
+                Begun::Over(savepoint) => return Ok(self.saved(savepoint)),
                 Begun::Commit(checkpoint) => {
                     tidemill_dataflow::commit_ended(&spec, &store, &checkpoint)?;
                     return Ok(Made::Ended(Ending::Finished));
@@ -376,6 +378,13 @@ impl JobMaster {
             .open(self.job.id(), &accepted.definition, owner, allow)
             .inspect_err(|_| _ = lock(&coordinator.executions).remove(&execution.id))?;
         Ok(self.attempt(execution, spec, prologue, checkpoints))
+    }
+
+    /// It was stopped with a savepoint, of which nobody was told.
+    fn saved(&self, savepoint: String) -> Made {
+        let mut shared = lock(&self.job.shared);
+        (shared.view.savepoint, shared.saved) = (Some(savepoint), true);
+        Made::Ended(Ending::Stopped)
     }
 
     /// One that workers can say something of.
