@@ -44,6 +44,8 @@ pub struct JobMaster {
     begun: bool,
     /// Whether another coordinator had the job since this one looked: it may have brought it to its end.
     fenced: bool,
+    /// Of the newest attempt of this coordinator, where it takes checkpoints.
+    generation: Option<u64>,
     phase: Phase,
 }
 
@@ -123,7 +125,8 @@ impl JobMaster {
         let restarts = Restarts::new(manifest.restart, coordinator.environment.now_ms().unsigned_abs());
         let (job, inbox) = Job::new(coordinator.storage.clone(), accepted, None, coordinator.environment.now_ms())?;
         job.wished(wishes);
-        let master = Self { coordinator, job: job.clone(), inbox, restarts, begun, fenced: false, phase };
+        let master =
+            Self { coordinator, job: job.clone(), inbox, restarts, begun, fenced: false, generation: None, phase };
         Ok((job, master))
     }
 
@@ -290,7 +293,8 @@ impl JobMaster {
         let mut checkpoints = None;
         if let Some(settings) = &manifest.checkpoints {
             let store = environment.store(settings, &spec.name)?;
-            let owner = match store.begin(&Start::Again, environment.now_ms())? {
+            let start = || self.unless_ended().map(|()| Start::Again);
+            let owner = match store.begin_as(start, environment.now_ms())? {
                 Begun::Run(owner) if owner.may_take_over(offer.generation) => *owner,
                 Begun::Over(savepoint) => return Ok(self.saved(savepoint)),
                 _ => return Err(Error::new(ErrorKind::Lost, "what runs of it is not its newest attempt")),
@@ -300,6 +304,7 @@ impl JobMaster {
         let prologue = Prologue::of_running(&spec, checkpoints.as_mut())?;
         let owner = checkpoints.as_ref().map(|checkpoints| &checkpoints.owner);
         let generation = owner.map_or(0, Owner::generation);
+        self.generation = owner.map(Owner::generation);
         // It came to its end, and only its slots have not heard of it.
         match owner.and_then(Owner::restored).map(|restored| restored.manifest.kind) {
             Some(ManifestKind::Stopped) => return Ok(Made::Ended(Ending::Stopped)),
@@ -353,7 +358,8 @@ impl JobMaster {
         if let Some(settings) = &manifest.checkpoints {
             let store = coordinator.environment.store(settings, &spec.name)?;
             let start = || {
-                // Another coordinator may have begun it while this one stood still.
+                // Another coordinator may have begun it while this one stood still, and ended it.
+                self.unless_ended()?;
                 let begun = self.begun || coordinator.storage.has_begun(self.job.id())?;
                 Ok(if begun { Start::Again } else { accepted.from.clone() })
             };
@@ -368,6 +374,7 @@ impl JobMaster {
                     return Ok(Made::Ended(Ending::Finished));
                 }
             };
+            self.generation = Some(owner.generation());
             checkpoints = Some(tidemill_job::checkpoints(settings, store, owner));
         }
         let allow = accepted.allow_non_restored;
@@ -378,6 +385,14 @@ impl JobMaster {
             .open(self.job.id(), &accepted.definition, owner, allow)
             .inspect_err(|_| _ = lock(&coordinator.executions).remove(&execution.id))?;
         Ok(self.attempt(execution, spec, prologue, checkpoints))
+    }
+
+    /// An error says that another coordinator brought it to its end.
+    fn unless_ended(&self) -> Result<()> {
+        match self.coordinator.storage.end(self.job.id())? {
+            None => Ok(()),
+            Some(_) => Err(Error::new(ErrorKind::Fenced, "another coordinator brought the job to its end")),
+        }
     }
 
     /// It was stopped with a savepoint, of which nobody was told.
@@ -469,6 +484,11 @@ impl JobMaster {
             // was on its way to its end itself, somebody has to go on.
             ErrorKind::Fenced => self.restarts.failed(now_ms, &text),
             ErrorKind::Retry | ErrorKind::Internal => self.restarts.failed(now_ms, &text),
+            // Of an attempt that others have overtaken, whatever it needs may be gone.
+            _ if !self.is_newest(&manifest) => {
+                self.fenced = true;
+                self.restarts.failed(now_ms, &text)
+            }
             // It does not pass by itself.
             ErrorKind::Invalid | ErrorKind::UserCode | ErrorKind::Limit => return Err(error),
         };
@@ -484,6 +504,14 @@ impl JobMaster {
             }
             Restart::GiveUp(_) => Err(error),
         }
+    }
+
+    /// Whether its attempt, if it had one, is the newest; false also where that can't be found out.
+    fn is_newest(&self, manifest: &Manifest) -> bool {
+        let Some((generation, settings)) = self.generation.zip(manifest.checkpoints.as_ref()) else { return true };
+        let name = lock(&self.job.shared).view.name.clone();
+        let store = self.coordinator.environment.store(settings, &name);
+        store.and_then(|store| store.newest_generation()).is_ok_and(|newest| newest == Some(generation))
     }
 
     fn end(&mut self, ended: Result<Ending>) {
