@@ -220,12 +220,11 @@ impl Job {
         view
     }
 
-    /// Ends it at once; nothing more is written or committed.
+    /// Ends it at once; nothing more is written or committed. An error: it is ended, but that could not be kept, so a
+    /// coordinator that comes after this one would go on with it.
     pub fn cancel(&self) -> Result<()> {
         drop(self.unless_over("cancelled")?);
-        if let Err(error) = self.storage.keep_wish(self.id(), KeptWish::Cancel) {
-            tracing::warn!("that the job {} is cancelled could not be kept: {error}", self.id());
-        }
+        let kept = self.storage.keep_wish(self.id(), KeptWish::Cancel);
         let mut now = self.unless_over("cancelled")?;
         now.wish = Wish::Cancel;
         now.view.state = JobState::Cancelling;
@@ -234,7 +233,10 @@ impl Job {
         }
         drop(now);
         self.tell(JobEvent::Look);
-        Ok(())
+        kept.map_err(|error| {
+            let why = format!("the job {} is being cancelled, but that could not be kept: {error}", self.id());
+            Error::new(error.kind(), why).mend("Cancel it again.")
+        })
     }
 
     /// Ends it with everything that it read processed and committed. That is kept: whatever becomes of this coordinator,

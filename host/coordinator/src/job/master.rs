@@ -52,6 +52,9 @@ pub struct JobMaster {
 /// How long workers that run a job may take to come back to a new coordinator. What is not found by then is started again.
 const TAKEOVER_MS: i64 = 3_000;
 
+/// After so long, it is tried again to keep how a job ended.
+const KEEP_AGAIN_MS: i64 = 1_000;
+
 /// Where it is.
 enum Phase {
     /// It may run since before this coordinator: until this time, workers may say so.
@@ -64,6 +67,8 @@ enum Phase {
     Attempt(Box<Attempt>),
     /// It failed at one time; the next is due at another.
     Pausing(Timestamp, Timestamp),
+    /// It came to its end so, which could not be kept at one time; it is tried again at another.
+    Ending(Box<JobView>, Timestamp, Timestamp),
     Over,
 }
 
@@ -237,6 +242,11 @@ impl JobMaster {
                         self.attempt_ended(outcome, now);
                     }
                 },
+                Phase::Ending(end, since, until) if now >= since && now < until => {
+                    self.phase = Phase::Ending(end, since, until);
+                    return Due::At(until);
+                }
+                Phase::Ending(end, ..) => self.keep_end(end),
                 // A clock that was set back must not make it longer.
                 Phase::Pausing(since, until) if now >= since && now < until => {
                     self.phase = Phase::Pausing(since, until);
@@ -524,10 +534,20 @@ impl JobMaster {
         };
         let mut end = self.job.view();
         (end.state, end.reason, end.ended_ms) = (state, reason, Some(self.coordinator.environment.now_ms()));
-        if is_ours && let Err(error) = self.coordinator.storage.keep_end(&end) {
-            tracing::warn!("how the job {} ended could not be kept: {error}", self.job.id());
+        match is_ours {
+            true => self.keep_end(Box::new(end)),
+            false => self.ended(end),
         }
-        self.ended(end);
+    }
+
+    /// It is not over before that is kept: another coordinator would go on with it.
+    fn keep_end(&mut self, end: Box<JobView>) {
+        let Err(error) = self.coordinator.storage.keep_end(&end) else { return self.ended(*end) };
+        let text = format!("how it ended could not be kept: {error}");
+        self.say(Level::Warn, &text);
+        lock(&self.job.shared).view.reason = Some(text);
+        let now = self.coordinator.environment.now_ms();
+        self.phase = Phase::Ending(end, Timestamp(now), Timestamp(now.saturating_add(KEEP_AGAIN_MS)));
     }
 
     fn ended(&mut self, end: JobView) {
