@@ -315,8 +315,9 @@ impl JobMaster {
         let owner = checkpoints.as_ref().map(|checkpoints| &checkpoints.owner);
         let generation = owner.map_or(0, Owner::generation);
         self.generation = owner.map(Owner::generation);
-        // It came to its end, and only its slots have not heard of it.
-        match owner.and_then(Owner::restored).map(|restored| restored.manifest.kind) {
+        // It came to its end, and only its slots have not heard of it; unless they began from the end of another attempt.
+        let newest = owner.and_then(Owner::restored).map(|restored| &restored.manifest);
+        match newest.filter(|newest| newest.generation == offer.generation).map(|newest| newest.kind) {
             Some(ManifestKind::Stopped) => return Ok(Made::Ended(Ending::Stopped)),
             Some(ManifestKind::Finished) => return Ok(Made::Ended(Ending::Finished)),
             Some(ManifestKind::Checkpoint | ManifestKind::Savepoint) | None => {}
