@@ -118,7 +118,8 @@ impl SplitEnumerator for Enumerator {
         let (before, mut dice) = (self.found, self.of.machine.world.dice());
         self.found = self.of.outside.splits().min(before + u32::try_from(dice.between(0, 3)).unwrap_or(0)).max(before);
         let split = |n: u32| Split { id: SplitId(format!("split-{n}")), description: description(n, 0) };
-        let again_after_ms = (self.found < self.of.outside.input.splits).then(|| dice.between(50, 1_500).unsigned_abs());
+        let again_after_ms =
+            (self.found < self.of.outside.input.splits).then(|| dice.between(50, 1_500).unsigned_abs());
         Ok(Discovery { splits: (before..self.found).map(split).collect(), again_after_ms })
     }
 

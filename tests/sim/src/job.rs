@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use tidemill::prelude::*;
 use tidemill_connector_kit::Registry;
+use tidemill_core::Error;
 use tidemill_core::graph::JobGraph;
 use tidemill_core::memory::ProcessMemory;
-use tidemill_core::Error;
 use tidemill_job::{Environment, JobDefinition, Program};
 use tidemill_testkit::NativeCode;
 

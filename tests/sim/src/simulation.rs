@@ -208,7 +208,7 @@ impl Simulation {
             Event::StartWorker(host) => self.start_worker(host),
             Event::Attend(id) => self.attend(id),
             Event::Beat(id, connection) => self.beat(id, connection),
-            Event::Open(_, deployments, open) => deployments.open(*open),
+            Event::Open(_, deployments, opening) => deployments.open(*opening),
             Event::StepSlot(id, key, at) => self.step_slot(id, key, at),
             Event::Write(id, key) => self.workers.get_mut(&id).into_iter().for_each(|worker| worker.write(key)),
             Event::Dial(id, dial) => self.dial(id, dial),

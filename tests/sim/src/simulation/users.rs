@@ -280,7 +280,11 @@ impl Simulation {
         };
         // What it was told by whoever is dead now, it did not hear.
         let answer = answer.filter(|_| lives);
-        self.world.note(&format!("{}: {step:?}: {:?}", view.id, answer.as_ref().map(|a| a.as_ref().map_err(|e| e.message()))));
+        self.world.note(&format!(
+            "{}: {step:?}: {:?}",
+            view.id,
+            answer.as_ref().map(|a| a.as_ref().map_err(|e| e.message()))
+        ));
         match (answer, operation) {
             (Some(Ok(())), Operation::Stop(_, location, then)) => {
                 user.phase = Phase::Asked(of, job, Operation::Stopped(location, then));
