@@ -66,14 +66,16 @@ impl Plan {
 
 impl Planned {
     fn draw(dice: &mut Dice, slots: u32, jobs: i64) -> Self {
-        let kind = dice.pick(&[Kind::Count, Kind::Count, Kind::CountLater, Kind::Lists]).copied().unwrap_or(Kind::Count);
+        let kind =
+            dice.pick(&[Kind::Count, Kind::Count, Kind::CountLater, Kind::Lists]).copied().unwrap_or(Kind::Count);
         let mut number = |low: i64, high: i64| dice.between(low, high);
         let job = JobPlan {
             kind,
             parallelism: small(number(if jobs == 1 { 2 } else { 1 }, i64::from(slots.min(4)) + 1)),
             exchange_bytes: number(64, 2_000).unsigned_abs(),
             interval_ms: number(200, 1_500).unsigned_abs(),
-            timeout_ms: number(2_000, 10_000).unsigned_abs(),
+            // Where it is that long, nobody is rescued by it who waits for what never comes.
+            timeout_ms: if number(0, 4) == 0 { 600_000 } else { number(2_000, 10_000).unsigned_abs() },
             aligned_timeout_ms: (number(0, 2) == 0).then(|| number(0, 300).unsigned_abs()),
             tolerable_failures: number(0, 4).unsigned_abs(),
             retained: number(1, 4).unsigned_abs(),
@@ -103,7 +105,8 @@ impl Step {
             3 | 4 => steps.push(Self::Rescale(some, true)),
             // Once more soon, perhaps before anything came of it; or it can't have so many and has to take fewer.
             5 => {
-                let many = if dice.between(0, 3) == 0 { slots + 1 } else { small(dice.between(1, i64::from(slots) + 1)) };
+                let many =
+                    if dice.between(0, 3) == 0 { slots + 1 } else { small(dice.between(1, i64::from(slots) + 1)) };
                 steps.extend([Self::Rescale(many, false), Self::Rescale(some, true)]);
             }
             6 => steps.push(Self::Stop(other)),
