@@ -56,7 +56,7 @@ pub fn measure(
     let store = Store::open(folder, "bench-state")?;
     let owner = match store.begin(&Start::Anew, 0)? {
         Begun::Run(owner) => *owner,
-        Begun::Commit(_) => bail!("a new job has nothing to commit"),
+        Begun::Commit(_) | Begun::Over(_) => bail!("a new job has nothing to commit"),
     };
     let (mut state, table) = open(backend, None)?;
     add(&mut *state, table, (0..entries).map(|key| key as i64))?;

@@ -139,6 +139,9 @@ impl From<BlobError> for Error {
     }
 }
 
+/// Finds the place that a location names.
+pub type Places = Arc<dyn Fn(&str) -> Result<Arc<dyn Blobs>> + Send + Sync>;
+
 /// The place that a location names: a folder, or a URL.
 pub fn at(location: &str) -> Result<Arc<dyn Blobs>> {
     match location.split_once("://") {

@@ -47,6 +47,15 @@ pub enum Event {
     },
     /// A checkpoint is complete. Its number is the entry's.
     Checkpoint(Manifest),
+    /// The job was stopped with a savepoint, which is there: it is over.
+    Saved {
+        /// The checkpoint with which it was stopped.
+        from: Option<Origin>,
+        /// Where the savepoint is.
+        savepoint: String,
+        /// When, in milliseconds UTC.
+        at_ms: i64,
+    },
     /// The job was given up.
     Cancelled {
         /// What the attempt would have gone on from.
@@ -85,7 +94,7 @@ impl Entry {
     pub fn head(&self) -> Option<Origin> {
         match &self.event {
             Event::Checkpoint(_) => Some(Origin::Checkpoint(self.number)),
-            Event::Begin { from, .. } | Event::Cancelled { from, .. } => from.clone(),
+            Event::Begin { from, .. } | Event::Saved { from, .. } | Event::Cancelled { from, .. } => from.clone(),
         }
     }
 }
@@ -126,6 +135,9 @@ pub enum Start {
     Recover,
     /// Go on from its newest checkpoint, however it ended.
     GoOn,
+    /// The same after another attempt, of whose end nobody may have heard: what was stopped with a savepoint is over.
+    #[serde(skip)]
+    Again,
     /// Start with nothing. The checkpoints so far are deleted after the first new one.
     Anew,
     /// Go on from this. Of the job's checkpoints, those after it are given up.
@@ -139,6 +151,8 @@ pub enum Resume {
     Run(Option<Origin>),
     /// It ended with this checkpoint, but what it wrote may not be committed. There is nothing to run.
     Commit(u64),
+    /// It was stopped with the savepoint there. There is nothing to run.
+    Over(String),
 }
 
 /// Decides how to start. `committed`: whether the newest entry is a checkpoint and has its committed marker.
@@ -147,6 +161,10 @@ pub fn resume(start: &Start, newest: Option<&Entry>, committed: bool) -> Resume 
         Start::Anew => Resume::Run(None),
         Start::At(origin) => Resume::Run(Some(origin.clone())),
         Start::GoOn => Resume::Run(newest.and_then(Entry::head)),
+        Start::Again => match newest.map(|entry| &entry.event) {
+            Some(Event::Saved { savepoint, .. }) => Resume::Over(savepoint.clone()),
+            _ => Resume::Run(newest.and_then(Entry::head)),
+        },
         Start::Recover => newest.map_or(Resume::Run(None), |entry| recover(entry, committed)),
     }
 }
@@ -155,7 +173,7 @@ fn recover(newest: &Entry, committed: bool) -> Resume {
     match &newest.event {
         Event::Checkpoint(manifest) if manifest.kind.is_end() && !committed => Resume::Commit(newest.number),
         Event::Checkpoint(manifest) if manifest.kind.is_end() => Resume::Run(None),
-        Event::Cancelled { .. } => Resume::Run(None),
+        Event::Saved { .. } | Event::Cancelled { .. } => Resume::Run(None),
         Event::Checkpoint(_) | Event::Begin { .. } => Resume::Run(newest.head()),
     }
 }

@@ -215,6 +215,17 @@ impl Owner {
         Ok(claim)
     }
 
+    /// Ends the job, after it was stopped with a checkpoint and the savepoint of that was written. Only an attempt that
+    /// owns the job can: so nobody goes on with it of whom it was said that it is over.
+    pub fn saved(&mut self, savepoint: &str, now_ms: i64) -> Result<Claim> {
+        if let Some(answer) = self.may_not_claim() {
+            return Ok(answer);
+        }
+        self.check_committed()?;
+        let from = self.last.entry.head();
+        self.append(Event::Saved { from, savepoint: savepoint.to_owned(), at_ms: now_ms })
+    }
+
     /// Gives the job up: started again, it starts anew.
     pub fn cancel(&mut self, now_ms: i64) -> Result<Claim> {
         if let Some(answer) = self.may_not_claim() {

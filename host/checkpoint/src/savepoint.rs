@@ -10,7 +10,7 @@ use tidemill_core::error::{Error, Result};
 use tidemill_core::failpoint::Failpoint;
 use tidemill_core::snapshot::SnapshotFiles;
 
-use crate::blobs::{self, PutNew, read_all};
+use crate::blobs::{self, Blobs, PutNew, read_all};
 use crate::files::Files;
 use crate::manifest::{MANIFEST_VERSION, Manifest, ManifestKind};
 use crate::sealed;
@@ -38,7 +38,7 @@ pub fn write(location: &str, store: &Store, checkpoint: &Checkpoint) -> Result<(
         )));
     }
     Failpoint::SavepointDue.reach();
-    let blobs = blobs::at(location)?;
+    let blobs = store.place_of(location)?;
     let exists = || {
         Error::invalid(format!("there is a savepoint in '{location}' already")).mend("name a folder that is not there")
     };
@@ -64,7 +64,11 @@ pub fn write(location: &str, store: &Store, checkpoint: &Checkpoint) -> Result<(
 
 /// Reads the savepoint at a location.
 pub fn read(location: &str) -> Result<Savepoint> {
-    let blobs = blobs::at(location)?;
+    read_at(location, blobs::at(location)?)
+}
+
+/// The same, where its place was found.
+pub(crate) fn read_at(location: &str, blobs: Arc<dyn Blobs>) -> Result<Savepoint> {
     let Some(content) = read_all(&*blobs, MANIFEST)? else {
         return Err(Error::invalid(format!("there is no savepoint in '{location}': it has no {MANIFEST}"))
             .mend("name the folder of a savepoint"));

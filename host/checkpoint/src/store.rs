@@ -12,13 +12,13 @@ use tidemill_core::error::{Error, ErrorKind, Result};
 use tidemill_core::failpoint::Failpoint;
 use tidemill_core::snapshot::{FileRef, SnapshotFiles};
 
-use crate::blobs::{self, BlobError, Blobs, PutNew, Trouble};
+use crate::blobs::{self, BlobError, Blobs, Places, PutNew, Trouble};
 use crate::files::{self, Files};
 use crate::journal::{Append, Journal};
 use crate::log::{self, Entry, Event, Origin, Resume, Start, Stored};
 use crate::manifest::Manifest;
 use crate::owner::{Owner, Restored, SnapshotWriter};
-use crate::savepoint;
+use crate::savepoint::{self, Savepoint};
 use tidemill_core::nonce::{Nonces, random_nonces};
 
 /// How often a begin is tried when another attempt is faster. Each time, that one has progressed.
@@ -28,6 +28,8 @@ const BEGIN_ATTEMPTS: u32 = 32;
 #[derive(Clone)]
 pub struct Store {
     journal: Arc<Journal>,
+    /// Where savepoints are.
+    places: Places,
 }
 
 /// A complete checkpoint.
@@ -48,6 +50,8 @@ pub enum Begun {
     /// The attempt before ended the job with this checkpoint, but perhaps did not commit it: commit it, mark it
     /// ([`Store::mark_committed`]). There is nothing to run.
     Commit(Checkpoint),
+    /// The attempt before stopped the job with the savepoint there. There is nothing to run.
+    Over(String),
 }
 
 impl Store {
@@ -63,7 +67,12 @@ impl Store {
 
     /// Those at a place made for the job.
     pub fn with(blobs: Arc<dyn Blobs>, job: &str, nonces: Nonces) -> Self {
-        Self { journal: Arc::new(Journal { blobs, job: job.to_owned(), nonces }) }
+        Self { journal: Arc::new(Journal { blobs, job: job.to_owned(), nonces }), places: Arc::new(blobs::at) }
+    }
+
+    /// The same, with savepoints where this finds them.
+    pub fn with_places(self, places: Places) -> Self {
+        Self { places, ..self }
     }
 
     /// Begins an attempt at the job. Every attempt before is fenced from then on.
@@ -86,6 +95,7 @@ impl Store {
             let committed = self.ended_and_committed(entry)?;
             let from = match log::resume(&start()?, entry.map(|stored| &stored.entry), committed) {
                 Resume::Commit(number) => return self.load(number).map(Begun::Commit),
+                Resume::Over(savepoint) => return Ok(Begun::Over(savepoint)),
                 Resume::Run(from) => from,
             };
             let restored = from.clone().map(|origin| self.restore(origin)).transpose()?;
@@ -104,6 +114,11 @@ impl Store {
         }
         let message = format!("job '{}': others begin it all the time", self.journal.job);
         Err(Error::new(ErrorKind::Retry, message).mend("see that only one process runs the job"))
+    }
+
+    /// The generation of the newest attempt. `None`: there was none.
+    pub fn newest_generation(&self) -> Result<Option<u64>> {
+        Ok(self.newest(&Start::GoOn)?.map(|newest| newest.generation))
     }
 
     /// The checkpoints that the newest one follows from, newest first.
@@ -127,7 +142,7 @@ impl Store {
     pub fn files_of(&self, origin: &Origin) -> Result<Arc<dyn SnapshotFiles>> {
         match origin {
             Origin::Checkpoint(_) => Ok(self.files()),
-            Origin::Savepoint(location) => savepoint::read(location).map(|savepoint| savepoint.files),
+            Origin::Savepoint(location) => self.savepoint(location).map(|savepoint| savepoint.files),
         }
     }
 
@@ -171,6 +186,15 @@ impl Store {
 
     pub(crate) fn blobs(&self) -> &dyn Blobs {
         &*self.journal.blobs
+    }
+
+    /// The place of a savepoint.
+    pub(crate) fn place_of(&self, location: &str) -> Result<Arc<dyn Blobs>> {
+        (self.places)(location)
+    }
+
+    fn savepoint(&self, location: &str) -> Result<Savepoint> {
+        savepoint::read_at(location, self.place_of(location)?)
     }
 
     fn checkpoint(&self, number: u64, manifest: Manifest) -> Result<Checkpoint> {
@@ -236,7 +260,7 @@ impl Store {
     fn restore(&self, origin: Origin) -> Result<Restored> {
         match &origin {
             Origin::Savepoint(location) => {
-                let savepoint = savepoint::read(location)?;
+                let savepoint = self.savepoint(location)?;
                 Ok(Restored { origin, manifest: savepoint.manifest, committed: true, files: savepoint.files })
             }
             Origin::Checkpoint(number) => {

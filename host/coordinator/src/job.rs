@@ -6,7 +6,7 @@ mod master;
 mod offer;
 
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -85,9 +85,46 @@ struct Shared {
     wish: Wish,
     /// How many slots are wanted.
     parallelism: u32,
+    /// A savepoint is being taken, with which it is to be stopped.
+    saving: Option<Saving>,
+    /// It was taken, so nothing of the job may go on.
+    saved: bool,
     control: Option<JobControl>,
     execution: Option<Arc<Execution>>,
     tasks: Vec<TaskStatus>,
+}
+
+/// A savepoint with which a job is to be stopped: the master has to know what became of it before the user does.
+struct Saving {
+    taken: Receiver<Result<String>>,
+    tell: Sender<Result<String>>,
+}
+
+/// The answer to a request that takes long. It may come at any time; there is one in any case.
+pub struct Asked<T> {
+    what: &'static str,
+    answered: Receiver<Result<T>>,
+}
+
+impl<T> Asked<T> {
+    fn new(what: &'static str) -> (Sender<Result<T>>, Self) {
+        let (answer, answered) = mpsc::channel();
+        (answer, Self { what, answered })
+    }
+
+    /// Blocks until it is there.
+    pub fn wait(self) -> Result<T> {
+        self.answered.recv().unwrap_or_else(|_| Err(ended(self.what)))
+    }
+
+    /// It, if it is there. Once.
+    pub fn poll(&self) -> Option<Result<T>> {
+        match self.answered.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(ended(self.what))),
+        }
+    }
 }
 
 impl Job {
@@ -100,8 +137,8 @@ impl Job {
     ) -> Result<(Arc<Self>, Receiver<JobEvent>)> {
         let view = end.map_or_else(|| accepted_view(&accepted), Ok)?;
         let parallelism = view.parallelism;
-        let (wish, control, execution, tasks) = Default::default();
-        let shared = Mutex::new(Shared { view, wish, parallelism, control, execution, tasks });
+        let (wish, saving, saved, control, execution, tasks) = Default::default();
+        let shared = Mutex::new(Shared { view, wish, parallelism, saving, saved, control, execution, tasks });
         let (tell, inbox) = mpsc::channel();
         let (changed, log) = (Condvar::new(), JobLog::new(now_ms));
         Ok((Arc::new(Self { storage, accepted, shared, changed, tell, log }), inbox))
@@ -183,12 +220,11 @@ impl Job {
         view
     }
 
-    /// Ends it at once; nothing more is written or committed.
+    /// Ends it at once; nothing more is written or committed. An error: it is ended, but that could not be kept, so a
+    /// coordinator that comes after this one would go on with it.
     pub fn cancel(&self) -> Result<()> {
         drop(self.unless_over("cancelled")?);
-        if let Err(error) = self.storage.keep_wish(self.id(), KeptWish::Cancel) {
-            tracing::warn!("that the job {} is cancelled could not be kept: {error}", self.id());
-        }
+        let kept = self.storage.keep_wish(self.id(), KeptWish::Cancel);
         let mut now = self.unless_over("cancelled")?;
         now.wish = Wish::Cancel;
         now.view.state = JobState::Cancelling;
@@ -197,52 +233,60 @@ impl Job {
         }
         drop(now);
         self.tell(JobEvent::Look);
+        kept.map_err(|error| {
+            let why = format!("the job {} is being cancelled, but that could not be kept: {error}", self.id());
+            Error::new(error.kind(), why).mend("Cancel it again.")
+        })
+    }
+
+    /// Ends it with everything that it read processed and committed. That is kept: whatever becomes of this coordinator,
+    /// it is stopped.
+    pub fn stop(&self) -> Result<()> {
+        self.check_runs("stopped")?;
+        self.storage.keep_wish(self.id(), KeptWish::Stop)?;
+        let mut now = self.unless_over("stopped")?;
+        if now.wish == Wish::Run {
+            now.wish = Wish::Stop;
+        }
+        // Where none runs now, the next one is stopped as soon as it does.
+        if let Some(control) = &now.control {
+            control.stop();
+        }
         Ok(())
     }
 
-    /// Ends it with everything that it read processed and committed; with a savepoint, if a location is given. Blocks
-    /// until the savepoint is there, and gives its location.
-    pub fn stop(&self, savepoint: Option<String>) -> Result<Option<String>> {
-        self.check_runs("stopped")?;
-        if savepoint.is_none() {
-            self.storage.keep_wish(self.id(), KeptWish::Stop)?;
-        }
+    /// The same with a savepoint; its location is the answer. Without one the job goes on.
+    pub fn stop_with_savepoint(&self, location: String) -> Result<Asked<String>> {
         let mut now = self.unless_over("stopped")?;
+        self.check_goes_on(&now)?;
         let control = running(&now, "stopped")?;
-        now.wish = Wish::Stop;
-        drop(now);
-        let Some(location) = savepoint else {
-            control.stop();
-            return Ok(None);
-        };
-        let taken = ask("savepoint", |answer| control.stop_with_savepoint(SavepointRequest { location, answer }));
-        let mut now = lock(&self.shared);
-        match taken {
-            Ok(location) => {
-                now.view.savepoint = Some(location.clone());
-                Ok(Some(location))
-            }
-            Err(error) => {
-                if now.wish == Wish::Stop {
-                    now.wish = Wish::Run;
-                }
-                Err(error)
-            }
+        if now.parallelism != now.view.parallelism {
+            return Err(Error::invalid(format!("the job {} is being rescaled, it can't be stopped", self.id()))
+                .mend("Try again when it runs again, or cancel it."));
         }
+        let (answer, taken) = mpsc::channel();
+        control.stop_with_savepoint(SavepointRequest { location, answer });
+        let (tell, asked) = Asked::new("savepoint");
+        now.saving = Some(Saving { taken, tell });
+        Ok(asked)
     }
 
-    /// Takes a checkpoint before the next one is due. Blocks until it is complete, and gives its number.
-    pub fn checkpoint(&self) -> Result<u64> {
+    /// Takes a checkpoint before the next one is due. Its number is the answer.
+    pub fn checkpoint(&self) -> Result<Asked<u64>> {
         let what = "told to take a checkpoint";
         self.check_checkpoints(what)?;
         let control = running(&*self.unless_over(what)?, what)?;
-        ask("checkpoint", |answer| control.checkpoint(answer))
+        let (answer, asked) = Asked::new("checkpoint");
+        control.checkpoint(answer);
+        Ok(asked)
     }
 
-    /// Takes a savepoint while it runs. Blocks until it is there, and gives its location.
-    pub fn savepoint(&self, location: String) -> Result<String> {
+    /// Takes a savepoint while it runs. Its location is the answer.
+    pub fn savepoint(&self, location: String) -> Result<Asked<String>> {
         let control = running(&*self.unless_over("saved")?, "saved")?;
-        ask("savepoint", |answer| control.savepoint(SavepointRequest { location, answer }))
+        let (answer, asked) = Asked::new("savepoint");
+        control.savepoint(SavepointRequest { location, answer });
+        Ok(asked)
     }
 
     /// Gives it another number of slots: it is stopped with a checkpoint, and goes on from there.
@@ -250,9 +294,7 @@ impl Job {
         let manifest = self.accepted.definition.manifest(Some(parallelism))?;
         let now = self.unless_over("rescaled")?;
         self.has_checkpoints(&manifest, "rescaled")?;
-        if now.wish != Wish::Run {
-            return Err(Error::invalid(format!("the job {} is being stopped", self.id())));
-        }
+        self.check_goes_on(&now)?;
         drop(now);
         self.storage.keep_wish(self.id(), KeptWish::Parallelism(parallelism))?;
         let mut now = self.unless_over("rescaled")?;
@@ -293,6 +335,33 @@ impl Job {
             Some(_) => Ok(()),
             None => Err(Error::invalid(format!("the job {} takes no checkpoints, so it can't be {what}", self.id()))
                 .mend("Give its manifest a [checkpoints] section with a location.")),
+        }
+    }
+
+    /// Whether nobody wants its end; an error says so.
+    fn check_goes_on(&self, now: &Shared) -> Result<()> {
+        match now.wish == Wish::Run && now.saving.is_none() && !now.saved {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("the job {} is being stopped", self.id()))),
+        }
+    }
+
+    /// Hears what became of the savepoint with which it was to be stopped. Without one it goes on.
+    fn hear_saved(&self) {
+        let mut now = lock(&self.shared);
+        let Some(taken) = now.saving.as_ref().map(|saving| saving.taken.try_recv()) else { return };
+        let taken = match taken {
+            Err(TryRecvError::Empty) => return,
+            Err(TryRecvError::Disconnected) => Err(ended("savepoint")),
+            Ok(taken) => taken,
+        };
+        if let Ok(location) = &taken {
+            now.view.savepoint = Some(location.clone());
+            now.saved = true;
+        }
+        if let Some(Saving { tell, .. }) = now.saving.take() {
+            // Who does not wait for the answer does not need it.
+            _ = tell.send(taken);
         }
     }
 
@@ -341,11 +410,8 @@ fn running(now: &Shared, what: &str) -> Result<JobControl> {
     })
 }
 
-fn ask<T>(what: &str, say: impl FnOnce(mpsc::Sender<Result<T>>)) -> Result<T> {
-    let (answer, answered) = mpsc::channel();
-    say(answer);
-    let ended = || Error::new(ErrorKind::Retry, format!("the job ended, or began again, before the {what} was there"));
-    answered.recv().unwrap_or_else(|_| Err(ended()))
+fn ended(what: &str) -> Error {
+    Error::new(ErrorKind::Retry, format!("the job ended, or began again, before the {what} was there"))
 }
 
 fn checkpoints_view(of: &CheckpointFigures) -> CheckpointsView {

@@ -28,7 +28,7 @@ use tidemill_job::{Components, Environment, check_bindings, component};
 use tidemill_wasm::Limits;
 
 use crate::execution::Execution;
-pub use crate::job::{Due, Job, JobMaster, Submission};
+pub use crate::job::{Asked, Due, Job, JobMaster, Submission};
 pub use crate::logs::{JobLog, LogFilter};
 pub use crate::serve::serve;
 use crate::storage::Storage;

@@ -16,6 +16,8 @@ use crate::view::{ArtifactView, JobView};
 const JOBS: &str = "jobs";
 /// Is there as long as the storage is.
 const MARK: &str = "cluster";
+/// So often it is tried again to find out whether something was put.
+const DOUBTS: usize = 4;
 const WISH: &str = ".wish-";
 
 /// A job as it was accepted.
@@ -105,12 +107,29 @@ impl Storage {
         for _ in 0..16 {
             accepted.id = job_id(&accepted, &nonces());
             let content = json(&accepted)?;
-            match self.blobs.put_new(&format!("{JOBS}/{}.job", accepted.id), &content)? {
-                PutNew::Done => return Ok(accepted),
-                PutNew::Exists => {}
+            if self.put_in_doubt(&format!("{JOBS}/{}.job", accepted.id), &content)? {
+                return Ok(accepted);
             }
         }
         Err(Error::internal("no free id for a job was found"))
+    }
+
+    /// Puts what nobody else puts, and tries again where it is not known whether it is there: who is told that it is not
+    /// puts it under another name. Whether it is there; false: something else is.
+    fn put_in_doubt(&self, path: &str, content: &[u8]) -> Result<bool> {
+        let mut doubt = None;
+        for _ in 0..DOUBTS {
+            let put = self.blobs.put_new(path, content).and_then(|put| match put {
+                PutNew::Done => Ok(true),
+                PutNew::Exists => Ok(blobs::read_all(&*self.blobs, path)?.as_deref() == Some(content)),
+            });
+            match put {
+                Ok(is_there) => return Ok(is_there),
+                Err(error) if !error.in_doubt && doubt.is_none() => return Err(error.into()),
+                Err(error) => doubt = Some(error),
+            }
+        }
+        Err(doubt.map_or_else(|| Error::internal("nothing was put"), Error::from))
     }
 
     /// Keeps that an attempt has begun: from now on the job's own checkpoints say where it goes on.
@@ -197,4 +216,83 @@ fn job_id(accepted: &Accepted, nonce: &str) -> String {
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec_pretty(value).map_err(|e| Error::internal(format!("what is to be kept: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tidemill_blobs::{BlobError, BlobWriter, Listed, Memory, Trouble};
+
+    use super::*;
+
+    /// Does what it is asked, and loses the answers of the first requests to put something.
+    struct Doubtful(Memory, AtomicUsize);
+
+    impl Blobs for Doubtful {
+        fn location(&self) -> &str {
+            "/doubtful"
+        }
+
+        fn put_new(&self, path: &str, content: &[u8]) -> Result<PutNew, BlobError> {
+            let put = self.0.put_new(path, content)?;
+            let left = self.1.load(Ordering::Relaxed);
+            self.1.store(left.saturating_sub(1), Ordering::Relaxed);
+            if left == 0 {
+                return Ok(put);
+            }
+            Err(BlobError { trouble: Trouble::Unavailable, in_doubt: true, message: "the answer was lost".to_owned() })
+        }
+
+        fn create(&self, path: &str) -> Result<Box<dyn BlobWriter>, BlobError> {
+            self.0.create(path)
+        }
+
+        fn open(&self, path: &str) -> Result<Option<Box<dyn Read + Send>>, BlobError> {
+            self.0.open(path)
+        }
+
+        fn list(&self, folder: &str) -> Result<Vec<Listed>, BlobError> {
+            self.0.list(folder)
+        }
+
+        fn delete(&self, path: &str) -> Result<(), BlobError> {
+            self.0.delete(path)
+        }
+    }
+
+    fn accepted() -> Accepted {
+        let (artifact, manifest, set) = Default::default();
+        let (manifest_name, folder) = (PathBuf::from("tidemill.toml"), PathBuf::from("/"));
+        let definition = JobDefinition { artifact, manifest, manifest_name, folder, set };
+        let (parallelism, from) = Default::default();
+        Accepted { id: String::new(), definition, parallelism, from, allow_non_restored: false, submitted_ms: 1 }
+    }
+
+    /// It was answered with an error, and ran with the next coordinator beside the one that was submitted in its place.
+    #[test]
+    fn a_job_whose_acceptance_is_in_doubt_is_not_kept_twice() {
+        let number = AtomicUsize::new(0);
+        let nonces: Nonces = Arc::new(move || number.fetch_add(1, Ordering::Relaxed).to_string());
+        for lost in 0..DOUBTS {
+            let storage = Storage::new("/", Arc::new(Doubtful(Memory::default(), AtomicUsize::new(lost))));
+            let kept = storage.keep_job(accepted(), &nonces).unwrap();
+            let found: Vec<String> = storage.jobs().unwrap().into_iter().map(|kept| kept.accepted.id).collect();
+            assert_eq!(found, [kept.id]);
+        }
+    }
+
+    #[test]
+    fn an_id_that_another_job_has_is_not_taken() {
+        let storage = Storage::new("/", Arc::new(Memory::default()));
+        let number = AtomicUsize::new(0);
+        let nonces: Nonces = Arc::new(move || (number.fetch_add(1, Ordering::Relaxed) / 2).to_string());
+        let first = storage.keep_job(accepted(), &nonces).unwrap();
+        let other = Accepted { allow_non_restored: true, ..accepted() };
+        let path = format!("{JOBS}/{}.job", first.id);
+        assert!(!storage.put_in_doubt(&path, &json(&other).unwrap()).unwrap());
+        assert!(storage.put_in_doubt(&path, &blobs::read_all(&*storage.blobs, &path).unwrap().unwrap()).unwrap());
+    }
 }

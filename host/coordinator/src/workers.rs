@@ -116,7 +116,12 @@ impl Workers {
         let others = all.returning.iter().filter(|(job, _)| *job != wanted.job).map(|(_, slots)| *slots);
         let kept = others.fold(self.standby, u32::saturating_add);
         if may_have(there.free, kept, wanted.had) < wanted.slots {
+            // For more than it had it waits as a new job does: two that keep what they had would wait for each other.
+            let gives = wanted.slots > wanted.had && all.returning.remove(wanted.job).is_some();
+            let others = if gives { std::mem::take(&mut all.waiting) } else { BTreeMap::new() };
             all.waiting.insert(wanted.job.to_owned(), wake);
+            drop(all);
+            others.values().for_each(Waker::wake);
             return Err(missing(&format!("{} slots are needed", wanted.slots), there, kept));
         }
         // Those of a job that is smaller now may be had by others.
@@ -391,5 +396,24 @@ mod tests {
         assert!(workers.take(&wants("other", 1, 0), Waker::new(|| ())).is_err());
         workers.forget("ran");
         assert_eq!(workers.take(&wants("other", 1, 0), Waker::new(|| ())).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn jobs_that_wait_for_more_than_they_had_do_not_wait_for_each_other() {
+        let workers = workers(0, &[5]);
+        for job in ["one", "other"] {
+            let had = workers.take(&wants(job, 2, 0), Waker::new(|| ())).unwrap();
+            workers.returns(job, 2);
+            workers.give_back(&had);
+        }
+        let told = Arc::new(AtomicU64::new(0));
+        let tell = told.clone();
+        let wake = Waker::new(move || _ = tell.fetch_add(1, Ordering::Relaxed));
+        assert!(workers.take(&wants("one", 5, 2), wake).is_err(), "the other one comes back");
+        assert!(workers.take(&wants("other", 5, 2), Waker::new(|| ())).is_ok(), "nobody else has a claim");
+        // Who waits hears of it when there is more.
+        assert_eq!(told.load(Ordering::Relaxed), 0);
+        workers.give_back(&[]);
+        assert_eq!(told.load(Ordering::Relaxed), 1);
     }
 }

@@ -97,8 +97,8 @@ struct Checkpointing {
     store: Store,
     owner: Owner,
     retained: usize,
-    /// What was asked for and not answered yet.
-    savepoints: Vec<SavepointRequest>,
+    /// The savepoints that are wanted.
+    savepoints: Vec<WantedSavepoint>,
     /// Who wants a checkpoint, and which it is, once that is triggered: not one that was under way when they asked.
     wanted: Vec<(CheckpointAnswer, Option<u64>)>,
     /// The number and manifest of the checkpoint that is claimed and not committed yet.
@@ -113,6 +113,21 @@ struct Checkpointing {
     figures: CheckpointFigures,
     /// How the job ended, once it did.
     finished: Option<ManifestKind>,
+}
+
+/// A savepoint that was asked for and not answered yet.
+struct WantedSavepoint {
+    request: SavepointRequest,
+    /// Which checkpoint it is, once that is triggered: not one that was under way when it was asked for.
+    taken: Option<u64>,
+    /// Whether the job is to be over with it.
+    stops: bool,
+}
+
+impl WantedSavepoint {
+    fn new(request: SavepointRequest, stops: bool) -> Self {
+        Self { request, taken: None, stops }
+    }
 }
 
 impl Coordinator {
@@ -204,7 +219,7 @@ impl Coordinator {
     pub fn stop(&mut self, savepoint: Option<SavepointRequest>) -> Result<()> {
         let wanted = savepoint.is_some();
         if let Some(checkpoints) = &mut self.checkpoints {
-            checkpoints.savepoints.extend(savepoint);
+            checkpoints.savepoints.extend(savepoint.map(|request| WantedSavepoint::new(request, true)));
         }
         self.decide(Fact::StopRequested { savepoint: wanted })
     }
@@ -222,7 +237,7 @@ impl Coordinator {
     /// Takes a savepoint while the job goes on.
     pub fn savepoint(&mut self, request: SavepointRequest) -> Result<()> {
         match &mut self.checkpoints {
-            Some(checkpoints) => checkpoints.savepoints.push(request),
+            Some(checkpoints) => checkpoints.savepoints.push(WantedSavepoint::new(request, false)),
             None => _ = request.answer.send(Err(without_checkpoints("a savepoint"))),
         }
         self.decide(Fact::SavepointRequested)
@@ -316,8 +331,14 @@ impl Coordinator {
         self.collector.begin(barrier.epoch, found);
         if let Some(checkpoints) = &mut self.checkpoints {
             (checkpoints.triggered, checkpoints.passed, checkpoints.unaligned) = (now, now, false);
-            if purpose == Purpose::Periodic {
-                checkpoints.wanted.iter_mut().for_each(|(_, taken)| *taken = taken.or(Some(epoch)));
+            match purpose {
+                Purpose::Periodic => {
+                    checkpoints.wanted.iter_mut().for_each(|(_, taken)| *taken = taken.or(Some(epoch)));
+                }
+                Purpose::Savepoint | Purpose::Stop { savepoint: true } => {
+                    checkpoints.savepoints.iter_mut().for_each(|of| of.taken = of.taken.or(Some(epoch)));
+                }
+                Purpose::Stop { savepoint: false } => {}
             }
         }
         Ok(())
@@ -380,10 +401,8 @@ impl Coordinator {
         }
         if matches!(purpose, Some(Purpose::Savepoint | Purpose::Stop { savepoint: true })) {
             let checkpoint = Checkpoint { number, manifest, committed: true };
-            for SavepointRequest { location, answer } in checkpoints.savepoints.drain(..) {
-                let written = savepoint::write(&location, &checkpoints.store, &checkpoint).map(|()| location);
-                _ = answer.send(written);
-            }
+            let at_ms = self.clock.below(now).0;
+            checkpoints.save(epoch, &checkpoint, at_ms)?;
         }
         // What can't be deleted now is deleted after the next one.
         if let Err(error) = checkpoints.owner.collect_garbage(checkpoints.retained) {
@@ -402,8 +421,8 @@ impl Coordinator {
         };
         if let Some(message) = message {
             let error = Error::new(ErrorKind::Retry, format!("{message}: {reason}"));
-            for request in checkpoints.savepoints.drain(..) {
-                _ = request.answer.send(Err(error.clone()));
+            for wanted in checkpoints.savepoints.extract_if(.., |of| of.taken == Some(epoch)) {
+                _ = wanted.request.answer.send(Err(error.clone()));
             }
             if matches!(purpose, Purpose::Stop { .. }) {
                 // Its sources have ended already.
@@ -415,6 +434,31 @@ impl Coordinator {
         }
         checkpoints.figures.failed += 1;
         checkpoints.figures.failure = Some(reason);
+        Ok(())
+    }
+}
+
+impl Checkpointing {
+    /// Writes the savepoints that this checkpoint is, and ends the job with the one that it is to be over with.
+    fn save(&mut self, epoch: u64, checkpoint: &Checkpoint, at_ms: i64) -> Result<()> {
+        for WantedSavepoint { request, stops, .. } in self.savepoints.extract_if(.., |of| of.taken == Some(epoch)) {
+            let SavepointRequest { location, answer } = request;
+            let written = savepoint::write(&location, &self.store, checkpoint);
+            let written = match written {
+                Ok(()) if stops => match self.owner.saved(&location, at_ms) {
+                    Ok(Claim::Won(_)) => Ok(()),
+                    Ok(Claim::Fenced { by }) => Err((fenced(by), true)),
+                    Ok(Claim::InDoubt(error)) => Err((error, true)),
+                    Err(error) => Err((error, false)),
+                },
+                written => written.map_err(|error| (error, false)),
+            };
+            // Who does not wait for the answer does not need it.
+            _ = answer.send(written.clone().map(|()| location).map_err(|(error, _)| error));
+            if let Err((error, true)) = written {
+                return Err(error);
+            }
+        }
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tidemill_blobs::{self as blobs, Blobs};
+use tidemill_blobs::{self as blobs, Places};
 use tidemill_checkpoint::Store;
 use tidemill_connector_kit::Registry;
 use tidemill_core::Result;
@@ -39,9 +39,6 @@ pub struct Environment {
 
 /// Finds the program that an artifact is.
 pub type Programs = Arc<dyn Fn(&str, &Manifest) -> Result<Program> + Send + Sync>;
-
-/// Finds the place that a location names.
-pub type Places = Arc<dyn Fn(&str) -> Result<Arc<dyn Blobs>> + Send + Sync>;
 
 /// What a job does, and who does the user's part of it.
 pub struct Program {
@@ -87,7 +84,7 @@ impl Environment {
     /// The checkpoints of a job.
     pub fn store(&self, checkpoints: &Checkpoints, job: &str) -> Result<Store> {
         let place = (self.place)(&Store::place(&checkpoints.location, job))?;
-        Ok(Store::with(place, job, self.nonces.clone()))
+        Ok(Store::with(place, job, self.nonces.clone()).with_places(self.place.clone()))
     }
 
     /// The time, in milliseconds since 1970.

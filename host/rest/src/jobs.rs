@@ -91,7 +91,7 @@ impl From<Start> for StartFrom {
     fn from(start: Start) -> Self {
         match start {
             Start::Recover => Self::Recover,
-            Start::GoOn => Self::Latest,
+            Start::GoOn | Start::Again => Self::Latest,
             Start::Anew => Self::Anew,
             Start::At(Origin::Checkpoint(number)) => Self::Checkpoint(number),
             Start::At(Origin::Savepoint(location)) => Self::Savepoint(location),
@@ -234,7 +234,13 @@ pub async fn stop(State(shared): State<Shared>, Id(id): Id, Body(request): Body<
     }
     job.check_runs("stopped").map_err(conflict)?;
     begin(&shared, OperationKind::Stop, &job, move |job| {
-        let location = job.stop(request.savepoint)?;
+        let location = match request.savepoint {
+            Some(location) => Some(job.stop_with_savepoint(location)?.wait()?),
+            None => {
+                job.stop()?;
+                None
+            }
+        };
         let ended = loop {
             let view = job.wait(END_EVERY);
             if view.state.is_final() {
@@ -260,7 +266,7 @@ pub async fn checkpoint(State(shared): State<Shared>, Id(id): Id) -> Answer<Acce
     job.check_checkpoints("told to take one").map_err(conflict)?;
     job.check_runs("told to take a checkpoint").map_err(conflict)?;
     begin(&shared, OperationKind::Checkpoint, &job, |job| {
-        let checkpoint = Some(job.checkpoint()?);
+        let checkpoint = Some(job.checkpoint()?.wait()?);
         Ok(Done { checkpoint, ..Done::default() })
     })
 }
@@ -278,7 +284,7 @@ pub async fn savepoint(
     can_save(&job, &request.location)?;
     job.check_runs("saved").map_err(conflict)?;
     begin(&shared, OperationKind::Savepoint, &job, move |job| {
-        let location = Some(job.savepoint(request.location)?);
+        let location = Some(job.savepoint(request.location)?.wait()?);
         Ok(Done { location, ..Done::default() })
     })
 }

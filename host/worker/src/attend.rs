@@ -168,7 +168,7 @@ async fn listen(mut told: Streaming<proto::ToWorker>, deployments: &Arc<Deployme
 fn on_a_thread(deployments: &Arc<Deployments>, work: Work) {
     let deployments = deployments.clone();
     tokio::task::spawn_blocking(move || match work {
-        Work::Open(open) => deployments.open(open),
+        Work::Open(opening) => deployments.open(*opening),
         Work::Run(execution, slots) => {
             let Some(events) = deployments.events(execution) else { return };
             let errors = match slots.start(events.clone()) {

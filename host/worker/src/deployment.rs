@@ -53,9 +53,16 @@ struct Running {
 /// What takes long, and is therefore not done where the coordinator is heard.
 pub enum Work {
     /// Making slots ready, by [`Deployments::open`].
-    Open(proto::Open),
+    Open(Box<Opening>),
     /// Running the slots of an execution to their end; then, [`Deployments::left`].
     Run(u64, Slots),
+}
+
+/// Slots that are to be made ready.
+pub struct Opening {
+    open: proto::Open,
+    /// How many coordinators there had been when this one said so.
+    coordinators: u64,
 }
 
 /// Slots of an attempt at a job.
@@ -112,7 +119,10 @@ impl Deployments {
     pub fn told(&self, message: proto::ToWorker) -> Option<Work> {
         match message.says? {
             // Compiling takes seconds, restoring too.
-            tells::Says::Open(open) => return Some(Work::Open(open)),
+            tells::Says::Open(open) => {
+                let coordinators = self.running().coordinators;
+                return Some(Work::Open(Box::new(Opening { open, coordinators })));
+            }
             tells::Says::Start(start) => {
                 let slots = self.find(start.execution)?.take_slots()?;
                 return Some(Work::Run(start.execution, slots));
@@ -127,8 +137,9 @@ impl Deployments {
     }
 
     /// Makes slots ready, and says so. May block.
-    pub fn open(&self, open: proto::Open) {
-        let (execution, coordinator) = (open.execution, self.running().coordinators);
+    pub fn open(&self, opening: Opening) {
+        let Opening { open, coordinators } = opening;
+        let execution = open.execution;
         let logs = Arc::new(JobLogs::new(&open.job, self.environment.clock.clone()));
         let reads = Arc::new(Reads::default());
         let opened = self.make(open, &logs, &reads);
@@ -136,7 +147,7 @@ impl Deployments {
             self.plane.leave(execution);
             tracing::warn!("slots can't be made ready: {error}");
         }
-        if self.running().coordinators != coordinator {
+        if self.running().coordinators != coordinators {
             return self.cancel(execution);
         }
         // Of what can't be made, nothing is said later.
@@ -381,5 +392,43 @@ impl Deployment {
             watermark: task.metrics.watermark.load(std::sync::atomic::Ordering::Relaxed),
         };
         proto::Counters { execution: self.running.execution, tasks: self.tasks.iter().map(of).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_blobs::Memory;
+    use tidemill_connector_kit::Registry;
+    use tidemill_job::Components;
+
+    use super::*;
+
+    /// What the coordinator heard after it said that slots are to be made ready; the worker may lose it before it begins.
+    fn heard(loses_coordinator: bool) -> usize {
+        let components = Arc::new(Components::new(Arc::new(Memory::default())));
+        let environment = Environment::new(Arc::new(Registry::new()), components);
+        let plane = Arc::new(Plane::new("worker".to_owned(), |_, _, _| ()));
+        let deployments = Deployments::new(environment, plane, None);
+        let said: Arc<Mutex<Vec<proto::FromWorker>>> = Arc::default();
+        let connect = || {
+            let said = said.clone();
+            deployments.connected(move |message| said.lock().unwrap().push(message));
+        };
+        connect();
+        let open = proto::Open { execution: 7, ..proto::Open::default() };
+        let told = tidemill_rpc::to_worker(tells::Says::Open(open));
+        let Some(Work::Open(opening)) = deployments.told(told) else { panic!("there is something to do") };
+        if loses_coordinator {
+            deployments.disconnected();
+            connect();
+        }
+        deployments.open(*opening);
+        said.lock().unwrap().iter().filter(|of| matches!(of.says, Some(says::Says::Opened(_)))).count()
+    }
+
+    /// The worker stood still between the two, and had registered again before: nobody ever ended what it then made.
+    #[test]
+    fn what_another_coordinator_wanted_is_not_made_ready() {
+        assert_eq!((heard(false), heard(true)), (1, 0));
     }
 }

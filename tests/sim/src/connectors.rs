@@ -1,11 +1,12 @@
-//! The connectors of the simulated job: a source whose splits come to light one after the other, and a sink that writes in
+//! The connectors of the simulated jobs: a source whose splits come to light one after the other, and a sink that writes in
 //! transactions. Both belong to a process, and fail when chance wants it.
 
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array};
-use arrow::datatypes::Int64Type;
-use tidemill_connector_kit::{Connector, OptionSpec, Setup};
+use arrow::compute::cast;
+use arrow::datatypes::{FieldRef, Int64Type};
+use tidemill_connector_kit::{Connector, Key, OptionSpec, Setup};
 use tidemill_core::connector::{
     Boundedness, Committable, Discovery, Guarantee, ReaderPoll, Sink, SinkCommitter, SinkContext, SinkReady,
     SinkWriter, Source, SourceContext, SourceReader, Split, SplitEnumerator, SplitId,
@@ -14,22 +15,44 @@ use tidemill_core::ids::Epoch;
 use tidemill_core::time::Timestamp;
 use tidemill_core::{Batch, Error, ErrorKind, Result};
 
-use crate::outside::{Counted, Input, Target};
+use crate::outside::{Counted, Outside, Record, Target};
 use crate::sabotage::Sabotage;
 use crate::world::Machine;
+
+const JOB: Key<u64> = Key::new("job", "Which of the jobs it is.").required();
+const SINK: Key<String> = Key::new("sink", "Which of its sinks it is.").required();
 
 /// The connector of both sides, in a process.
 #[derive(Clone)]
 pub struct Simulated {
     /// Of the process.
     pub machine: Arc<Machine>,
-    /// What is read.
-    pub input: Input,
-    /// Where it is written.
-    pub target: Arc<Target>,
+    /// What there is outside for each job.
+    pub jobs: Arc<Vec<Arc<Outside>>>,
+}
+
+/// A source or a sink of a job.
+#[derive(Clone)]
+struct Place {
+    machine: Arc<Machine>,
+    outside: Arc<Outside>,
+    /// Which sink; of a source empty.
+    sink: String,
 }
 
 impl Simulated {
+    fn place(&self, job: u64, sink: String) -> Result<Arc<Place>> {
+        let outside = usize::try_from(job).ok().and_then(|job| self.jobs.get(job)).cloned();
+        let outside = outside.ok_or_else(|| Error::invalid(format!("there is no job {job}")))?;
+        Ok(Arc::new(Place { machine: self.machine.clone(), outside, sink }))
+    }
+}
+
+impl Place {
+    fn target(&self) -> Result<&Target> {
+        self.outside.target(&self.sink).ok_or_else(|| Error::invalid(format!("there is no sink '{}'", self.sink)))
+    }
+
     /// Whether the outside answers this process now.
     fn answers(&self, kind: &'static str, chance: u64) -> Result<()> {
         let world = &self.machine.world;
@@ -54,23 +77,23 @@ impl Connector for Simulated {
     }
 
     fn source_options(&self) -> Option<Vec<OptionSpec>> {
-        Some(Vec::new())
+        Some(vec![JOB.spec()])
     }
 
     fn sink_options(&self) -> Option<Vec<OptionSpec>> {
-        Some(Vec::new())
+        Some(vec![JOB.spec(), SINK.spec()])
     }
 
-    fn source(&self, _setup: Setup) -> Result<Arc<dyn Source>> {
-        Ok(Arc::new(self.clone()))
+    fn source(&self, setup: Setup) -> Result<Arc<dyn Source>> {
+        Ok(self.place(setup.options.need(&JOB)?, String::new())?)
     }
 
-    fn sink(&self, _setup: Setup) -> Result<Arc<dyn Sink>> {
-        Ok(Arc::new(self.clone()))
+    fn sink(&self, setup: Setup) -> Result<Arc<dyn Sink>> {
+        Ok(self.place(setup.options.need(&JOB)?, setup.options.need(&SINK)?)?)
     }
 }
 
-impl Source for Simulated {
+impl Source for Place {
     fn boundedness(&self) -> Boundedness {
         Boundedness::Bounded
     }
@@ -85,7 +108,7 @@ impl Source for Simulated {
 }
 
 struct Enumerator {
-    of: Simulated,
+    of: Place,
     found: u32,
 }
 
@@ -93,9 +116,10 @@ impl SplitEnumerator for Enumerator {
     fn discover(&mut self) -> Result<Discovery> {
         self.of.answers("discovery_fails", 5)?;
         let (before, mut dice) = (self.found, self.of.machine.world.dice());
-        self.found = self.of.input.splits.min(before + u32::try_from(dice.between(0, 3)).unwrap_or(0));
+        self.found = self.of.outside.splits().min(before + u32::try_from(dice.between(0, 3)).unwrap_or(0)).max(before);
         let split = |n: u32| Split { id: SplitId(format!("split-{n}")), description: description(n, 0) };
-        let again_after_ms = (self.found < self.of.input.splits).then(|| dice.between(50, 1_500).unsigned_abs());
+        let again_after_ms =
+            (self.found < self.of.outside.input.splits).then(|| dice.between(50, 1_500).unsigned_abs());
         Ok(Discovery { splits: (before..self.found).map(split).collect(), again_after_ms })
     }
 
@@ -106,14 +130,14 @@ impl SplitEnumerator for Enumerator {
     fn restore(&mut self, snapshot: &[u8]) -> Result<()> {
         self.found = numbers(snapshot).0;
         if self.of.machine.world.sabotage == Some(Sabotage::ForgetSplit) {
-            self.found = self.of.input.splits.min(self.found + 1);
+            self.found = self.of.outside.input.splits.min(self.found + 1);
         }
         Ok(())
     }
 }
 
 struct Reader {
-    of: Simulated,
+    of: Place,
     context: SourceContext,
     /// Which, and the next record of each.
     splits: Vec<(u32, u32)>,
@@ -145,18 +169,23 @@ impl SourceReader for Reader {
         self.splits.rotate_left(1);
         let Some((split, at)) = self.splits.last_mut() else { return Ok(ReaderPoll::Pending(None)) };
         let id = SplitId(format!("split-{split}"));
-        let end = self.of.input.records.min(at.saturating_add(wanted));
+        let end = self.of.outside.input.records.min(at.saturating_add(wanted));
         if *at >= end {
             self.splits.pop();
             return Ok(ReaderPoll::SplitFinished(id));
         }
-        let records: Vec<_> = (*at..end).map(|at| self.of.input.record(*split, at)).collect();
+        let records: Vec<_> = (*at..end).map(|at| self.of.outside.input.record(*split, at)).collect();
         *at = end;
-        let column = |name: &str| -> ArrayRef {
-            let of = |record: &crate::outside::Record| if name == "id" { record.id } else { record.key };
-            Arc::new(Int64Array::from_iter_values(records.iter().map(of)))
+        let column = |field: &FieldRef| -> Result<ArrayRef> {
+            let of = |record: &Record| match field.name().as_str() {
+                "id" => record.id,
+                "key" => record.key,
+                _ => record.time,
+            };
+            let numbers = Int64Array::from_iter_values(records.iter().map(of));
+            cast(&numbers, field.data_type()).map_err(|e| Error::internal(e.to_string()))
         };
-        let columns = self.context.schema.fields().iter().map(|field| column(field.name())).collect();
+        let columns = self.context.schema.fields().iter().map(column).collect::<Result<_>>()?;
         let batch = Batch::new(records.len(), columns, None)?;
         Ok(ReaderPoll::Batch { split: id, batch, rejected: Vec::new(), progress: 0 })
     }
@@ -181,7 +210,7 @@ fn numbers(bytes: &[u8]) -> (u32, u32) {
     (number(0), number(4))
 }
 
-impl Sink for Simulated {
+impl Sink for Place {
     fn guarantee(&self) -> Guarantee {
         Guarantee::ExactlyOnce
     }
@@ -196,7 +225,7 @@ impl Sink for Simulated {
 }
 
 struct Writer {
-    of: Simulated,
+    of: Place,
     context: SinkContext,
     rows: Vec<Counted>,
 }
@@ -225,15 +254,15 @@ impl SinkWriter for Writer {
         self.of.answers("preparing_fails", 3)?;
         let (attempt, slot) = (self.context.attempt, self.context.subtask.index);
         let name = format!("{attempt}-{slot}-{}-{}", epoch.0, self.of.machine.nonce());
-        self.of.target.prepare(&name, std::mem::take(&mut self.rows));
+        self.of.target()?.prepare(&name, std::mem::take(&mut self.rows));
         if self.of.machine.world.sabotage == Some(Sabotage::CommitBeforeClaim) {
-            self.of.target.commit(&name);
+            self.of.target()?.commit(&name);
         }
         Ok(vec![Committable(name.into_bytes())])
     }
 }
 
-struct Committer(Simulated);
+struct Committer(Place);
 
 impl SinkCommitter for Committer {
     fn commit(&mut self, committables: &[Committable]) -> Result<()> {
@@ -246,7 +275,7 @@ impl SinkCommitter for Committer {
             }
             let name = String::from_utf8_lossy(&committable.0);
             world.note(&format!("{} commits {name}", self.0.machine.name));
-            if !self.0.target.commit(&name) {
+            if !self.0.target()?.commit(&name) {
                 return Err(Error::internal(format!("{name} is to be committed, and was never prepared")));
             }
             self.0.answers("committing_fails_after", 5)?;

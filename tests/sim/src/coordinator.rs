@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use tidemill_coordinator::{Coordinator, Due, JobMaster, SlotSettings, Submission, ToldWorker, Worker};
+use tidemill_coordinator::{Coordinator, Due, JobMaster, SlotSettings, ToldWorker, Worker};
 use tidemill_core::Result;
 use tidemill_core::time::Timestamp;
 use tidemill_job::{Components, Environment};
@@ -48,22 +48,23 @@ impl CoordinatorProcess {
         Ok(Self { machine, host, next_ms: i64::MAX, busy_ms: 0, coordinator, started, masters, outbox, workers })
     }
 
-    /// A user submits a job.
-    pub fn submit(&self, submission: Submission) -> Result<()> {
-        self.coordinator.submit(submission).map(drop)
+    /// What users ask.
+    pub fn users(&self) -> &Arc<Coordinator> {
+        &self.coordinator
     }
 
-    /// How its job ended, if it did: its state, and why.
-    pub fn ended(&self) -> Option<(String, Option<String>)> {
-        let view = self.coordinator.jobs().into_iter().find(|job| job.state.is_final())?;
-        Some((view.state.to_string(), view.reason))
+    /// Slots that nobody gives back though no job needs them, for people. Empty: there are none.
+    pub fn taken(&self) -> String {
+        let workers = self.coordinator.workers().into_iter().filter(|worker| worker.free_slots != worker.slots);
+        workers.map(|of| format!("{} of {} has {}", of.slots - of.free_slots, of.slots, of.id)).collect()
     }
 
-    /// Where its job is, for people.
+    /// Where its jobs are, for people.
     pub fn state(&self) -> String {
         let of = |master: &JobMaster| {
             let view = master.job().view();
-            format!("{} ({})", view.state, view.reason.unwrap_or_default().replace('\n', " "))
+            let (name, why) = (view.name, view.reason.unwrap_or_default().replace('\n', " "));
+            format!("{name} at {} is {} ({why})", view.parallelism, view.state)
         };
         self.masters.iter().map(of).collect::<Vec<_>>().join(", ")
     }
@@ -92,12 +93,13 @@ impl CoordinatorProcess {
         }
     }
 
-    /// Its masters hear so much at most of what was said to them, and do what is due. When something is due next, if that
-    /// is known, and whether they have heard everything.
-    pub fn step(&mut self, mut hears: i64) -> (Option<Timestamp>, bool) {
+    /// Each of its masters hears so much at most of what was said to it, and does what is due. When something is due next,
+    /// if that is known, and whether they have heard everything.
+    pub fn step(&mut self, hears: i64) -> (Option<Timestamp>, bool) {
         self.masters.append(&mut lock(&self.started));
         let (mut next, mut heard_all) = (None, true);
         for master in &mut self.masters {
+            let mut hears = hears;
             loop {
                 if hears == 0 {
                     heard_all = false;

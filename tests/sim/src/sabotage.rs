@@ -10,4 +10,8 @@ pub enum Sabotage {
     CommitBeforeClaim,
     /// A source that goes on from a checkpoint believes that it found one split more than it did.
     ForgetSplit,
+    /// After a job was rescaled, an operator begins with an empty list.
+    ForgetList,
+    /// What users want of a job that runs is not kept: the next coordinator does not know it.
+    ForgetWish,
 }

@@ -1,4 +1,4 @@
-//! One seed, one whole job: the events of a cluster, one after the other, until the job is over and everything was checked.
+//! One seed, one cluster with its jobs: their events, one after the other, until the jobs are over and everything was checked.
 //!
 //! Invariant: what happens follows from the seed alone. There is one thread, one source of chance, and no look at the
 //! real time.
@@ -10,6 +10,7 @@ mod connections;
 mod faults;
 mod masters;
 mod processes;
+mod users;
 mod workers;
 
 use std::cmp::Reverse;
@@ -18,17 +19,18 @@ use std::sync::Arc;
 
 use crate::coordinator::CoordinatorProcess;
 use crate::network::{Network, ProcessId};
-use crate::outside::{Target, Verdict};
+use crate::outside::{Outside, Verdict};
 use crate::sabotage::Sabotage;
 use crate::store::Stores;
 use crate::worker::WorkerProcess;
 use crate::world::World;
 use event::{Event, Scheduled};
-use plan::Plan;
+use plan::{Plan, Planned};
+use users::User;
 
-/// After the faults have ended, a job that takes longer than this is stuck, in milliseconds.
+/// After the faults have ended, jobs that take longer than this are stuck, in milliseconds.
 const PATIENCE_MS: i64 = 300_000;
-/// How long the cluster goes on after the job is over: what was delayed may still come.
+/// How long the cluster goes on after its jobs are over: what was delayed may still come.
 const AFTERMATH_MS: i64 = 30_000;
 /// No process sleeps longer, as in production.
 const LONGEST_SLEEP_MS: i64 = 1_000;
@@ -44,7 +46,7 @@ pub struct Outcome {
     pub seed: u64,
     /// What is wrong with what was written.
     pub verdict: Verdict,
-    /// Why the job did not come to its end, if it did not.
+    /// Why a job did not come to its end, if one did not.
     pub stuck: Option<String>,
     /// The faults, by kind.
     pub faults: BTreeMap<&'static str, u64>,
@@ -68,7 +70,7 @@ pub fn simulate(seed: u64, sabotage: Option<Sabotage>, shown: usize) -> Outcome 
     let stuck = simulation.run();
     Outcome {
         seed,
-        verdict: if stuck.is_none() { simulation.target.check(&simulation.plan.input) } else { Verdict::default() },
+        verdict: if stuck.is_none() { simulation.check() } else { Verdict::default() },
         stuck,
         faults: world.injected(),
         digest: world.digest(),
@@ -80,7 +82,8 @@ struct Simulation {
     world: Arc<World>,
     plan: Plan,
     stores: Arc<Stores>,
-    target: Arc<Target>,
+    jobs: Arc<Vec<Arc<Outside>>>,
+    users: Vec<User>,
     network: Network,
     queue: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
@@ -93,8 +96,7 @@ struct Simulation {
     stopped: BTreeMap<ProcessId, i64>,
     /// Until when the whole network is slow.
     slow_until_ms: i64,
-    submitted: bool,
-    /// When the job was over.
+    /// When all jobs were over.
     over_ms: Option<i64>,
     failed: Option<String>,
 }
@@ -102,14 +104,18 @@ struct Simulation {
 impl Simulation {
     fn new(world: &Arc<World>) -> Self {
         let plan = Plan::draw(world);
-        world.note(&format!("{:?} {:?} on {:?}", plan.job, plan.input, plan.workers));
+        world.note(&format!("{:?} on {:?}", plan.jobs, plan.workers));
         world.set_store_faults(plan.store_faults);
         let (network, queue, workers, coordinators, stopped) = Default::default();
+        let outside = |of: &Planned| Outside::new(of.input, of.held_back, of.job.kind.sinks());
+        let jobs = Arc::new(plan.jobs.iter().map(outside).collect());
+        let users = plan.jobs.iter().enumerate().map(|(job, planned)| User::new(job, planned)).collect();
         let mut this = Self {
             world: world.clone(),
             plan,
             stores: Stores::new(world),
-            target: Target::new(),
+            jobs,
+            users,
             network,
             queue,
             scheduled: 0,
@@ -119,13 +125,15 @@ impl Simulation {
             current: None,
             stopped,
             slow_until_ms: 0,
-            submitted: false,
             over_ms: None,
             failed: None,
         };
         this.after(0, Event::StartCoordinator);
         for host in (1..).take(this.plan.workers.len()) {
             this.soon(100, Event::StartWorker(host));
+        }
+        for user in 0..this.users.len() {
+            this.soon(if user == 0 { 20 } else { 6_000 }, Event::User(user));
         }
         this.after(this.plan.faults_ms, Event::Calm);
         this.soon(2_000, Event::Fault);
@@ -141,16 +149,37 @@ impl Simulation {
                 break;
             }
             if self.world.elapsed_ms() > self.plan.faults_ms + PATIENCE_MS {
+                let users: Vec<String> = self.users.iter().map(User::state).collect();
                 let state = self.coordinators.values().map(CoordinatorProcess::state).collect::<Vec<_>>().join("; ");
-                return Some(format!("it is not over: {state}; {} rows are written", self.target.visible()));
+                let rows: usize = self.jobs.iter().map(|outside| outside.visible()).sum();
+                return Some(format!("it is not over: {}; {state}; {rows} rows are written", users.join(", ")));
             }
             self.happen(event);
+            if self.failed.is_some() {
+                break;
+            }
         }
         match (self.over_ms, self.failed.take()) {
             (_, Some(failed)) => Some(failed),
             (None, None) => Some("nothing is left to happen".to_owned()),
-            (Some(_), None) => None,
+            (Some(_), None) => self.taken(),
         }
+    }
+
+    /// What is wrong with what was written.
+    fn check(&self) -> Verdict {
+        let mut verdict = Verdict::default();
+        for (outside, user) in self.jobs.iter().zip(&self.users) {
+            verdict += outside.check(!user.cancelled());
+        }
+        verdict
+    }
+
+    /// What is still taken though all jobs are over, if anything is.
+    fn taken(&self) -> Option<String> {
+        let coordinators = self.coordinators.values().map(CoordinatorProcess::taken);
+        let taken: String = coordinators.chain(self.workers.values().map(WorkerProcess::taken)).collect();
+        (!taken.is_empty()).then(|| format!("all jobs are over, and slots are taken: {taken}"))
     }
 
     fn happen(&mut self, event: Event) {
@@ -179,10 +208,11 @@ impl Simulation {
             Event::StartWorker(host) => self.start_worker(host),
             Event::Attend(id) => self.attend(id),
             Event::Beat(id, connection) => self.beat(id, connection),
-            Event::Open(_, deployments, open) => deployments.open(*open),
+            Event::Open(_, deployments, opening) => deployments.open(*opening),
             Event::StepSlot(id, key, at) => self.step_slot(id, key, at),
             Event::Write(id, key) => self.workers.get_mut(&id).into_iter().for_each(|worker| worker.write(key)),
             Event::Dial(id, dial) => self.dial(id, dial),
+            Event::User(user) => self.user(user),
             Event::Fault => self.fault(),
             Event::Calm => self.calm(),
             Event::End(id) => self.bury(id),

@@ -125,6 +125,9 @@ impl Blobs for Remote {
 
     fn put_new(&self, path: &str, content: &[u8]) -> Result<PutNew, BlobError> {
         let luck = self.request("writing", path)?;
+        if self.stores.world.sabotage == Some(Sabotage::ForgetWish) && path.contains(".wish-") {
+            return self.done(luck, "writing", path, PutNew::Done);
+        }
         if luck == Luck::FailsLate {
             let at_ms = self.stores.world.now_ms() + self.stores.world.dice().between(1, 5_000);
             let (path, bytes) = (path.to_owned(), content.to_vec());

@@ -10,7 +10,7 @@ use tidemill_dataflow::snapshot::Unwritten;
 use tidemill_job::Environment;
 use tidemill_rpc::from_worker;
 use tidemill_rpc::proto::{self, FromWorker, from_worker as says};
-use tidemill_worker::deployment::{Deployments, Work};
+use tidemill_worker::deployment::{Deployments, Opening, Work};
 use tidemill_worker::exchange::{Connection, Peer, Plane};
 
 use crate::network::ConnectionId;
@@ -123,6 +123,12 @@ impl WorkerProcess {
         }))
     }
 
+    /// What runs in it, for people. Empty: nothing does.
+    pub fn taken(&self) -> String {
+        let of = |running: proto::Running| format!("{} runs {}; ", self.machine.name, running.job);
+        self.deployments.all_running().into_iter().map(of).collect()
+    }
+
     /// It is welcome at the coordinator.
     pub fn welcome(&mut self, connection: ConnectionId) {
         let (outbox, machine) = (self.outbox.clone(), self.machine.clone());
@@ -152,9 +158,9 @@ impl WorkerProcess {
     }
 
     /// The coordinator says something; slots that are to be made, if it is that.
-    pub fn told(&mut self, message: proto::ToWorker) -> Option<(Arc<Deployments>, proto::Open)> {
+    pub fn told(&mut self, message: proto::ToWorker) -> Option<(Arc<Deployments>, Box<Opening>)> {
         match self.deployments.told(message)? {
-            Work::Open(open) => Some((self.deployments.clone(), open)),
+            Work::Open(opening) => Some((self.deployments.clone(), opening)),
             Work::Run(execution, slots) => {
                 self.run(execution, slots);
                 None

@@ -23,6 +23,7 @@ pub struct World {
     store_faults: AtomicU64,
     injected: Mutex<BTreeMap<&'static str, u64>>,
     trace: Mutex<Trace>,
+    rescaled: AtomicU64,
     /// How many of the last events are kept to be shown.
     shown: usize,
     /// The bug that is put back.
@@ -47,6 +48,7 @@ impl World {
             store_faults: AtomicU64::new(0),
             injected: Mutex::default(),
             trace: Mutex::default(),
+            rescaled: AtomicU64::new(0),
             shown,
             sabotage,
         })
@@ -104,6 +106,16 @@ impl World {
     /// The faults so far, by kind.
     pub fn injected(&self) -> BTreeMap<&'static str, u64> {
         lock(&self.injected).clone()
+    }
+
+    /// How often jobs were rescaled.
+    pub fn rescaled(&self) -> u64 {
+        self.rescaled.load(Ordering::Relaxed)
+    }
+
+    /// A job is rescaled.
+    pub fn rescales(&self) {
+        self.rescaled.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Something happened.

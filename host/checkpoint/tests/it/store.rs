@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidemill_checkpoint::blobs::{Blobs as _, S3};
 use tidemill_checkpoint::manifest::ManifestKind;
-use tidemill_checkpoint::{Begun, Claim, Start, Store};
+use tidemill_checkpoint::{Begun, Claim, Origin, Start, Store};
 use tidemill_core::nonce::random_nonces;
 
 use crate::support::*;
@@ -77,7 +77,7 @@ fn a_job_that_ended_starts_anew_once_its_output_is_committed() {
     for _ in 0..2 {
         match store.begin(&Start::Recover, 0).unwrap() {
             Begun::Commit(checkpoint) => assert_eq!((checkpoint.number, checkpoint.committed), (number, false)),
-            Begun::Run(_) => panic!("it would run again, and its output would be there twice"),
+            Begun::Run(_) | Begun::Over(_) => panic!("it would run again, and its output would be there twice"),
         }
     }
     store.mark_committed(number).unwrap();
@@ -126,4 +126,23 @@ fn a_newest_entry_that_is_gone_is_missed() {
         "{error}"
     );
     assert!(store.begin(&Start::Anew, 0).is_ok(), "who starts anew does not need it");
+}
+
+/// What was stopped with a savepoint is over for whoever tries again, and nobody ends so what another one goes on with.
+#[test]
+fn a_job_that_was_stopped_with_a_savepoint_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap(), JOB).unwrap();
+    let mut owner = begin(&store);
+    let (number, _) = checkpoint(&mut owner, 1, &[]);
+    assert!(matches!(owner.saved("/kept", 5).unwrap(), Claim::Won(_)));
+    assert!(matches!(store.begin(&Start::Again, 0).unwrap(), Begun::Over(savepoint) if savepoint == "/kept"));
+    // Who submits it again may go on from where it ended.
+    let mut again = run(store.begin(&Start::GoOn, 0).unwrap());
+    assert_eq!(again.restored().unwrap().origin, Origin::Checkpoint(number));
+    assert_eq!(store.newest_generation().unwrap(), Some(again.generation()));
+
+    let newer = run(store.begin(&Start::Again, 0).unwrap());
+    assert!(matches!(again.saved("/other", 5).unwrap(), Claim::Fenced { .. }));
+    assert_eq!(newer.restored().unwrap().origin, Origin::Checkpoint(number));
 }

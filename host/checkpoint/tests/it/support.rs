@@ -73,6 +73,7 @@ pub fn run(begun: Begun) -> Owner {
     match begun {
         Begun::Run(owner) => *owner,
         Begun::Commit(checkpoint) => panic!("only {} is to be committed", checkpoint.number),
+        Begun::Over(savepoint) => panic!("it is over with {savepoint}"),
     }
 }
 

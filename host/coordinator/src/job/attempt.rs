@@ -121,11 +121,15 @@ impl Attempt {
             ExecutionEvent::Gone(worker, why) => {
                 let gone = || Error::new(ErrorKind::Lost, format!("{worker} is gone: {why}"));
                 self.opening.remove(&worker);
-                self.here.remove(&worker);
+                let was_here = self.here.remove(&worker);
                 if matches!(self.stage, Stage::Opening(_)) {
                     self.errors.push(gone());
                 }
                 self.end_slots(&worker, |slot| SlotEvent::Failed(slot, gone()));
+                // Also where all its slots have finished: what they froze at the end may not be written.
+                if was_here && matches!(self.stage, Stage::Running(_)) {
+                    self.hear_master(MasterEvent::Slot(SlotEvent::Trouble(gone())));
+                }
             }
             ExecutionEvent::Slot(worker, event) => {
                 if let SlotEvent::Finished(slot) | SlotEvent::Gone(slot) | SlotEvent::Failed(slot, _) = &event

@@ -46,11 +46,16 @@ pub struct JobMaster {
     placed: Vec<String>,
     /// Whether another coordinator had the job since this one looked: it may have brought it to its end.
     fenced: bool,
+    /// Of the newest attempt of this coordinator, where it takes checkpoints.
+    generation: Option<u64>,
     phase: Phase,
 }
 
 /// How long workers that run a job may take to come back to a new coordinator. What is not found by then is started again.
 const TAKEOVER_MS: i64 = 3_000;
+
+/// After so long, it is tried again to keep how a job ended.
+const KEEP_AGAIN_MS: i64 = 1_000;
 
 /// Where it is.
 enum Phase {
@@ -64,6 +69,8 @@ enum Phase {
     Attempt(Box<Attempt>),
     /// It failed at one time; the next is due at another.
     Pausing(Timestamp, Timestamp),
+    /// It came to its end so, which could not be kept at one time; it is tried again at another.
+    Ending(Box<JobView>, Timestamp, Timestamp),
     Over,
 }
 
@@ -129,8 +136,9 @@ impl JobMaster {
             let parallelism = lock(&job.shared).parallelism;
             coordinator.workers.returns(job.id(), parallelism);
         }
+        let (placed, generation) = Default::default();
         let master =
-            Self { coordinator, job: job.clone(), inbox, restarts, begun, placed: Vec::new(), fenced: false, phase };
+            Self { coordinator, job: job.clone(), inbox, restarts, begun, placed, fenced: false, generation, phase };
         Ok((job, master))
     }
 
@@ -169,6 +177,7 @@ impl JobMaster {
     pub fn tick(&mut self) -> Due {
         loop {
             let now = Timestamp(self.coordinator.environment.now_ms());
+            self.job.hear_saved();
             let shared = lock(&self.job.shared);
             let (cancelled, parallelism) = (shared.wish == Wish::Cancel, shared.parallelism);
             drop(shared);
@@ -243,9 +252,15 @@ impl JobMaster {
                         let had = u32::try_from(execution.slots.len()).unwrap_or(u32::MAX);
                         self.coordinator.workers.returns(self.job.id(), had);
                         self.coordinator.workers.give_back(&execution.slots);
+                        self.job.hear_saved();
                         self.attempt_ended(outcome, now);
                     }
                 },
+                Phase::Ending(end, since, until) if now >= since && now < until => {
+                    self.phase = Phase::Ending(end, since, until);
+                    return Due::At(until);
+                }
+                Phase::Ending(end, ..) => self.keep_end(end),
                 // A clock that was set back must not make it longer.
                 Phase::Pausing(since, until) if now >= since && now < until => {
                     self.phase = Phase::Pausing(since, until);
@@ -305,8 +320,10 @@ impl JobMaster {
         let mut checkpoints = None;
         if let Some(settings) = &manifest.checkpoints {
             let store = environment.store(settings, &spec.name)?;
-            let owner = match store.begin(&Start::GoOn, environment.now_ms())? {
+            let start = || self.unless_ended().map(|()| Start::Again);
+            let owner = match store.begin_as(start, environment.now_ms())? {
                 Begun::Run(owner) if owner.may_take_over(offer.generation) => *owner,
+                Begun::Over(savepoint) => return Ok(self.saved(savepoint)),
                 _ => return Err(Error::new(ErrorKind::Lost, "what runs of it is not its newest attempt")),
             };
             checkpoints = Some(tidemill_job::checkpoints(settings, store, owner));
@@ -314,8 +331,10 @@ impl JobMaster {
         let prologue = Prologue::of_running(&spec, checkpoints.as_mut())?;
         let owner = checkpoints.as_ref().map(|checkpoints| &checkpoints.owner);
         let generation = owner.map_or(0, Owner::generation);
-        // It came to its end, and only its slots have not heard of it.
-        match owner.and_then(Owner::restored).map(|restored| restored.manifest.kind) {
+        self.generation = owner.map(Owner::generation);
+        // It came to its end, and only its slots have not heard of it; unless they began from the end of another attempt.
+        let newest = owner.and_then(Owner::restored).map(|restored| &restored.manifest);
+        match newest.filter(|newest| newest.generation == offer.generation).map(|newest| newest.kind) {
             Some(ManifestKind::Stopped) => return Ok(Made::Ended(Ending::Stopped)),
             Some(ManifestKind::Finished) => return Ok(Made::Ended(Ending::Finished)),
             Some(ManifestKind::Checkpoint | ManifestKind::Savepoint) | None => {}
@@ -373,20 +392,23 @@ impl JobMaster {
         if let Some(settings) = &manifest.checkpoints {
             let store = coordinator.environment.store(settings, &spec.name)?;
             let start = || {
-                // Another coordinator may have begun it while this one stood still.
+                // Another coordinator may have begun it while this one stood still, and ended it.
+                self.unless_ended()?;
                 let begun = self.begun || coordinator.storage.has_begun(self.job.id())?;
-                Ok(if begun { Start::GoOn } else { accepted.from.clone() })
+                Ok(if begun { Start::Again } else { accepted.from.clone() })
             };
             let begun = store.begin_as(start, coordinator.environment.now_ms())?;
             coordinator.storage.keep_begun(self.job.id())?;
             self.begun = true;
             let owner = match begun {
                 Begun::Run(owner) => *owner,
+                Begun::Over(savepoint) => return Ok(self.saved(savepoint)),
                 Begun::Commit(checkpoint) => {
                     tidemill_dataflow::commit_ended(&spec, &store, &checkpoint)?;
                     return Ok(Made::Ended(Ending::Finished));
                 }
             };
+            self.generation = Some(owner.generation());
             checkpoints = Some(tidemill_job::checkpoints(settings, store, owner));
         }
         let allow = accepted.allow_non_restored;
@@ -397,6 +419,21 @@ impl JobMaster {
             .open(self.job.id(), &accepted.definition, owner, allow)
             .inspect_err(|_| _ = lock(&coordinator.executions).remove(&execution.id))?;
         Ok(self.attempt(execution, spec, prologue, checkpoints))
+    }
+
+    /// An error says that another coordinator brought it to its end.
+    fn unless_ended(&self) -> Result<()> {
+        match self.coordinator.storage.end(self.job.id())? {
+            None => Ok(()),
+            Some(_) => Err(Error::new(ErrorKind::Fenced, "another coordinator brought the job to its end")),
+        }
+    }
+
+    /// It was stopped with a savepoint, of which nobody was told.
+    fn saved(&self, savepoint: String) -> Made {
+        let mut shared = lock(&self.job.shared);
+        (shared.view.savepoint, shared.saved) = (Some(savepoint), true);
+        Made::Ended(Ending::Stopped)
     }
 
     /// One that workers can say something of.
@@ -434,12 +471,20 @@ impl JobMaster {
 
     /// An attempt is over, one way or another: what follows.
     fn attempt_ended(&mut self, outcome: Result<Ending>, now: Timestamp) {
-        let wish = lock(&self.job.shared).wish;
+        let shared = lock(&self.job.shared);
+        let (wish, saved) = (shared.wish, shared.saved);
+        drop(shared);
         match outcome {
-            // It was stopped to be rescaled.
-            Ok(Ending::Stopped) if wish == Wish::Run => {
-                self.set(JobState::Restarting, Some("it is being rescaled".to_owned()));
-                self.say(Level::Info, "it is being rescaled");
+            // Whoever goes on from its savepoint goes on from here.
+            Err(error) if saved => {
+                self.say(Level::Error, &error.to_string());
+                self.end(Ok(Ending::Stopped));
+            }
+            // It was stopped to be rescaled, or its savepoint could not be taken.
+            Ok(Ending::Stopped) if wish == Wish::Run && !saved => {
+                let why = "it was stopped, and goes on from there";
+                self.set(JobState::Restarting, Some(why.to_owned()));
+                self.say(Level::Info, why);
                 self.phase = Phase::Due;
             }
             Ok(ending) => self.end(Ok(ending)),
@@ -473,6 +518,11 @@ impl JobMaster {
             // was on its way to its end itself, somebody has to go on.
             ErrorKind::Fenced => self.restarts.failed(now_ms, &text),
             ErrorKind::Retry | ErrorKind::Internal => self.restarts.failed(now_ms, &text),
+            // Of an attempt that others have overtaken, whatever it needs may be gone.
+            _ if !self.is_newest(&manifest) => {
+                self.fenced = true;
+                self.restarts.failed(now_ms, &text)
+            }
             // It does not pass by itself.
             ErrorKind::Invalid | ErrorKind::UserCode | ErrorKind::Limit => return Err(error),
         };
@@ -490,6 +540,14 @@ impl JobMaster {
         }
     }
 
+    /// Whether its attempt, if it had one, is the newest; false also where that can't be found out.
+    fn is_newest(&self, manifest: &Manifest) -> bool {
+        let Some((generation, settings)) = self.generation.zip(manifest.checkpoints.as_ref()) else { return true };
+        let name = lock(&self.job.shared).view.name.clone();
+        let store = self.coordinator.environment.store(settings, &name);
+        store.and_then(|store| store.newest_generation()).is_ok_and(|newest| newest == Some(generation))
+    }
+
     fn end(&mut self, ended: Result<Ending>) {
         // Another coordinator has the job now, and keeps how it ends.
         let is_ours = !matches!(&ended, Err(error) if error.kind() == ErrorKind::Fenced);
@@ -500,17 +558,29 @@ impl JobMaster {
         };
         let mut end = self.job.view();
         (end.state, end.reason, end.ended_ms) = (state, reason, Some(self.coordinator.environment.now_ms()));
-        if is_ours && let Err(error) = self.coordinator.storage.keep_end(&end) {
-            tracing::warn!("how the job {} ended could not be kept: {error}", self.job.id());
+        match is_ours {
+            true => self.keep_end(Box::new(end)),
+            false => self.ended(end),
         }
-        self.ended(end);
+    }
+
+    /// It is not over before that is kept: another coordinator would go on with it.
+    fn keep_end(&mut self, end: Box<JobView>) {
+        let Err(error) = self.coordinator.storage.keep_end(&end) else { return self.ended(*end) };
+        let text = format!("how it ended could not be kept: {error}");
+        self.say(Level::Warn, &text);
+        lock(&self.job.shared).view.reason = Some(text);
+        let now = self.coordinator.environment.now_ms();
+        self.phase = Phase::Ending(end, Timestamp(now), Timestamp(now.saturating_add(KEEP_AGAIN_MS)));
     }
 
     fn ended(&mut self, end: JobView) {
         self.phase = Phase::Over;
         // Before it is over: then nothing more comes.
         self.say(Level::Info, &format!("it is over: {}", end.state));
-        lock(&self.job.shared).view = end;
+        let mut shared = lock(&self.job.shared);
+        (shared.view, shared.saving) = (end, None);
+        drop(shared);
         self.job.changed.notify_all();
         self.coordinator.ended(&self.job);
     }

@@ -146,8 +146,8 @@ impl Simulation {
             worker.welcome(connection);
             return self.soon(BEAT_MS, Event::Beat(id, connection));
         }
-        if let Some((deployments, open)) = worker.told(message) {
-            self.soon(60, Event::Open(id, deployments, Box::new(open)));
+        if let Some((deployments, opening)) = worker.told(message) {
+            self.soon(60, Event::Open(id, deployments, opening));
         }
         self.wake_slots(id);
     }

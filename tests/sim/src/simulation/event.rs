@@ -3,8 +3,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use tidemill_rpc::proto;
-use tidemill_worker::deployment::Deployments;
+use tidemill_worker::deployment::{Deployments, Opening};
 
 use crate::network::{ConnectionId, ProcessId, Side};
 use crate::worker::Dial;
@@ -26,13 +25,15 @@ pub enum Event {
     /// A worker says that it is there.
     Beat(ProcessId, ConnectionId),
     /// A worker makes slots ready.
-    Open(ProcessId, Arc<Deployments>, Box<proto::Open>),
+    Open(ProcessId, Arc<Deployments>, Box<Opening>),
     /// A slot of a worker is stepped.
     StepSlot(ProcessId, u64, i64),
     /// A worker writes what slots froze.
     Write(ProcessId, u64),
     /// A worker connects to another one.
     Dial(ProcessId, Dial),
+    /// The user of a job does something.
+    User(usize),
     /// Something goes wrong.
     Fault,
     /// Nothing goes wrong any more.

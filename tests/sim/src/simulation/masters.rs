@@ -1,8 +1,7 @@
-//! When the masters of jobs are stepped, and how it is seen that a job is over.
+//! When the masters of jobs are stepped.
 
 use super::event::Event;
 use super::{LONGEST_SLEEP_MS, Simulation};
-use crate::coordinator::CoordinatorProcess;
 use crate::network::ProcessId;
 
 impl Simulation {
@@ -35,20 +34,5 @@ impl Simulation {
         let next = next + waited;
         coordinator.next_ms = next;
         self.after(next - now, Event::StepMasters(id, next));
-        self.look_for_the_end(id);
-    }
-
-    pub(super) fn look_for_the_end(&mut self, id: ProcessId) {
-        let coordinator = self.coordinators.get(&id).filter(|of| of.machine.is_alive() && self.current == Some(id));
-        let Some((state, reason)) = coordinator.and_then(CoordinatorProcess::ended) else { return };
-        if self.over_ms.is_some() {
-            return;
-        }
-        self.world.note(&format!("the job is {state}"));
-        self.over_ms = Some(self.world.now_ms());
-        self.world.set_faults(false);
-        if state != "FINISHED" {
-            self.failed = Some(format!("the job is {state}: {}", reason.unwrap_or_default()));
-        }
     }
 }

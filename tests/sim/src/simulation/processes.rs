@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use prost::Message;
-use tidemill_checkpoint::Start;
-use tidemill_coordinator::{Submission, ToldWorker};
+use tidemill_coordinator::ToldWorker;
 
 use super::Simulation;
 use super::event::Event;
@@ -26,7 +25,7 @@ impl Simulation {
     }
 
     pub(super) fn connector(&self, machine: &Arc<Machine>) -> Simulated {
-        Simulated { machine: machine.clone(), input: self.plan.input, target: self.target.clone() }
+        Simulated { machine: machine.clone(), jobs: self.jobs.clone() }
     }
 
     pub(super) fn start_coordinator(&mut self) {
@@ -37,25 +36,12 @@ impl Simulation {
         let environment = job::environment(&machine, &self.stores, self.connector(&machine));
         // Each on a machine of its own, which the one before may still be on its own.
         let started = CoordinatorProcess::start(machine.clone(), 1_000 + small(self.processes as i64), environment);
-        let started = started.and_then(|coordinator| {
-            if !std::mem::replace(&mut self.submitted, true) {
-                coordinator.submit(Submission {
-                    definition: job::definition(&self.plan.job),
-                    parallelism: None,
-                    from: Start::default(),
-                    allow_non_restored: false,
-                })?;
-                self.world.set_faults(true);
-            }
-            Ok(coordinator)
-        });
         match started {
             Ok(coordinator) if machine.is_alive() => {
                 self.coordinators.insert(id, coordinator);
                 self.current = Some(id);
                 self.afterwards(id);
                 self.wake_masters(id);
-                self.look_for_the_end(id);
             }
             Ok(_) => self.soon(2_000, Event::StartCoordinator),
             Err(error) => {

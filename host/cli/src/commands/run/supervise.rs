@@ -77,6 +77,7 @@ impl Supervisor<'_> {
     fn attempt(&mut self, start: &Start) -> Result<Ending, Error> {
         let owner = match self.store.begin(start, now_ms())? {
             Begun::Run(owner) => *owner,
+            Begun::Over(_) => return Ok(Ending::Stopped),
             Begun::Commit(checkpoint) => {
                 tidemill_dataflow::commit_ended(self.spec, &self.store, &checkpoint)?;
                 say("committed", "what the run before had written when it came to its end");

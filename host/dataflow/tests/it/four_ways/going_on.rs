@@ -87,6 +87,40 @@ fn a_job_goes_on_from_a_savepoint_at_another_parallelism() {
     }
 }
 
+/// A savepoint that was under way when the job was to be stopped with another one is not that one: what was committed
+/// between the two would come again.
+#[test]
+fn the_savepoint_of_a_stop_is_taken_when_it_stops() {
+    let description = description();
+    let expected = Run::new(&description, 0).plain(1);
+    for seed in 0..4 {
+        let _failing = on_failure(format!("seed {seed}"));
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let mut first = Run { calm: true, ..Run::new(&description, seed) };
+        let mut stepper = first.begin(2).unwrap().unwrap();
+        let limit = 100 + first.dice.below(300);
+        assert_eq!(first.steps(&mut stepper, limit), Fate::Died, "it goes on");
+        let (answer, _) = mpsc::channel();
+        stepper.savepoint(SavepointRequest { location: at("before"), answer }, false).unwrap();
+        // The barriers of the first are under way.
+        assert_eq!(first.steps(&mut stepper, 4), Fate::Died, "it goes on");
+        let (answer, answered) = mpsc::channel();
+        stepper.savepoint(SavepointRequest { location: at("stop"), answer }, true).unwrap();
+        assert_eq!(first.steps(&mut stepper, u64::MAX), Fate::Ended);
+        assert_eq!(answered.try_recv().unwrap().unwrap(), at("stop"));
+        let start = Start::At(Origin::Savepoint(at("stop")));
+        let mut second = Run { calm: true, start, ..Run::new(&description, seed + 100) };
+        let mut stepper = second.begin(3).unwrap().unwrap();
+        assert_eq!(second.steps(&mut stepper, u64::MAX), Fate::Ended);
+        let mut both: Output = first.output();
+        for (row, times) in second.output() {
+            *both.entry(row).or_default() += times;
+        }
+        assert_same(&both, &expected);
+    }
+}
+
 /// A split that was ahead when the job died has nothing to say for long. Those after its reader must know nevertheless
 /// how far it had come.
 #[test]

@@ -190,6 +190,7 @@ impl<'a> Run<'a> {
         let now = self.world.clock.0.load(Ordering::SeqCst);
         let owner = match store.begin(&self.start, now)? {
             Begun::Run(owner) => owner,
+            Begun::Over(savepoint) => unreachable!("{savepoint}"),
             Begun::Commit(checkpoint) => {
                 return commit_ended(&spec, &store, &checkpoint).map(|()| None);
             }
