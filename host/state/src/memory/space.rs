@@ -1,7 +1,8 @@
 //! The entries of one namespace of a table: an index from key to slot, and columns by slot.
 //!
 //! Invariants: `index` has one entry per live slot. A slot is live or in `free`, never both. Vacant slots have no
-//! values. What is appended (`bulk`) is indexed later. Everything but the values that own bytes clears without looking at the entries.
+//! values. What is appended (`bulk`) is indexed later. Everything but the values that own bytes clears without looking at
+//! the entries.
 #![allow(clippy::indexing_slicing, reason = "slots come out of the index of the same space, or were answered by it")]
 
 mod bulk;

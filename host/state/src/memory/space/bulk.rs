@@ -45,38 +45,45 @@ impl Space {
     /// Indexes what was appended. Of a key that is there twice, the latest entry stays.
     pub(crate) fn index_appended(&mut self) {
         let Some(appended) = self.unindexed.take() else { return };
-        let total = self.live.len();
-        let mut replaced = Vec::new();
-        let index = &mut self.index;
-        for from in (appended..total).step_by(AT_ONCE) {
-            let some = from as Slot..total.min(from + AT_ONCE) as Slot;
-            match &self.keys {
-                SlotKeys::Fixed(stored) => {
-                    index.reserve(total - from, |e| spread(hash_fixed(e.word)));
-                    for slot in in_order(index, some, |slot| hash_fixed(stored[slot as usize])) {
-                        let word = stored[slot as usize];
-                        let same = |e: &Entry| e.word == word;
-                        let place = index.entry(spread(hash_fixed(word)), same, |e| spread(hash_fixed(e.word)));
-                        replaced.extend(put(place, Entry { word, slot }));
-                    }
-                }
-                SlotKeys::Rows(stored) => {
-                    index.reserve(total - from, |e| spread(e.word));
-                    for slot in in_order(index, some, |slot| hash_row(stored.get(slot))) {
-                        let key = stored.get(slot);
-                        let word = hash_row(key);
-                        let same = |e: &Entry| e.word == word && stored.get(e.slot) == key;
-                        replaced.extend(put(index.entry(spread(word), same, |e| spread(e.word)), Entry { word, slot }));
-                    }
-                }
+        let slots = appended as Slot..self.live.len() as Slot;
+        let replaced = match &self.keys {
+            SlotKeys::Fixed(stored) => {
+                index_slots(&mut self.index, slots, |slot| stored[slot as usize], hash_fixed, |_, _| true)
             }
-        }
+            SlotKeys::Rows(stored) => {
+                let same = |one, other| stored.get(one) == stored.get(other);
+                index_slots(&mut self.index, slots, |slot| hash_row(stored.get(slot)), |hash| hash, same)
+            }
+        };
         for slot in replaced {
             self.changed.take(slot);
             self.known.take(slot);
             self.forget_one(slot, false);
         }
     }
+}
+
+/// Indexes slots whose entries have these words, of which those of one key are equal and give its hash. `same`: whether two
+/// slots whose words are equal have one key. Answers the slots whose places others took.
+fn index_slots(
+    index: &mut HashTable<Entry>,
+    slots: Range<Slot>,
+    word: impl Fn(Slot) -> u64,
+    hash: impl Fn(u64) -> u64,
+    same: impl Fn(Slot, Slot) -> bool,
+) -> Vec<Slot> {
+    let hash = |word| spread(hash(word));
+    let mut replaced = Vec::new();
+    index.reserve(slots.len(), |e| hash(e.word));
+    for from in slots.clone().step_by(AT_ONCE) {
+        let some = from..slots.end.min(from.saturating_add(AT_ONCE as Slot));
+        for slot in in_order(index, some, |slot| hash(word(slot))) {
+            let entry = Entry { word: word(slot), slot };
+            let is_there = |e: &Entry| e.word == entry.word && same(e.slot, slot);
+            replaced.extend(put(index.entry(hash(entry.word), is_there, |e| hash(e.word)), entry));
+        }
+    }
+    replaced
 }
 
 /// Answers the slot of the entry that was in this place.
@@ -90,7 +97,7 @@ fn put(place: Place<'_, Entry>, entry: Entry) -> Option<Slot> {
     }
 }
 
-/// These slots, by the ranges of the index where their keys have their places.
+/// These slots, by the ranges of the index where their keys have their places. `hash`: as the index knows it.
 fn in_order(index: &HashTable<Entry>, slots: Range<Slot>, hash: impl Fn(Slot) -> u64) -> Vec<Slot> {
     // The table keeps an eighth of its places empty, and puts a hash at the place that its lower bits say.
     let places = (index.capacity() + index.capacity() / 7).next_power_of_two();
@@ -98,7 +105,7 @@ fn in_order(index: &HashTable<Entry>, slots: Range<Slot>, hash: impl Fn(Slot) ->
     if ranges == 1 {
         return slots.collect();
     }
-    let range_of = |slot| (spread(hash(slot)) as usize & (places - 1)) / (places / ranges);
+    let range_of = |slot| (hash(slot) as usize & (places - 1)) / (places / ranges);
     let mut ends = vec![0usize; ranges];
     slots.clone().for_each(|slot| ends[range_of(slot)] += 1);
     let mut end = 0;
@@ -188,14 +195,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cleared_before_it_is_indexed_is_gone() {
+    fn what_is_cleared_before_it_is_indexed_is_gone_and_forgotten() {
         each_kind(|codec, array| {
             let mut space = Space::new(codec.is_fixed(), &[]);
             let keys = codec.encode(2, &[array(vec![1, 2])]).unwrap();
-            space.append(&keys, &mut Vec::new()).unwrap();
-            space.reset();
+            let append = |space: &mut Space| space.append(&keys, &mut Vec::new()).unwrap();
+            append(&mut space);
             space.index_appended();
+            append(&mut space);
+            space.reset();
             assert_eq!((space.len(), found(&space, &keys)), (0, vec![NO_SLOT; 2]));
+            append(&mut space);
+            space.index_appended();
+            assert_eq!((space.len(), found(&space, &keys)), (2, vec![0, 1]));
         });
     }
 }
