@@ -8,6 +8,7 @@ mod collection;
 mod column;
 mod format;
 mod framed;
+mod helpers;
 mod in_flight;
 #[cfg_attr(
     not(feature = "rocksdb"),

@@ -3,6 +3,70 @@
 
 use tidemill_core::state::Slot;
 
+/// Which slots were marked since the marks were taken last. Once nearly all are, all count as marked, and marking costs
+/// nothing: what a job touches all of between two snapshots is not worth a bit each.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    /// Mean nothing once all are marked.
+    bits: Bits,
+    all: bool,
+    /// How often slots were marked since the marked ones were counted last.
+    since: usize,
+}
+
+/// With fewer unmarked slots than one in so many, all count as marked.
+const UNMARKED: usize = 16;
+
+impl Marks {
+    pub(crate) fn grow(&mut self, slots: usize) {
+        self.bits.grow(slots);
+    }
+
+    /// Marks slots, of which so many are live.
+    #[inline]
+    pub(crate) fn set(&mut self, slots: &[Slot], live: usize) {
+        if self.all {
+            return;
+        }
+        slots.iter().for_each(|&slot| self.bits.set(slot));
+        // Counting costs a sixty-fourth of the marks that were made before it.
+        self.since += slots.len();
+        if self.since >= live {
+            self.since = 0;
+            self.all = live - live / UNMARKED <= self.bits.count();
+        }
+    }
+
+    pub(crate) fn has(&self, slot: Slot) -> bool {
+        self.all || self.bits.has(slot)
+    }
+
+    /// A slot becomes vacant.
+    pub(crate) fn unset(&mut self, slot: Slot) {
+        self.bits.take(slot);
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.bits.clear();
+        (self.all, self.since) = (false, 0);
+    }
+
+    /// Unmarks all, and sets their bits.
+    pub(crate) fn move_to(&mut self, to: &mut Bits) {
+        self.bits.move_to(to);
+        (self.all, self.since) = (false, 0);
+    }
+
+    /// The marked slots, ascending; `None`: all that are live.
+    pub(crate) fn slots(&self) -> Option<Vec<Slot>> {
+        (!self.all).then(|| self.bits.slots())
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.bits.memory_bytes()
+    }
+}
+
 /// Words that are looked at together.
 const LINE: usize = 8;
 
@@ -53,9 +117,14 @@ impl Bits {
         }
     }
 
+    /// So many are set.
+    pub(crate) fn count(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     /// Those that are set, ascending. Few among many cost little more than a look at the memory.
     pub(crate) fn slots(&self) -> Vec<Slot> {
-        let mut slots = Vec::with_capacity(self.0.iter().map(|word| word.count_ones() as usize).sum());
+        let mut slots = Vec::with_capacity(self.count());
         for (i, line) in self.0.chunks(LINE).enumerate() {
             if line.iter().fold(0, |all, word| all | word) == 0 {
                 continue;
@@ -90,5 +159,29 @@ mod tests {
         assert!(bits.take(64) && !bits.take(64) && !bits.take(65));
         bits.move_to(&mut others);
         assert_eq!((bits.slots(), others.slots()), (vec![], vec![0, 1, 63, 700, 1999]));
+    }
+
+    #[test]
+    fn once_nearly_all_are_marked_all_are_until_the_marks_are_taken() {
+        let (mut marks, mut known) = (Marks::default(), Bits::default());
+        marks.grow(1000);
+        let most: Vec<Slot> = (0..930).collect();
+        marks.set(&most, 1000);
+        marks.set(&most, 1000);
+        assert_eq!(marks.slots(), Some(most.clone()), "seventy are not marked, more than one in sixteen");
+        let more: Vec<Slot> = (930..950).collect();
+        marks.set(&more, 1000);
+        assert_eq!(marks.slots().map(|slots| slots.len()), Some(950), "counted only after a thousand marks");
+        marks.set(&most, 1000);
+        assert!(marks.slots().is_none() && marks.has(999));
+        // Vacant, and another entry's: marked, as all are.
+        marks.unset(3);
+        assert!(marks.has(3));
+        marks.move_to(&mut known);
+        assert!(marks.slots() == Some(vec![]) && !marks.has(0));
+        // Those before the marks were taken are not counted again.
+        marks.set(&most[..500], 1000);
+        marks.set(&most[..499], 1000);
+        assert_eq!(marks.slots().map(|slots| slots.len()), Some(500));
     }
 }

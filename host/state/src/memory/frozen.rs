@@ -186,22 +186,22 @@ impl TableChunk {
         });
         self.keys.memory_bytes() + self.keys.len() * 8 + columns.sum::<usize>()
     }
+}
 
-    /// Copies the values at these slots.
-    pub(crate) fn push_values(&mut self, values: &Values, slots: &[Slot]) {
-        if self.columns.is_empty() {
-            self.columns = values.columns.iter().map(|like| (FrozenColumn::like(like), Vec::new())).collect();
-        }
-        let resident = values.columns.iter().zip(&values.present);
-        for ((to, there), (from, present)) in self.columns.iter_mut().zip(resident) {
-            there.extend(slots.iter().map(|&slot| present[slot as usize]));
-            match (to, from) {
-                (FrozenColumn::Encoded(to), ValueColumn::Encoded(from)) => {
-                    slots.iter().for_each(|&slot| to.push(&from[slot as usize]));
-                }
-                (FrozenColumn::Plain(to), from) => column::copy(from, slots, to),
-                (FrozenColumn::Encoded(_), _) => {}
+/// Copies the values at these slots.
+pub(crate) fn push_values(to: &mut Vec<(FrozenColumn, Vec<bool>)>, values: &Values, slots: &[Slot]) {
+    if to.is_empty() {
+        to.extend(values.columns.iter().map(|like| (FrozenColumn::like(like), Vec::new())));
+    }
+    let resident = values.columns.iter().zip(&values.present);
+    for ((to, there), (from, present)) in to.iter_mut().zip(resident) {
+        there.extend(slots.iter().map(|&slot| present[slot as usize]));
+        match (to, from) {
+            (FrozenColumn::Encoded(to), ValueColumn::Encoded(from)) => {
+                slots.iter().for_each(|&slot| to.push(&from[slot as usize]));
             }
+            (FrozenColumn::Plain(to), from) => column::copy(from, slots, to),
+            (FrozenColumn::Encoded(_), _) => {}
         }
     }
 }

@@ -14,10 +14,11 @@ use tidemill_core::keys::{KeyCodec, KeyData, Keys, hash_fixed, hash_row};
 use tidemill_core::state::{NO_SLOT, Slot, ValueColumn, Values};
 use tidemill_core::{Error, Result};
 
-use super::bits::Bits;
-use super::frozen::{KeyBytes, TableChunk};
+use super::bits::{Bits, Marks};
+use super::frozen::{KeyBytes, TableChunk, push_values};
 use super::table::Expiring;
 use crate::column::{self, ColumnCodec};
+use crate::helpers::both;
 
 /// Above this many slots, a space that loses its last entry gives its memory back at once: below, the memory is worth
 /// less than what growing again costs a job whose keys come and go with each batch.
@@ -46,7 +47,7 @@ pub(crate) struct Space {
     /// Bytes that encoded values own.
     owned_bytes: usize,
     /// Entries that were resolved or written since the latest snapshot.
-    changed: Bits,
+    changed: Marks,
     /// Entries that earlier snapshots have, so that their removal has to be told.
     known: Bits,
     /// The next snapshot has all entries and drops what earlier ones have of the namespace: `changed` and `removed`
@@ -113,7 +114,7 @@ impl Space {
                 present: vec![Vec::new(); columns.len()],
             },
             owned_bytes: 0,
-            changed: Bits::default(),
+            changed: Marks::default(),
             known: Bits::default(),
             whole: true,
             stored: false,
@@ -347,7 +348,7 @@ impl Space {
     /// The values at these slots change.
     pub(crate) fn written(&mut self, slots: &[Slot]) {
         if !self.whole {
-            slots.iter().for_each(|&slot| self.changed.set(slot));
+            self.changed.set(slots, self.index.len());
         }
     }
 
@@ -403,23 +404,24 @@ impl Space {
             let [fresh, frozen] = &mut disk.gone;
             frozen.extend(fresh.drain());
         }
-        let slots = match whole {
-            true => (0..self.live.len() as Slot).filter(|&slot| self.live[slot as usize]).collect(),
-            false => self.changed.slots(),
-        };
+        let changed = if whole { None } else { self.changed.slots() };
+        let all = changed.is_none();
+        let live = || (0..self.live.len() as Slot).filter(|&slot| self.live[slot as usize]);
+        let slots = changed.unwrap_or_else(|| live().collect());
         if !slots.is_empty() {
             put.runs.push((namespace, slots.len()));
-            match &self.keys {
-                SlotKeys::Fixed(stored) => put.keys.extend_fixed(slots.iter().map(|&slot| stored[slot as usize])),
-                SlotKeys::Rows(stored) => slots.iter().for_each(|&slot| put.keys.push_row(stored.get(slot))),
-            }
-            put.push_values(&self.values, &slots);
+            let (keys, values) = (&mut put.keys, &mut put.columns);
+            let copy_keys = || match &self.keys {
+                SlotKeys::Fixed(stored) => keys.extend_fixed(slots.iter().map(|&slot| stored[slot as usize])),
+                SlotKeys::Rows(stored) => slots.iter().for_each(|&slot| keys.push_row(stored.get(slot))),
+            };
+            both(slots.len(), copy_keys, || push_values(values, &self.values, &slots));
         }
         if !self.removed.is_empty() {
             removed.runs.push((namespace, self.removed.len()));
             removed.keys.append(&mut self.removed);
         }
-        if whole {
+        if all {
             self.know_all();
         } else {
             self.changed.move_to(&mut self.known);
@@ -542,7 +544,7 @@ impl Space {
         if !self.live[slot as usize] {
             return;
         }
-        self.changed.take(slot);
+        self.changed.unset(slot);
         let tell = self.known.take(slot) && !self.whole;
         if tell && self.absent() > 0 {
             self.remember_gone(slot);

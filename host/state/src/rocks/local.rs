@@ -23,6 +23,8 @@ use tidemill_core::{Error, ErrorKind, Result};
 use super::Shared;
 use super::changes::{Changes, each_change};
 use super::expiry::{Expiry, Filters};
+
+use crate::helpers::in_pieces;
 use crate::memory::frozen::FrozenState;
 
 /// From so many changes on, a sorted file that is taken in as it is costs less than passing the write buffer.
@@ -132,10 +134,12 @@ impl Local {
         let Some(cf) = self.db.cf_handle(DEFAULT_COLUMN_FAMILY_NAME) else {
             return Err(Error::internal("a database without its column family"));
         };
-        let mut read = ReadOptions::default();
-        read.set_verify_checksums(false);
-        let values = self.db.batched_multi_get_cf_opt(&cf, keys.iter().copied(), true, &read);
-        for (i, value) in values.into_iter().enumerate() {
+        let values = in_pieces(keys, |keys| {
+            let mut read = ReadOptions::default();
+            read.set_verify_checksums(false);
+            self.db.batched_multi_get_cf_opt(&cf, keys.iter().copied(), true, &read)
+        });
+        for (i, value) in values.into_iter().flatten().enumerate() {
             let value = value.map_err(|e| failed("reading", self.folder.path(), &e))?;
             each(i, value.as_deref())?;
         }

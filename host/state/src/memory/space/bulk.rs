@@ -56,7 +56,7 @@ impl Space {
             }
         };
         for slot in replaced {
-            self.changed.take(slot);
+            self.changed.unset(slot);
             self.known.take(slot);
             self.forget_one(slot, false);
         }
