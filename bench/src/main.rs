@@ -14,9 +14,6 @@ use tidemill_bench::measure::{Measured, Stopwatch, peak_rss_mb};
 use tidemill_bench::query::{Answer, Parameters, Query};
 use tidemill_bench::{guests, hand, report, state};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Benchmarks of Tidemill.
 #[derive(Parser)]
 struct Cli {
@@ -180,6 +177,7 @@ impl Twin {
 }
 
 fn main() -> Result<()> {
+    tidemill_allocator::keep_freed_memory();
     match Cli::parse().command {
         Cmd::Run(args) => println!("{}", serde_json::to_string(&run(&args)?)?),
         Cmd::All(args) => all(&args)?,

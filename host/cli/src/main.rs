@@ -20,7 +20,6 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
-use mimalloc::MiMalloc;
 use tidemill_core::failpoint;
 use tracing_subscriber::EnvFilter;
 
@@ -28,11 +27,8 @@ use args::{Cli, Color, Command};
 use failure::{Failure, Outcome};
 use screen::Screen;
 
-/// Batches of many small buffers are allocated and freed on different threads, which is what it is good at.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
-
 fn main() -> ExitCode {
+    tidemill_allocator::keep_freed_memory();
     let cli = match config::completed(std::env::args_os().collect()) {
         Ok(words) => parsed(words),
         Err(error) => return Failure::from(error).report(),
