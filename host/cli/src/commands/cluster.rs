@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidemill_checkpoint::{Origin, Start};
-use tidemill_coordinator::view::{ArtifactView, JobState, JobView, Overview, WorkerView};
+use tidemill_coordinator::view::{ArtifactView, HeldView, JobState, JobView, Overview, WorkerView};
 use tidemill_job::component;
 use tidemill_rest::{RescaleRequest, SavepointRequest, StopRequest, SubmitRequest};
 
@@ -188,12 +188,14 @@ pub fn rescale(args: &RescaleArgs) -> Outcome {
 }
 
 pub fn workers(args: &ClusterArgs) -> Outcome {
-    let heads = ["worker", "address", "free slots", "held", "guests", "state", "exchange", "connectors", "resident"];
+    let heads =
+        ["worker", "address", "free slots", "held", "guests", "code", "state", "exchange", "connectors", "resident"];
     show(args, "workers", &heads, 2, |worker: &WorkerView| {
         let held = &worker.held;
         let slots = format!("{} of {}", worker.free_slots, worker.slots);
         let memory = format!("{} of {}", units::bytes(held.total()), units::bytes(worker.memory_bytes));
-        let owners = [held.guests_bytes, held.state_bytes, held.exchange_bytes, held.connectors_bytes];
+        let HeldView { guests_bytes, code_bytes, state_bytes, exchange_bytes, connectors_bytes } = *held;
+        let owners = [guests_bytes, code_bytes, state_bytes, exchange_bytes, connectors_bytes];
         let bytes = owners.into_iter().chain([worker.resident_bytes]).map(units::bytes);
         [worker.id.clone(), worker.address.clone(), slots, memory].into_iter().chain(bytes).collect()
     })?;
