@@ -124,8 +124,13 @@ fn show_job(job: &JobView) {
         ));
     }
     if let Some(attempt) = job.attempt.as_ref().filter(|attempt| attempt.restored_bytes > 0) {
-        let (all, local) = (units::bytes(attempt.restored_bytes), units::bytes(attempt.restored_local_bytes));
-        text.push_str(&format!("restored: {all}, {local} of it from the machines where it runs\n"));
+        text.push_str(&format!("restored: {}", units::bytes(attempt.restored_bytes)));
+        // None: there are no copies, as where checkpoints are in a folder.
+        if attempt.restored_local_bytes > 0 {
+            let local = units::bytes(attempt.restored_local_bytes);
+            text.push_str(&format!(", {local} of it from the machines where it runs"));
+        }
+        text.push('\n');
     }
     if let Some(savepoint) = &job.savepoint {
         text.push_str(&format!("savepoint: {savepoint}\n"));
