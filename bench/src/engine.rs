@@ -99,6 +99,7 @@ pub fn run_loaded(
         dead_letters: None,
         user_code,
         state: backend(keeping, work)?,
+        memory: tidemill_core::memory::JobMemory::unlimited(),
         clock: Arc::new(SystemClock),
         settings: JobSettings {
             parallelism: measured.slots,

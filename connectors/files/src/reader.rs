@@ -85,8 +85,10 @@ mod tests {
     use flate2::Compression;
     use flate2::write::GzEncoder;
     use tidemill_connector_kit::{Binding, Registry, conformance};
+    use tidemill_core::ErrorKind;
     use tidemill_core::connector::{ReaderPoll, Source, Split, Waker};
     use tidemill_core::ids::Epoch;
+    use tidemill_core::memory::{Owner, ProcessMemory};
 
     use super::*;
 
@@ -157,6 +159,43 @@ mod tests {
             fs::write(folder.path().join(file), short).unwrap();
             let error = read(&source, left, usize::MAX).unwrap_err().to_string();
             assert!(error.contains(file) && error.contains("but the checkpoint has read"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_ahead_is_counted_and_refused_where_there_is_no_room_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("x.csv"), format!("n\n{}", "7\n".repeat(ROWS as usize))).unwrap();
+        let source = source(folder.path(), "x.csv");
+        let splits = source.enumerator(1).unwrap().discover().unwrap().splits;
+        let read = |process: &Arc<ProcessMemory>| {
+            let (wake, woken) = mpsc::channel();
+            let waker = Waker::new(move || _ = wake.send(()));
+            let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+            let context = conformance::source_context(schema, 512, waker);
+            let mut reader = source.reader(SourceContext { memory: process.job("a"), ..context }).unwrap();
+            reader.add_splits(splits.clone()).unwrap();
+            reader.no_more_splits();
+            let (mut rows, mut most) = (0, 0);
+            loop {
+                most = most.max(process.held().of(Owner::Connectors));
+                match reader.poll()? {
+                    ReaderPoll::Batch { batch, .. } => rows += batch.rows(),
+                    ReaderPoll::SplitFinished(_) => {}
+                    ReaderPoll::Pending(_) => woken.recv().unwrap(),
+                    ReaderPoll::Finished => return Ok((rows, most)),
+                }
+            }
+        };
+        let process = ProcessMemory::new(Some(1 << 20));
+        let (rows, most) = read(&process).unwrap();
+        assert!(rows == ROWS as usize && (512 * 8..1 << 20).contains(&most), "{most}");
+        let held = process.held().of(Owner::Connectors);
+        assert_eq!(held, 0, "the slot has all of it");
+        let refused: tidemill_core::Error = read(&ProcessMemory::new(Some(1_000))).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Limit);
+        for words in ["job 'a' holds", "(connectors ", "smaller buffers"] {
+            assert!(refused.to_string().contains(words), "{refused}");
         }
     }
 

@@ -28,7 +28,7 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use tidemill_blobs::S3;
 use tidemill_connector_kit::format::{EncodeFormat, Encoder};
-use tidemill_connector_kit::{ByteSize, Key, OptionSpec, Setup};
+use tidemill_connector_kit::{Buffers, ByteSize, Key, OptionSpec, Setup};
 use tidemill_core::connector::{Attempt, Guarantee, Sink, SinkCommitter, SinkContext, SinkWriter};
 use tidemill_core::error::{Error, Result};
 use tidemill_core::ids::SubtaskId;
@@ -262,6 +262,7 @@ impl Sink for FilesSink {
     }
 
     fn writer(&self, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        let buffers = Buffers::from(&context);
         let SinkContext { subtask: SubtaskId { job, node, index, .. }, attempt: number, clock, waker, .. } = context;
         let (partitions, encoder) = self.shape(&context.schema)?;
         let settings = parts::Settings { rolling: self.rolling, partitions, max_open_files: self.max_open_files };
@@ -270,12 +271,14 @@ impl Sink for FilesSink {
             Target::Folder(root) => {
                 let hidden_prefix = format!("{}{}-{}-", folder::hidden_prefix(&job, number), node.0, index.0);
                 let place = Folder::new(root.clone(), hidden_prefix, index.0, extension);
-                FilesWriter::start(PartFiles::new(place, settings, encoder), index.0, buffer_bytes, waker, clock)
+                let files = PartFiles::new(place, settings, encoder, buffers.account());
+                FilesWriter::start(files, index.0, buffer_bytes, waker, clock, buffers)
             }
             Target::Bucket { s3, part_bytes } => {
                 let prefix = bucket::writer_prefix(&job, number, index.0, &nonce());
-                let place = Bucket::new(s3, *part_bytes, prefix, extension);
-                FilesWriter::start(PartFiles::new(place, settings, encoder), index.0, buffer_bytes, waker, clock)
+                let place = Bucket::new(s3, *part_bytes, prefix, extension, buffers.clone());
+                let files = PartFiles::new(place, settings, encoder, buffers.account());
+                FilesWriter::start(files, index.0, buffer_bytes, waker, clock, buffers)
             }
         };
         Ok(Box::new(writer?))

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use arrow::datatypes::SchemaRef;
 use tidemill_core::connector::{SinkContext, SourceContext, Waker};
 use tidemill_core::ids::{NodeId, SubtaskId, SubtaskIndex};
+use tidemill_core::memory::JobMemory;
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::time::{Clock, Timestamp};
 
@@ -40,7 +41,8 @@ pub fn subtask(index: u32, parallelism: u32) -> SubtaskId {
 /// What a reader is given, with a clock that stands at 0.
 pub fn source_context(schema: SchemaRef, batch_rows: usize, waker: Waker) -> SourceContext {
     let (clock, metrics) = (Arc::new(HandClock::default()), Arc::new(TaskMetrics::default()));
-    SourceContext { subtask: subtask(0, 1), schema, batch_rows, waker, clock, metrics }
+    let memory = JobMemory::unlimited();
+    SourceContext { subtask: subtask(0, 1), schema, batch_rows, waker, clock, metrics, memory }
 }
 
 /// What a writer is given, with a clock that stands at 0.
@@ -52,6 +54,7 @@ pub fn sink_context(schema: SchemaRef) -> SinkContext {
         clock,
         waker: Waker::new(|| {}),
         metrics,
+        memory: JobMemory::unlimited(),
         attempt: 1,
         restored: Vec::new(),
     }

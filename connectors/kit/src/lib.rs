@@ -2,6 +2,7 @@
 //!
 //! A connector crate depends on this one and on `tidemill-core`, and on nothing else of the host. In reading order:
 
+pub mod buffers;
 pub mod connector;
 pub mod format;
 pub mod options;
@@ -12,5 +13,6 @@ pub mod suggest;
 #[doc(hidden)]
 pub mod conformance;
 
+pub use buffers::Buffers;
 pub use connector::{Binding, Connector, NothingToCommit, Registry, Setup};
 pub use options::{ByteSize, Key, OptionSpec, OptionValue, Options};

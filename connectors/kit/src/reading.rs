@@ -12,7 +12,9 @@ use tidemill_core::Batch;
 use tidemill_core::connector::{ReaderPoll, SourceContext, SourceReader, Split, SplitId, Waker};
 use tidemill_core::error::{Error, Result};
 use tidemill_core::ids::Epoch;
+use tidemill_core::memory::Account;
 
+use crate::buffers::Buffers;
 use crate::format::{Chunk, Chunker, Cursor, Decoded, Decoder, Piece, Rejects};
 use crate::options::{ByteSize, Key};
 use crate::queue::{Popped, Queue};
@@ -68,8 +70,11 @@ pub fn reader<O: OpenSplits>(
 ) -> Result<TextReader<O::Position>> {
     let work = Queue::new(usize::MAX, Waker::new(|| {}));
     let out = Queue::new(prefetch_bytes, context.waker.clone());
+    let buffers = Buffers::from(&context);
     let thread = ReadThread {
         splits,
+        text: buffers.account(),
+        buffers,
         schema: context.schema.clone(),
         batch_rows: context.batch_rows.max(1),
         work: work.clone(),
@@ -93,7 +98,15 @@ pub struct TextReader<P: SplitPosition> {
 
 /// What the thread hands to the slot.
 enum Item<P> {
-    Rows { split: SplitId, batch: Batch, rejects: Rejects, after: P, progress: u64 },
+    /// Counted until the slot has them.
+    Rows {
+        split: SplitId,
+        batch: Batch,
+        rejects: Rejects,
+        after: P,
+        progress: u64,
+        held: Account,
+    },
     Finished(SplitId),
     Failed(Error),
 }
@@ -117,7 +130,7 @@ impl<P: SplitPosition> SourceReader for TextReader<P> {
             return Ok(ReaderPoll::Finished);
         }
         match self.out.pop() {
-            Popped::Item(Item::Rows { split, batch, rejects, after, progress }) => {
+            Popped::Item(Item::Rows { split, batch, rejects, after, progress, held: _held }) => {
                 if let Some((_, position)) = self.open.iter_mut().find(|(id, _)| *id == split) {
                     *position = after;
                 }
@@ -149,6 +162,9 @@ impl<P: SplitPosition> Drop for TextReader<P> {
 
 struct ReadThread<O: OpenSplits> {
     splits: O,
+    buffers: Buffers,
+    /// Of the text that is being decoded.
+    text: Account,
     schema: SchemaRef,
     batch_rows: usize,
     work: Queue<O::Position>,
@@ -163,7 +179,9 @@ impl<O: OpenSplits> ReadThread<O> {
         let guard = CloseOnExit(self.out.clone());
         while let Some(position) = self.work.pop_blocking() {
             let id = position.id();
-            let item = match self.read(position) {
+            let read = self.read(position);
+            self.text.note(0);
+            let item = match read {
                 Ok(Ok(())) => Item::Finished(id),
                 Ok(Err(Gone)) => return,
                 Err(error) => Item::Failed(error),
@@ -183,13 +201,14 @@ impl<O: OpenSplits> ReadThread<O> {
             let sent = match piece {
                 None => return Ok(Ok(())),
                 Some(Piece::Records(chunk)) => {
+                    self.text.hold(chunk.text().len() + split.chunks.rest_bytes())?;
                     self.send_chunk(&mut split.decoder, &chunk, &mut position, &mut split.advance)?
                 }
                 Some(Piece::TooLong { offset, line, bytes, start }) => {
                     let rejects = split.decoder.too_long(offset, line, bytes, &start)?;
                     position.moved(offset + bytes, line + 1);
                     let progress = (split.advance)(&position);
-                    self.send(self.no_rows()?, rejects, &position, 0, progress)
+                    self.send(self.no_rows()?, rejects, &position, 0, progress)?
                 }
             };
             if !sent {
@@ -212,17 +231,25 @@ impl<O: OpenSplits> ReadThread<O> {
             position.moved(chunk.offset() + cursor.at as u64, chunk.line() + cursor.line);
             // The texts stay in the chunk, so its bytes count; of the columns all are fixed in width.
             let bytes = cursor.at - from + batch.rows() * 16 * batch.columns().len();
-            if !self.send(batch, rejects, position, bytes, advance(position)) {
+            if !self.send(batch, rejects, position, bytes, advance(position))? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn send(&self, batch: Batch, rejects: Rejects, position: &O::Position, bytes: usize, progress: u64) -> bool {
+    fn send(
+        &self,
+        batch: Batch,
+        rejects: Rejects,
+        position: &O::Position,
+        bytes: usize,
+        progress: u64,
+    ) -> Result<bool> {
         let letters: usize = rejects.letters.iter().map(|l| l.record.len() + l.reason.len()).sum();
-        let item = Item::Rows { split: position.id(), batch, rejects, after: position.clone(), progress };
-        self.out.push_blocking(item, bytes + letters)
+        let held = self.buffers.holding(bytes + letters)?;
+        let item = Item::Rows { split: position.id(), batch, rejects, after: position.clone(), progress, held };
+        Ok(self.out.push_blocking(item, bytes + letters))
     }
 
     fn no_rows(&self) -> Result<Batch> {

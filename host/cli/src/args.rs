@@ -470,7 +470,7 @@ pub struct WorkerArgs {
     /// How many slots it offers: each runs a slice of a job, on a thread
     #[arg(long, env = "TIDEMILL_WORKER_SLOTS", default_value = "1", value_name = "SLOTS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub slots: u32,
-    /// How much memory jobs may hold there: user code, state, rows between slots. A job that needs more fails
+    /// How much memory jobs may hold there: user code, state, buffers, rows between slots. A job that needs more goes to another worker, or fails
     #[arg(long, env = "TIDEMILL_WORKER_MEMORY", default_value = "1GiB", value_name = "SIZE", value_parser = size)]
     pub memory: ByteSize,
     /// When copies of checkpoints are kept on the local disk, for restarts: auto (of jobs whose checkpoints are in an object store), always, never

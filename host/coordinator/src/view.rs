@@ -419,18 +419,22 @@ pub struct WorkerView {
 pub struct HeldView {
     /// Memories and tables of user code.
     pub guests_bytes: u64,
-    /// Keyed state that is in memory, and the caches of state on disk.
+    /// Compiled components, each once, however many jobs run it.
+    #[serde(default)]
+    pub code_bytes: u64,
+    /// State that is in memory, the caches of state on disk, and what windows and joins keep beside their state.
     pub state_bytes: u64,
-    /// Rows in queues between slots.
+    /// Rows in queues between slots, and those that a checkpoint took from there and is writing.
     pub exchange_bytes: u64,
-    /// Sources and sinks; none of them reports anything yet.
+    /// What sources and sinks have read ahead and have not written yet.
     pub connectors_bytes: u64,
 }
 
 impl HeldView {
     /// All.
     pub fn total(&self) -> u64 {
-        let all = [self.guests_bytes, self.state_bytes, self.exchange_bytes, self.connectors_bytes];
+        let Self { guests_bytes, code_bytes, state_bytes, exchange_bytes, connectors_bytes } = *self;
+        let all = [guests_bytes, code_bytes, state_bytes, exchange_bytes, connectors_bytes];
         all.into_iter().fold(0, u64::saturating_add)
     }
 }
@@ -439,6 +443,7 @@ impl From<proto::Memory> for HeldView {
     fn from(said: proto::Memory) -> Self {
         Self {
             guests_bytes: said.guests,
+            code_bytes: said.code,
             state_bytes: said.state,
             exchange_bytes: said.exchange,
             connectors_bytes: said.connectors,

@@ -1,6 +1,6 @@
 //! The workers that attend, and what they say. How they are connected stands elsewhere (`serve`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tidemill_core::{Error, ErrorKind, Result};
 use tidemill_rpc::proto::{self, FromWorker, Running, ToWorker, from_worker as says, signal, to_worker as tells};
 use tidemill_rpc::{VERSION, to_worker};
 
-use crate::placement::{Offered, may_have, place};
+use crate::placement::{self, Offered, may_have, place};
 use crate::view::{HeldView, WorkerView};
 use crate::{Coordinator, lock};
 
@@ -35,6 +35,8 @@ pub struct Wanted<'a> {
     pub before: &'a [String],
     /// How many it had before, or may have had.
     pub had: u32,
+    /// The workers that had no memory for it.
+    pub refused: &'a BTreeSet<String>,
     /// The job.
     pub job: &'a str,
 }
@@ -91,6 +93,12 @@ impl Worker {
         self.slots.saturating_sub(*lock(&self.used))
     }
 
+    /// What placement looks at.
+    fn offered(&self) -> Offered<'_> {
+        let left_bytes = self.memory_bytes.saturating_sub(lock(&self.held).total());
+        Offered { id: &self.id, free: self.free(), left_bytes }
+    }
+
     /// Says something to its slots of an execution.
     pub fn signal(&self, execution: u64, what: signal::What) {
         self.say(tells::Says::Signal(proto::Signal { execution, what: Some(what) }));
@@ -127,8 +135,8 @@ impl Workers {
         // Those of a job that is smaller now may be had by others.
         let gives = all.returning.remove(wanted.job).is_some_and(|had| had > wanted.slots);
         let workers: Vec<&Arc<Worker>> = all.workers.values().collect();
-        let offered = workers.iter().map(|worker| Offered { id: &worker.id, free: worker.free() });
-        let placed = place(&offered.collect::<Vec<_>>(), wanted.slots, wanted.before);
+        let offered: Vec<Offered<'_>> = workers.iter().map(|worker| worker.offered()).collect();
+        let placed = place(&offered, wanted.slots, wanted.before, wanted.refused);
         let taken: Vec<Arc<Worker>> = placed.into_iter().filter_map(|at| Some((*workers.get(at)?).clone())).collect();
         taken.iter().for_each(|worker| *lock(&worker.used) += 1);
         drop(all);
@@ -147,6 +155,12 @@ impl Workers {
             more if more <= may_have(there.free, self.standby, 0) => Ok(()),
             more => Err(missing(&format!("the job needs {more} slots"), there, self.standby)),
         }
+    }
+
+    /// Whether there is a better worker for a job than these, which had no memory for it.
+    pub fn has_memory_beside(&self, refused: &BTreeSet<String>) -> bool {
+        let all = lock(&self.all);
+        placement::has_room(&all.workers.values().map(|worker| worker.offered()).collect::<Vec<_>>(), refused)
     }
 
     /// How many free slots are kept for jobs that are started again.
@@ -343,7 +357,7 @@ mod tests {
                 id: format!("worker-{at}"),
                 address: String::new(),
                 slots: *slots,
-                memory_bytes: 0,
+                memory_bytes: 1_000,
                 resident_bytes: AtomicU64::new(0),
                 held: Mutex::default(),
                 used: Mutex::new(0),
@@ -353,8 +367,10 @@ mod tests {
         workers
     }
 
+    static NOBODY: BTreeSet<String> = BTreeSet::new();
+
     fn wants(job: &str, slots: u32, had: u32) -> Wanted<'_> {
-        Wanted { slots, before: &[], had, job }
+        Wanted { slots, before: &[], had, refused: &NOBODY, job }
     }
 
     /// The words of the refusal.
@@ -396,6 +412,29 @@ mod tests {
         assert!(workers.take(&wants("other", 1, 0), Waker::new(|| ())).is_err());
         workers.forget("ran");
         assert_eq!(workers.take(&wants("other", 1, 0), Waker::new(|| ())).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_job_that_a_full_worker_refused_goes_where_more_memory_is_left() {
+        let workers = workers(0, &[3, 1]);
+        let first = workers.take(&wants("job", 1, 0), Waker::new(|| ())).unwrap();
+        assert_eq!(first[0].id, "worker-0");
+        workers.give_back(&first);
+        let refused = BTreeSet::from(["worker-0".to_owned()]);
+        let before = ["worker-0".to_owned()];
+        let placed = || {
+            let wanted = Wanted { before: &before, refused: &refused, ..wants("job", 1, 1) };
+            let taken = workers.take(&wanted, Waker::new(|| ())).unwrap();
+            workers.give_back(&taken);
+            taken[0].id.clone()
+        };
+        assert_eq!((placed(), workers.has_memory_beside(&refused)), ("worker-0".to_owned(), false));
+        // As its beats say.
+        *lock(&first[0].held) = HeldView { guests_bytes: 600, state_bytes: 300, ..HeldView::default() };
+        assert_eq!((placed(), workers.has_memory_beside(&refused)), ("worker-1".to_owned(), true));
+        assert!(!workers.has_memory_beside(&BTreeSet::from(["worker-0".to_owned(), "worker-1".to_owned()])));
+        let other = workers.take(&Wanted { refused: &refused, ..wants("other", 1, 0) }, Waker::new(|| ())).unwrap();
+        assert_eq!((other[0].id.as_str(), workers.has_memory_beside(&refused)), ("worker-1", false), "no slot is left");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use arrow::datatypes::SchemaRef;
 use crate::Batch;
 use crate::error::Result;
 use crate::ids::{Epoch, SubtaskId};
+use crate::memory::JobMemory;
 use crate::metrics::TaskMetrics;
 use crate::operator::DeadLetter;
 use crate::time::{Clock, Timestamp};
@@ -97,6 +98,8 @@ pub struct SourceContext {
     pub clock: Arc<dyn Clock>,
     /// Where it counts.
     pub metrics: Arc<TaskMetrics>,
+    /// Where its buffers are counted, as [`crate::memory::Owner::Connectors`].
+    pub memory: Arc<JobMemory>,
 }
 
 /// Finds splits. Called off the slot threads; may block.
@@ -221,6 +224,8 @@ pub struct SinkContext {
     pub waker: Waker,
     /// Where it counts.
     pub metrics: Arc<TaskMetrics>,
+    /// Where its buffers are counted, as [`crate::memory::Owner::Connectors`].
+    pub memory: Arc<JobMemory>,
     /// Which attempt at running the job this is: it grows with each. What an earlier attempt left behind and the
     /// checkpoint does not name is garbage.
     pub attempt: u64,

@@ -22,6 +22,8 @@ pub enum ErrorKind {
     UserCode,
     /// A limit was reached (memory, time, bytes); raise it or use less.
     Limit,
+    /// There is no room in this process, since others have it: try again in another one, or later.
+    Full,
     /// A defect of Tidemill.
     Internal,
 }

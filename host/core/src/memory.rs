@@ -2,8 +2,8 @@
 //! use together.
 //!
 //! It does not see every allocation. It is told of what grows: at each growth of a sandbox's memory, at each commit of
-//! keyed state, and every so often of what stands in queues. So it costs nothing per row, and the process has something
-//! beside it (code, threads, what is being written), which `resident bytes` show.
+//! keyed state, of caches and buffers once per batch, and every so often of what stands in queues. So it costs nothing per
+//! row, and the process has something beside it (its own code, threads, what is being written), which `resident bytes` show.
 //!
 //! Invariant: what the process holds is the sum of what its jobs hold; a job that is gone holds nothing.
 
@@ -15,30 +15,36 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How many jobs a refusal names.
 const NAMED: usize = 3;
+/// How many owners there are.
+const OWNERS: usize = 5;
 
 /// What memory is held for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// Linear memories and tables of user code.
     Guests,
-    /// Keyed state: what is resident, and the caches of state on disk.
+    /// Compiled components. Jobs share them, so they are of the process and not of a job.
+    Code,
+    /// Keyed state: what is resident, and the caches of state on disk. Broadcast state, operator lists, and what windows and
+    /// joins derive from state and keep beside it.
     State,
-    /// Rows that stand in queues between slots.
+    /// Rows that stand in queues between slots, and those that a checkpoint took from there and has not written yet.
     Exchange,
-    /// Sources and sinks. None of them reports anything yet.
+    /// What sources and sinks read ahead and have not written yet.
     Connectors,
 }
 
 impl Owner {
     /// All, in the order of [`Held`].
-    pub const ALL: [Self; 4] = [Self::Guests, Self::State, Self::Exchange, Self::Connectors];
+    pub const ALL: [Self; OWNERS] = [Self::Guests, Self::Code, Self::State, Self::Exchange, Self::Connectors];
 
     fn index(self) -> usize {
         match self {
             Self::Guests => 0,
-            Self::State => 1,
-            Self::Exchange => 2,
-            Self::Connectors => 3,
+            Self::Code => 1,
+            Self::State => 2,
+            Self::Exchange => 3,
+            Self::Connectors => 4,
         }
     }
 }
@@ -47,6 +53,7 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Guests => "guests",
+            Self::Code => "code",
             Self::State => "state",
             Self::Exchange => "exchange",
             Self::Connectors => "connectors",
@@ -56,7 +63,7 @@ impl fmt::Display for Owner {
 
 /// Bytes, by owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held([u64; 4]);
+pub struct Held([u64; OWNERS]);
 
 impl Held {
     /// Those of an owner.
@@ -83,12 +90,24 @@ pub struct ProcessMemory {
     /// What of that is held by jobs that are about to end.
     leaving: AtomicU64,
     jobs: Mutex<Vec<Weak<JobMemory>>>,
+    spare: Spare,
+}
+
+/// What gives up memory that nobody needs at the moment, when there is not enough.
+#[derive(Default)]
+struct Spare(Mutex<Option<Arc<dyn Fn() + Send + Sync>>>);
+
+impl fmt::Debug for Spare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Spare")
+    }
 }
 
 impl ProcessMemory {
     /// Of a process that may use so much.
     pub fn new(limit: Option<u64>) -> Arc<Self> {
-        Arc::new(Self { limit, held: AtomicU64::new(0), leaving: AtomicU64::new(0), jobs: Mutex::default() })
+        let (held, leaving, jobs, spare) = Default::default();
+        Arc::new(Self { limit, held, leaving, jobs, spare })
     }
 
     /// Of one that may use whatever there is.
@@ -103,8 +122,29 @@ impl ProcessMemory {
 
     /// Opens the account of an execution of a job. It is closed when nobody has it any more.
     pub fn job(self: &Arc<Self>, name: &str) -> Arc<JobMemory> {
+        self.open_account(Some(name.to_owned()))
+    }
+
+    /// The account of a compiled component, which holds so much: once, however many jobs run it. An error: it is more than
+    /// the process may use.
+    pub fn component(self: &Arc<Self>, bytes: usize) -> Result<Account> {
+        Account::holding(&self.open_account(None), Owner::Code, bytes)
+    }
+
+    /// Before somebody is refused, this is called: it drops what nobody needs at the moment. It must not take any memory.
+    pub fn on_shortage(&self, give_up: impl Fn() + Send + Sync + 'static) {
+        *self.spare.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(give_up));
+    }
+
+    fn give_up_spare(&self) {
+        // Not under the lock: what is dropped there gives back to this account.
+        let give_up = self.spare.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        give_up.into_iter().for_each(|give_up| give_up());
+    }
+
+    fn open_account(self: &Arc<Self>, name: Option<String>) -> Arc<JobMemory> {
         let (held, leaving) = Default::default();
-        let job = Arc::new(JobMemory { process: self.clone(), name: name.to_owned(), held, leaving });
+        let job = Arc::new(JobMemory { process: self.clone(), name, held, leaving });
         let mut jobs = self.jobs();
         jobs.retain(|job| job.strong_count() > 0);
         jobs.push(Arc::downgrade(&job));
@@ -131,8 +171,9 @@ impl ProcessMemory {
 #[derive(Debug)]
 pub struct JobMemory {
     process: Arc<ProcessMemory>,
-    name: String,
-    held: [AtomicU64; 4],
+    /// None: it is a compiled component's.
+    name: Option<String>,
+    held: [AtomicU64; OWNERS],
     /// Above 0: it is about to end, and so much of what it holds is as good as given back.
     leaving: AtomicU64,
 }
@@ -150,16 +191,21 @@ impl JobMemory {
 
     /// Takes memory before it is there. An error, and nothing is taken: it is more than the process may use.
     pub fn take(&self, owner: Owner, bytes: u64) -> Result<()> {
-        let room = self.room();
         // In one step: who is refused must not make others be refused meanwhile.
-        let fits = |held: u64| held.checked_add(bytes).filter(|held| *held <= room);
-        match self.process.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            Ok(_) => {
-                self.at(owner).fetch_add(bytes, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(_) => Err(self.refusal(owner, bytes)),
+        let took = || {
+            let room = self.room();
+            let fits = |held: u64| held.checked_add(bytes).filter(|held| *held <= room);
+            self.process.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+        };
+        let again = || {
+            self.process.give_up_spare();
+            took()
+        };
+        if took() || again() {
+            self.at(owner).fetch_add(bytes, Ordering::Relaxed);
+            return Ok(());
         }
+        Err(self.refusal(owner, bytes))
     }
 
     /// Memory that is there already has become `now` bytes, and was `before`. An error: it has grown, and that is more
@@ -169,10 +215,21 @@ impl JobMemory {
             self.give_back(owner, before - now);
             return Ok(());
         }
-        let more = now - before;
-        self.at(owner).fetch_add(more, Ordering::Relaxed);
-        let held = self.process.held.fetch_add(more, Ordering::Relaxed).saturating_add(more);
-        if held > self.room() { Err(self.refusal(owner, 0)) } else { Ok(()) }
+        self.add(owner, now - before);
+        if self.fits() {
+            return Ok(());
+        }
+        self.process.give_up_spare();
+        if self.fits() { Ok(()) } else { Err(self.refusal(owner, 0)) }
+    }
+
+    fn add(&self, owner: Owner, bytes: u64) {
+        self.at(owner).fetch_add(bytes, Ordering::Relaxed);
+        self.process.held.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn fits(&self) -> bool {
+        self.process.held.load(Ordering::Relaxed) <= self.room()
     }
 
     /// It was refused, and fails for that. What it holds still is nobody's business any more: until it is gone, others are
@@ -193,17 +250,6 @@ impl JobMemory {
         }
     }
 
-    /// What is held for an owner is now so much, whatever it was: of owners that are looked at every so often, by one
-    /// thread. It is bounded elsewhere, so it is not refused.
-    pub fn set(&self, owner: Owner, bytes: u64) {
-        let before = self.at(owner).swap(bytes, Ordering::Relaxed);
-        let held = &self.process.held;
-        match bytes.checked_sub(before) {
-            Some(more) => _ = held.fetch_add(more, Ordering::Relaxed),
-            None => _ = held.fetch_sub(before - bytes, Ordering::Relaxed),
-        }
-    }
-
     /// Gives back what was taken.
     pub fn give_back(&self, owner: Owner, bytes: u64) {
         self.at(owner).fetch_sub(bytes, Ordering::Relaxed);
@@ -218,14 +264,14 @@ impl JobMemory {
 
     /// What it holds.
     pub fn held(&self) -> Held {
-        let [guests, state, exchange, connectors] = &self.held;
-        Held([guests, state, exchange, connectors].map(|of| of.load(Ordering::Relaxed)))
+        Held(Owner::ALL.map(|owner| self.at(owner).load(Ordering::Relaxed)))
     }
 
     fn at(&self, owner: Owner) -> &AtomicU64 {
-        let [guests, state, exchange, connectors] = &self.held;
+        let [guests, code, state, exchange, connectors] = &self.held;
         match owner {
             Owner::Guests => guests,
+            Owner::Code => code,
             Owner::State => state,
             Owner::Exchange => exchange,
             Owner::Connectors => connectors,
@@ -240,36 +286,55 @@ impl JobMemory {
             0 => String::new(),
             bytes => format!(" asks for {} more for its {owner} and", size(bytes)),
         };
-        let message = format!(
-            "the process may use {} of memory, which is not enough: job '{}'{grows} holds {}; {}",
-            size(limit),
-            self.name,
-            by_owner(&held),
-            self.others()
-        );
-        let mend = match owner {
+        let who = match &self.name {
+            Some(name) => format!("job '{name}'{grows} holds {}; ", by_owner(&held)),
+            None => String::new(),
+        };
+        let code = self.process.held().of(Owner::Code);
+        let components = match code {
+            0 => String::new(),
+            bytes => format!("; compiled components hold {}", size(bytes)),
+        };
+        let (others, named) = self.others();
+        let message =
+            format!("the process may use {} of memory, which is not enough: {who}{named}{components}", size(limit),);
+        // What it has most of is what there is to save, whoever asked last.
+        let wanted = |of: Owner| held.of(of).saturating_add(if of == owner { asked } else { 0 });
+        let mend = match Owner::ALL.into_iter().max_by_key(|of| wanted(*of)).unwrap_or(owner) {
             Owner::State => {
                 "Keep its state on disk ([state] backend = \"rocksdb\"), give workers more --memory, or spread the job \
                  over more workers."
             }
-            _ => "Use less in the operator, give workers more --memory, or spread jobs over more workers.",
+            Owner::Code => "Give workers more --memory, or spread jobs over more workers.",
+            Owner::Connectors => {
+                "Give its sources and sinks smaller buffers, give workers more --memory, or spread jobs over more workers."
+            }
+            Owner::Guests | Owner::Exchange => {
+                "Use less in the operator, give workers more --memory, or spread jobs over more workers."
+            }
         };
-        Error::new(ErrorKind::Limit, message).mend(mend)
+        // Without the others there would be room: elsewhere there may be, or here when they are gone.
+        let own = if self.name.is_some() { held.total() } else { 0 };
+        let alone = own.saturating_add(code).saturating_add(asked);
+        let kind = if others > 0 && alone <= limit { ErrorKind::Full } else { ErrorKind::Limit };
+        Error::new(kind, message).mend(mend)
     }
 
-    /// Who holds the rest.
-    fn others(&self) -> String {
+    /// How much other jobs hold, and which.
+    fn others(&self) -> (u64, String) {
         let mut others: Vec<(Held, String)> = Vec::new();
         for job in self.process.open().iter().filter(|job| !std::ptr::eq(&***job, self)) {
-            match others.iter_mut().find(|(_, name)| *name == job.name) {
+            let Some(of) = &job.name else { continue };
+            match others.iter_mut().find(|(_, name)| name == of) {
                 Some((held, _)) => held.add(&job.held()),
-                None => others.push((job.held(), job.name.clone())),
+                None => others.push((job.held(), of.clone())),
             }
         }
         others.retain(|(held, _)| held.total() > 0);
         others.sort_by_key(|(held, _)| std::cmp::Reverse(held.total()));
+        let all = others.iter().fold(0, |all, (held, _)| held.total().saturating_add(all));
         if others.is_empty() {
-            return "no other job holds any".to_owned();
+            return (0, "no other job holds any".to_owned());
         }
         let rest = others.split_off(NAMED.min(others.len()));
         let mut named: Vec<String> =
@@ -278,7 +343,7 @@ impl JobMemory {
             let bytes = rest.iter().fold(0, |all, (held, _)| held.total().saturating_add(all));
             named.push(format!("{} other jobs {}", rest.len(), size(bytes)));
         }
-        format!("of the rest holds {}", named.join(", "))
+        (all, format!("of the rest holds {}", named.join(", ")))
     }
 }
 
@@ -286,6 +351,53 @@ impl Drop for JobMemory {
     fn drop(&mut self) {
         self.process.held.fetch_sub(self.held().total(), Ordering::Relaxed);
         self.process.leaving.fetch_sub(self.leaving.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// What one holder has in the account of its job: a cache, a buffer, rows on their way. It is given back when this is dropped.
+#[derive(Debug)]
+pub struct Account {
+    job: Arc<JobMemory>,
+    owner: Owner,
+    bytes: AtomicU64,
+}
+
+impl Account {
+    /// Of a holder that has nothing yet.
+    pub fn new(job: &Arc<JobMemory>, owner: Owner) -> Self {
+        Self { job: job.clone(), owner, bytes: AtomicU64::new(0) }
+    }
+
+    /// Of one that has so many bytes; an error as for [`Account::hold`].
+    pub fn holding(job: &Arc<JobMemory>, owner: Owner, bytes: usize) -> Result<Self> {
+        let account = Self::new(job, owner);
+        account.hold(bytes)?;
+        Ok(account)
+    }
+
+    /// It has so many bytes now, which are there already; to be called once per batch, not per row. An error: it has
+    /// grown, and that is more than the process may use. It is counted nevertheless; the caller has to fail for it.
+    pub fn hold(&self, bytes: usize) -> Result<()> {
+        let before = self.bytes.swap(bytes as u64, Ordering::Relaxed);
+        if before == bytes as u64 {
+            return Ok(());
+        }
+        self.job.resize(self.owner, before, bytes as u64).inspect_err(|_| self.job.ends())
+    }
+
+    /// The same of what is bounded elsewhere, and therefore not refused.
+    pub fn note(&self, bytes: usize) {
+        let before = self.bytes.swap(bytes as u64, Ordering::Relaxed);
+        match (bytes as u64).checked_sub(before) {
+            Some(more) => self.job.add(self.owner, more),
+            None => self.job.give_back(self.owner, before - bytes as u64),
+        }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.job.give_back(self.owner, self.bytes.load(Ordering::Relaxed));
     }
 }
 
@@ -323,14 +435,15 @@ mod tests {
         let (a, b) = (process.job("a"), process.job("b"));
         a.take(Owner::Guests, 40).unwrap();
         a.resize(Owner::State, 0, 20).unwrap();
-        b.set(Owner::Exchange, 30);
+        let queues = Account::new(&b, Owner::Exchange);
+        queues.note(30);
         assert_eq!(process.held().total(), 90);
         assert_eq!((process.held().of(Owner::State), a.held().total()), (20, 60));
-        b.set(Owner::Exchange, 5);
+        queues.note(5);
         a.resize(Owner::State, 20, 10).unwrap();
         assert_eq!(process.held().total(), 55);
         a.give_back(Owner::Guests, 40);
-        drop(b);
+        drop((queues, b));
         assert_eq!(process.held().total(), 10);
         drop(a);
         assert_eq!((process.held(), process.held.load(Ordering::Relaxed)), (Held::default(), 0));
@@ -344,7 +457,7 @@ mod tests {
         b.take(Owner::Guests, 2 << 20).unwrap();
         a.take(Owner::Guests, 16 << 20).unwrap();
         let refused = a.take(Owner::Guests, 8 << 20).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Limit);
+        assert_eq!(refused.kind(), ErrorKind::Full, "alone it would fit");
         assert_eq!(
             refused.message(),
             "the process may use 64 MiB of memory, which is not enough: job 'a' asks for 8 MiB more for its guests and \
@@ -352,7 +465,46 @@ mod tests {
         );
         assert_eq!(process.held().total(), 58 << 20, "what was refused is not counted");
         a.take(Owner::Guests, 6 << 20).unwrap();
-        assert!(a.take(Owner::Guests, u64::MAX).is_err());
+        assert_eq!(a.take(Owner::Guests, u64::MAX).unwrap_err().kind(), ErrorKind::Limit, "nowhere would it fit");
+    }
+
+    #[test]
+    fn what_a_holder_has_goes_with_it_and_beyond_the_room_it_is_refused() {
+        let process = ProcessMemory::new(Some(100));
+        let (a, b) = (process.job("a"), process.job("b"));
+        let cache = Account::holding(&a, Owner::State, 60).unwrap();
+        cache.hold(20).unwrap();
+        let buffer = Account::holding(&b, Owner::Connectors, 80).unwrap();
+        assert_eq!((a.held().of(Owner::State), b.held().of(Owner::Connectors)), (20, 80));
+        let refused = cache.hold(21).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Full);
+        assert!(refused.to_string().contains("job 'a' holds 21 B (state 21 B); of the rest holds job 'b' 80 B"));
+        buffer.hold(90).expect("the other one has said that it ends");
+        drop((cache, buffer));
+        assert_eq!((process.held(), process.held.load(Ordering::Relaxed)), (Held::default(), 0));
+    }
+
+    #[test]
+    fn compiled_components_are_of_no_job_and_unused_ones_make_room() {
+        let process = ProcessMemory::new(Some(100));
+        let job = process.job("a");
+        let used = process.component(30).unwrap();
+        let unused = Mutex::new(Some(process.component(40).unwrap()));
+        assert_eq!((process.held().of(Owner::Code), job.held().total()), (70, 0));
+        process.on_shortage(move || drop(unused.lock().unwrap().take()));
+        job.take(Owner::Guests, 50).unwrap();
+        assert_eq!(process.held().of(Owner::Code), 30, "what nobody uses went");
+        let refused = job.resize(Owner::State, 0, 25).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Limit, "it needs its own code wherever it is");
+        assert!(refused.message().ends_with("no other job holds any; compiled components hold 30 B"), "{refused}");
+        // A component that does not fit beside a job.
+        job.resize(Owner::State, 25, 0).unwrap();
+        let refused = process.component(30).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Full);
+        let words = "which is not enough: of the rest holds job 'a' 50 B (guests 50 B); compiled components hold 60 B";
+        assert!(refused.message().ends_with(words), "{refused}");
+        drop((used, job));
+        assert_eq!(process.held().total(), 0);
     }
 
     #[test]

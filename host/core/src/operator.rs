@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::Batch;
 use crate::error::Result;
 use crate::ids::{InputIndex, MaxParallelism, Port, SubtaskId};
+use crate::memory::JobMemory;
 use crate::metrics::TaskMetrics;
 use crate::snapshot::{SnapshotKind, StateSnapshot, UnkeyedSnapshot};
 use crate::time::{Clock, Timestamp, Watermark};
@@ -60,6 +61,8 @@ pub struct OperatorContext {
     pub clock: Arc<dyn Clock>,
     /// Where it counts.
     pub metrics: Arc<TaskMetrics>,
+    /// Where what it keeps beside the state backend is counted, as [`crate::memory::Owner::State`].
+    pub memory: Arc<JobMemory>,
 }
 
 /// One operator subtask.

@@ -15,7 +15,7 @@ use arrow::buffer::ScalarBuffer;
 use tidemill_plan::Node;
 
 use crate::Batch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{Port, SubtaskId};
 use crate::process::Surroundings;
 use crate::time::{Timestamp, Watermark};
@@ -266,6 +266,8 @@ pub enum UserFailure {
     Rows(Vec<(u32, String)>),
     /// It will never succeed.
     Fatal(String),
+    /// The code is not the cause: it could not be run, for this reason.
+    Engine(Error),
     /// It trapped, exceeded a limit or broke the contract: the message says which, with the guest's backtrace.
     /// Some row may be the cause: the engine searches for it.
     Trap(String),

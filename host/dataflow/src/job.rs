@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tidemill_core::connector::{Sink, Source};
 use tidemill_core::graph::JobGraph;
 use tidemill_core::ids::{MaxParallelism, SubtaskId};
+use tidemill_core::memory::JobMemory;
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::state::StateBackend;
 use tidemill_core::time::Clock;
@@ -28,6 +29,8 @@ pub struct JobSpec {
     pub user_code: Arc<dyn UserCodeFactory>,
     /// Keeps keyed state.
     pub state: Arc<dyn StateBackend>,
+    /// Where its memory is counted.
+    pub memory: Arc<JobMemory>,
     /// Processing time.
     pub clock: Arc<dyn Clock>,
     /// How it runs.

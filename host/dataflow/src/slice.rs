@@ -28,6 +28,7 @@ use std::sync::Arc;
 use tidemill_core::Result;
 use tidemill_core::connector::Committable;
 use tidemill_core::ids::{Epoch, SubtaskId};
+use tidemill_core::memory::JobMemory;
 use tidemill_core::time::{Clock, Timestamp, Watermark};
 
 pub(crate) use build::hash_partitioner;
@@ -90,6 +91,7 @@ pub struct Slice {
     /// The dead letters as a task of checkpoints.
     letters_task: Arc<SubtaskId>,
     clock: Arc<dyn Clock>,
+    memory: Arc<JobMemory>,
     signals: Arc<Signals>,
     /// The latest checkpoint whose overtaking barriers all its cells have passed.
     overtaken: Epoch,

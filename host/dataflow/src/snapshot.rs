@@ -15,7 +15,7 @@ use tidemill_core::ids::{Epoch, SubtaskId};
 use tidemill_core::snapshot::{FileRef, SnapshotFiles, StateHandle, StateSnapshot, UnkeyedSnapshot};
 use tidemill_core::time::Watermark;
 
-use crate::in_flight::{self, ChannelContent};
+use crate::in_flight::{self, Overtaken};
 use crate::slice::Prepared;
 
 /// News of a task.
@@ -65,7 +65,7 @@ pub enum Frozen {
         /// Its states without a key.
         unkeyed: Vec<UnkeyedSnapshot>,
         /// What the barrier overtook on its channels.
-        in_flight: Vec<ChannelContent>,
+        in_flight: Overtaken,
     },
     /// Something that was taken to be written; the task is told of when it is.
     Taken,
@@ -86,7 +86,7 @@ pub struct Unwritten {
     pub epoch: Epoch,
     keyed: Option<Box<dyn StateSnapshot>>,
     unkeyed: Vec<UnkeyedSnapshot>,
-    in_flight: Vec<ChannelContent>,
+    in_flight: Overtaken,
 }
 
 /// What was written of it.
@@ -156,12 +156,12 @@ impl TaskSnapshot {
         }
         match &mut self.frozen {
             Frozen::Here { keyed, unkeyed, .. } => (*keyed, *unkeyed) = (state, others),
-            frozen => *frozen = Frozen::Here { keyed: state, unkeyed: others, in_flight: Vec::new() },
+            frozen => *frozen = Frozen::Here { keyed: state, unkeyed: others, in_flight: Overtaken::default() },
         }
     }
 
     /// Adds what was in flight, if anything was.
-    pub fn freeze_in_flight(&mut self, contents: Vec<ChannelContent>) {
+    pub fn freeze_in_flight(&mut self, contents: Overtaken) {
         if contents.is_empty() {
             return;
         }

@@ -166,6 +166,7 @@ impl Transaction {
                 }
                 Err(UserFailure::Retry(reason)) => return self.wait(now, rows, &reason),
                 Err(UserFailure::Fatal(reason)) => return Err(Error::new(ErrorKind::UserCode, reason)),
+                Err(UserFailure::Engine(error)) => return Err(error),
                 Err(UserFailure::Rows(failed)) => self.leave_out(&rows, failed, attempt)?,
                 Err(UserFailure::Trap(reason)) => self.narrow(&rows, reason, attempt)?,
             }

@@ -1,10 +1,11 @@
 //! Components that were loaded, kept so that a job which comes again begins at once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tidemill_blobs::Blobs;
 use tidemill_core::Result;
+use tidemill_core::memory::ProcessMemory;
 use tidemill_wasm::Limits;
 
 use crate::component::{self, Loaded};
@@ -19,12 +20,22 @@ pub struct Components {
     storage: Arc<dyn Blobs>,
     /// By artifact and limits.
     kept: Mutex<HashMap<(String, String), Loaded>>,
+    /// Where their code is counted.
+    memory: Arc<ProcessMemory>,
 }
 
 impl Components {
     /// Of this storage; none is loaded yet.
     pub fn new(storage: Arc<dyn Blobs>) -> Self {
-        Self { storage, kept: Mutex::default() }
+        Self { storage, kept: Mutex::default(), memory: ProcessMemory::unlimited() }
+    }
+
+    /// The same, in a process with this account: those that no job runs go when there is not enough memory.
+    pub fn within(storage: Arc<dyn Blobs>, memory: &Arc<ProcessMemory>) -> Arc<Self> {
+        let components = Arc::new(Self { memory: memory.clone(), ..Self::new(storage) });
+        let these: Weak<Self> = Arc::downgrade(&components);
+        memory.on_shortage(move || these.upgrade().iter().for_each(|components| components.drop_unused()));
+        components
     }
 
     /// An artifact, for a job with these limits.
@@ -43,8 +54,13 @@ impl Components {
             return Ok(loaded.clone());
         }
         let loaded = component::of_bytes(artifact, &read_artifact(&*self.storage, artifact)?, limits)?;
+        loaded.component.count(&self.memory)?;
         self.keep(key, loaded.clone());
         Ok(loaded)
+    }
+
+    fn drop_unused(&self) {
+        self.kept().retain(|_, loaded| loaded.component.is_shared());
     }
 
     /// Keeps one that was loaded otherwise, with these limits.

@@ -42,6 +42,7 @@ pub(crate) fn assemble(
         dead_letters: crate::bind::dead_letters(manifest, registry)?,
         user_code: job.code.within(within).unwrap_or(job.code),
         state: state(&manifest.state, &within.memory)?,
+        memory: within.memory.clone(),
         clock,
         settings: JobSettings {
             parallelism: settings.parallelism,

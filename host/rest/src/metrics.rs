@@ -101,13 +101,14 @@ const NOW_OF_JOBS: [Figure<JobView>; 4] = [
 ];
 
 /// Of workers.
-const NOW_OF_WORKERS: [Figure<WorkerView>; 8] = [
+const NOW_OF_WORKERS: [Figure<WorkerView>; 9] = [
     ("worker_slots", "Slots that it offers", |of| u64::from(of.slots)),
     ("worker_slots_free", "Slots in which nothing runs", |of| u64::from(of.free_slots)),
     ("worker_memory_limit_bytes", "What jobs may hold there", |of| of.memory_bytes),
     ("worker_memory_resident_bytes", "What its process has in memory", |of| of.resident_bytes),
     ("worker_memory_guests_bytes", "Held by user code", |of| of.held.guests_bytes),
-    ("worker_memory_state_bytes", "Held by keyed state", |of| of.held.state_bytes),
+    ("worker_memory_code_bytes", "Held by compiled components", |of| of.held.code_bytes),
+    ("worker_memory_state_bytes", "Held by state", |of| of.held.state_bytes),
     ("worker_memory_exchange_bytes", "Held by queues between slots", |of| of.held.exchange_bytes),
     ("worker_memory_connectors_bytes", "Held by sources and sinks", |of| of.held.connectors_bytes),
 ];

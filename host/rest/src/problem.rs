@@ -68,7 +68,7 @@ impl From<Error> for Problem {
             ErrorKind::Invalid | ErrorKind::UserCode => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorKind::Fenced => StatusCode::CONFLICT,
             ErrorKind::Limit => StatusCode::PAYLOAD_TOO_LARGE,
-            ErrorKind::Retry | ErrorKind::Lost => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Retry | ErrorKind::Lost | ErrorKind::Full => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.text())

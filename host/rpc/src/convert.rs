@@ -35,6 +35,7 @@ pub fn failure(error: &Error) -> proto::Failure {
         ErrorKind::Invalid => "invalid",
         ErrorKind::UserCode => "user-code",
         ErrorKind::Limit => "limit",
+        ErrorKind::Full => "full",
         ErrorKind::Internal => "internal",
     };
     proto::Failure { kind: kind.to_owned(), text: error.text() }
@@ -49,6 +50,7 @@ pub fn failure_of(failure: proto::Failure) -> Error {
         "invalid" => ErrorKind::Invalid,
         "user-code" => ErrorKind::UserCode,
         "limit" => ErrorKind::Limit,
+        "full" => ErrorKind::Full,
         _ => ErrorKind::Internal,
     };
     Error::new(kind, failure.text)

@@ -224,7 +224,7 @@ impl Sandboxed {
             Err(error) => match trap::refused(&error, live.store.data_mut()) {
                 Some(refused) => {
                     self.live = None;
-                    Ok(UserFailure::Fatal(refused.text()))
+                    Ok(UserFailure::Engine(refused))
                 }
                 None => Err(trap::explain(&error, live.store.data_mut())),
             },
@@ -449,7 +449,7 @@ fn checked_failure(failure: Failure, rows: usize) -> Result<UserFailure, String>
 fn restart_failure(error: Error) -> UserFailure {
     match error.kind() {
         ErrorKind::Retry => UserFailure::Retry(error.message().to_owned()),
-        ErrorKind::Limit => UserFailure::Fatal(error.text()),
+        ErrorKind::Limit | ErrorKind::Full => UserFailure::Engine(error),
         _ => UserFailure::Fatal(format!("after a trap it can't be opened again: {}", error.message())),
     }
 }

@@ -1,9 +1,10 @@
 //! A loaded job: compiled, checked against the contract, ready to be planned and run.
 
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use tidemill_core::memory::{Account, ProcessMemory};
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::process::Surroundings;
 use tidemill_core::{Error, ErrorKind, Result};
@@ -34,6 +35,8 @@ struct Loaded {
     instances: InstancePre<HostState>,
     wasi: WasiUse,
     sizes: Sizes,
+    /// What it takes, where that is counted.
+    held: OnceLock<Account>,
 }
 
 /// An import or export, for people.
@@ -86,7 +89,7 @@ impl Sandbox {
         let compiled_bytes = (range.end as usize).saturating_sub(range.start as usize);
         let sizes = Sizes { component_bytes: bytes.len(), compiled_bytes, from_cache };
         let (sandbox, what) = (self.clone(), what.to_owned());
-        Ok(Component(Arc::new(Loaded { sandbox, what, compiled, instances, wasi, sizes })))
+        Ok(Component(Arc::new(Loaded { sandbox, what, compiled, instances, wasi, sizes, held: OnceLock::new() })))
     }
 
     fn compile(&self, what: &str, bytes: &[u8]) -> Result<(wasmtime::component::Component, bool)> {
@@ -190,6 +193,20 @@ impl Component {
     /// How big it is.
     pub fn sizes(&self) -> Sizes {
         self.0.sizes
+    }
+
+    /// Counts its compiled code in the account of this process, for as long as anybody has it. An error: it is more than
+    /// the process may use.
+    pub fn count(&self, memory: &Arc<ProcessMemory>) -> Result<()> {
+        let account = memory.component(self.0.sizes.compiled_bytes).map_err(|e| e.prefixed(&self.0.what))?;
+        // Whoever came first has counted it.
+        _ = self.0.held.set(account);
+        Ok(())
+    }
+
+    /// Whether this is not the only handle on it.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 
     pub(crate) fn limits(&self) -> &crate::Limits {

@@ -139,8 +139,8 @@ impl Attendant {
             return Ok(deployments.clone());
         }
         self.cancel_all();
-        let components = Components::new(blobs::at(storage)?);
-        let mut environment = Environment::new(self.registry.clone(), Arc::new(components));
+        let components = Components::within(blobs::at(storage)?, &self.memory);
+        let mut environment = Environment::new(self.registry.clone(), components);
         environment.memory = self.memory.clone();
         let local = Some(self.local.clone());
         let deployments = Arc::new(Deployments::new(environment, self.plane.clone(), local));

@@ -14,7 +14,7 @@ use tidemill_checkpoint::manifest::Manifest;
 use tidemill_checkpoint::{Origin, Reads, SnapshotWriter, Store, restoring};
 use tidemill_core::connector::Waker;
 use tidemill_core::ids::{Epoch, NodeId};
-use tidemill_core::memory::{JobMemory, Owner};
+use tidemill_core::memory::{Account, Owner};
 use tidemill_core::process::Surroundings;
 use tidemill_core::{Error, Result};
 use tidemill_dataflow::TaskStatus;
@@ -74,9 +74,10 @@ struct Deployment {
     writer: Option<SnapshotWriter>,
     voice: Arc<Voice>,
     logs: Arc<JobLogs>,
-    memory: Arc<JobMemory>,
     /// What stands in the queues of its slots.
     queues: Vec<QueueGauge>,
+    /// The same, as it was counted last.
+    queued: Account,
     /// Until they are started.
     slots: Mutex<Option<Slots>>,
 }
@@ -196,6 +197,7 @@ impl Deployments {
             state: held.of(Owner::State),
             exchange: held.of(Owner::Exchange),
             connectors: held.of(Owner::Connectors),
+            code: held.of(Owner::Code),
         }
     }
 
@@ -231,8 +233,8 @@ impl Deployments {
             writer,
             voice,
             logs: logs.clone(),
-            memory,
             queues,
+            queued: Account::new(&memory, Owner::Exchange),
             slots: Mutex::new(Some(slots)),
         };
         self.running().deployments.insert(open.execution, Arc::new(deployment));
@@ -381,8 +383,7 @@ impl Deployment {
 
     /// What stands in queues is bounded by the job's settings, so it is looked at and not asked for.
     fn count_queues(&self) {
-        let bytes: usize = self.queues.iter().map(QueueGauge::bytes).sum();
-        self.memory.set(Owner::Exchange, bytes as u64);
+        self.queued.note(self.queues.iter().map(QueueGauge::bytes).sum());
     }
 
     fn counters(&self) -> proto::Counters {

@@ -153,6 +153,7 @@ pub fn job(name: &str, plan: Plan, user_code: Arc<dyn UserCodeFactory>, source: 
         dead_letters: Some(dead_letters),
         user_code,
         state: Arc::new(MemoryBackend::default()),
+        memory: tidemill_core::memory::JobMemory::unlimited(),
         clock: clock.clone(),
         settings: JobSettings::default(),
     };

@@ -12,6 +12,7 @@ use std::mem;
 
 use serde::{Deserialize, Serialize};
 use tidemill_blobs::{Blobs as _, Completion, PendingUpload, S3, Trouble, Upload, Uploads, at_path};
+use tidemill_connector_kit::Buffers;
 use tidemill_core::connector::{Attempt, Committable, SinkCommitter};
 use tidemill_core::error::{Error, Result};
 use tidemill_core::failpoint::Failpoint;
@@ -73,6 +74,8 @@ fn file_name(path: &str) -> &str {
 /// The bucket, for the writer of one subtask.
 pub(super) struct Bucket {
     uploads: Uploads,
+    /// Where parts are counted that are under way.
+    buffers: Buffers,
     part_bytes: usize,
     /// What its names begin with; no other writer has the same.
     prefix: String,
@@ -83,8 +86,13 @@ pub(super) struct Bucket {
 
 impl Bucket {
     /// For names that begin with this [`writer_prefix`].
-    pub(super) fn new(s3: &S3, part_bytes: usize, prefix: String, extension: &'static str) -> Self {
-        Self { uploads: s3.uploads(PARTS_AT_ONCE), part_bytes, prefix, extension, number: 0 }
+    pub(super) fn new(s3: &S3, part_bytes: usize, prefix: String, extension: &'static str, buffers: Buffers) -> Self {
+        Self { uploads: s3.uploads(PARTS_AT_ONCE), buffers, part_bytes, prefix, extension, number: 0 }
+    }
+
+    fn send(&self, part: &mut Upload, text: Vec<u8>) -> Result<()> {
+        let held = self.buffers.holding(text.len())?;
+        Ok(part.send_with(text, held)?)
     }
 }
 
@@ -106,7 +114,7 @@ impl Place for Bucket {
     fn write(&mut self, part: &mut Upload, text: &mut Vec<u8>) -> Result<()> {
         while text.len() >= self.part_bytes {
             let rest = text.split_off(self.part_bytes);
-            part.send(mem::replace(text, rest))?;
+            self.send(part, mem::replace(text, rest))?;
             Failpoint::PartWritten.reach();
         }
         Ok(())
@@ -121,7 +129,7 @@ impl Place for Bucket {
         self.write(part, &mut text)?;
         Failpoint::PartUnsynced.reach();
         if !text.is_empty() {
-            part.send(text)?;
+            self.send(part, text)?;
         }
         Ok(())
     }

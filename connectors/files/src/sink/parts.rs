@@ -10,6 +10,7 @@ use tidemill_core::Batch;
 use tidemill_core::connector::Committable;
 use tidemill_core::error::{Error, Result};
 use tidemill_core::ids::Epoch;
+use tidemill_core::memory::Account;
 
 use super::partitions::Partitions;
 use super::place::Place;
@@ -32,6 +33,9 @@ pub(super) struct PartFiles<P: Place> {
     closed: Vec<P::Part>,
     /// Grows with each use of a file, so that the one used least recently is known.
     uses: u64,
+    /// What the open files have gathered, in bytes, and where that is counted.
+    gathered: usize,
+    memory: Account,
 }
 
 struct Open<Part> {
@@ -45,8 +49,9 @@ struct Open<Part> {
 }
 
 impl<P: Place> PartFiles<P> {
-    pub(super) fn new(place: P, settings: Settings, encoder: Encoder) -> Self {
-        Self { place, settings, encoder, open: BTreeMap::new(), closed: Vec::new(), uses: 0 }
+    pub(super) fn new(place: P, settings: Settings, encoder: Encoder, memory: Account) -> Self {
+        let (open, closed) = Default::default();
+        Self { place, settings, encoder, open, closed, uses: 0, gathered: 0, memory }
     }
 
     /// Whether time may close a file although nothing happens.
@@ -62,7 +67,8 @@ impl<P: Place> PartFiles<P> {
         let rolling = self.settings.rolling;
         let is_due = |open: &Open<P::Part>| rolling.due(open.first_ms, open.last_ms).is_some_and(|due| now_ms >= due);
         let due: Vec<String> = self.open.iter().filter(|(_, o)| is_due(o)).map(|(folder, _)| folder.clone()).collect();
-        due.iter().try_for_each(|folder| self.close(folder))
+        due.iter().try_for_each(|folder| self.close(folder))?;
+        self.memory.hold(self.gathered)
     }
 
     /// Writes rows that came at this time.
@@ -72,27 +78,31 @@ impl<P: Place> PartFiles<P> {
             return Ok(());
         }
         match &self.settings.partitions {
-            None => self.write_into("", batch, now_ms),
+            None => self.write_into("", batch, now_ms)?,
             Some(partitions) => {
                 let divided = partitions.divide(batch)?;
-                divided.iter().try_for_each(|(folder, rows)| self.write_into(folder, rows, now_ms))
+                divided.iter().try_for_each(|(folder, rows)| self.write_into(folder, rows, now_ms))?;
             }
         }
+        self.memory.hold(self.gathered)
     }
 
     fn write_into(&mut self, folder: &str, batch: &Batch, now_ms: i64) -> Result<()> {
         if !self.open.contains_key(folder) {
             self.make_room()?;
             let open = self.create(folder, now_ms)?;
+            self.gathered += open.text.capacity();
             self.open.insert(folder.to_owned(), open);
         }
         let Some(open) = self.open.get_mut(folder) else { return Err(Error::internal("an open file is not there")) };
+        let before = open.text.capacity();
         self.encoder.encode(batch, &mut open.text)?;
         self.uses += 1;
         (open.last_ms, open.used) = (now_ms, self.uses);
         if open.text.len() >= self.place.piece_bytes(self.settings.partitions.is_some()) {
             self.place.write(&mut open.part, &mut open.text)?;
         }
+        self.gathered = self.gathered + open.text.capacity() - before;
         if P::written(&open.part) + open.text.len() as u64 >= self.settings.rolling.bytes {
             self.close(folder)?;
         }
@@ -104,6 +114,7 @@ impl<P: Place> PartFiles<P> {
         while let Some(folder) = self.open.keys().next().cloned() {
             self.close(&folder)?;
         }
+        self.memory.hold(self.gathered)?;
         self.place.prepare(epoch, mem::take(&mut self.closed))
     }
 
@@ -125,6 +136,7 @@ impl<P: Place> PartFiles<P> {
 
     fn close(&mut self, folder: &str) -> Result<()> {
         if let Some(mut open) = self.open.remove(folder) {
+            self.gathered -= open.text.capacity();
             self.place.close(&mut open.part, open.text)?;
             self.closed.push(open.part);
         }
@@ -141,6 +153,7 @@ mod tests {
     use arrow::array::{ArrayRef, Int64Array};
     use arrow::datatypes::{DataType, Field, Schema};
     use tidemill_connector_kit::format::EncodeFormat;
+    use tidemill_core::memory::{JobMemory, Owner, ProcessMemory};
 
     use super::super::folder::{Folder, Prepared};
     use super::*;
@@ -150,7 +163,8 @@ mod tests {
         let place = Folder::new(folder.to_owned(), ".part-".to_owned(), 0, "jsonl");
         let partitions = Some(Partitions::new(&schema, &["n".to_owned()], true).unwrap());
         let settings = Settings { rolling, partitions, max_open_files };
-        PartFiles::new(place, settings, EncodeFormat::json().encoder(&schema).unwrap())
+        let memory = Account::new(&JobMemory::unlimited(), Owner::Connectors);
+        PartFiles::new(place, settings, EncodeFormat::json().encoder(&schema).unwrap(), memory)
     }
 
     fn rows(numbers: &[i64]) -> Batch {
@@ -205,5 +219,21 @@ mod tests {
             here.map(|(hidden, _)| fs::read_to_string(folder.path().join(hidden)).unwrap()).collect()
         };
         assert_eq!([1, 2, 3, 4, 5].map(|n| read(n).lines().count()), [3, 2, 2, 1, 1]);
+    }
+
+    #[test]
+    fn what_open_files_have_gathered_is_counted_while_they_are_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let process = ProcessMemory::unlimited();
+        let mut parts = parts(folder.path(), NEVER, 2);
+        parts.memory = Account::new(&process.job("a"), Owner::Connectors);
+        let held = || process.held().of(Owner::Connectors);
+        parts.write(&rows(&[1]), 0).unwrap();
+        let one = held();
+        parts.write(&rows(&[1, 2, 3]), 0).unwrap();
+        let gathered: usize = parts.open.values().map(|open| open.text.capacity()).sum();
+        assert!(one > 0 && held() == gathered as u64, "{one} {gathered} {}", held());
+        parts.prepare(Epoch(1)).unwrap();
+        assert_eq!(held(), 0);
     }
 }

@@ -14,6 +14,7 @@ use tidemill_core::Batch;
 use tidemill_core::connector::{Attempt, Committable, Sink, SinkContext, SinkWriter};
 use tidemill_core::error::Result;
 use tidemill_core::ids::Epoch;
+use tidemill_core::memory::{Owner, ProcessMemory};
 
 /// A folder, the sink that writes into it, and the clock of its writers.
 struct Bench {
@@ -374,4 +375,29 @@ pub(super) fn numbers<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<i64> {
 #[test]
 fn each_row_is_there_once_whatever_fails() {
     exactly_once::exactly_once(|| InFolder(Bench::numbers()));
+}
+
+#[test]
+fn what_is_handed_over_and_gathered_is_counted_until_it_is_written() {
+    let bench = Bench::numbers();
+    let sink = bench.sink("");
+    let writer = |process: &Arc<ProcessMemory>| {
+        sink.begin(&Attempt { job: "test", number: 1, goes_on: true }).unwrap();
+        let context = conformance::sink_context(bench.schema.clone());
+        sink.writer(SinkContext { memory: process.job("a"), ..context }).unwrap()
+    };
+    let process = ProcessMemory::new(Some(1 << 20));
+    let mut ours = writer(&process);
+    (0..3).for_each(|n| bench.number(&mut ours, 0, n));
+    // The rows, or what they were encoded to: too little to be written to the file.
+    assert!(process.held().of(Owner::Connectors) > 0);
+    let prepared = ours.prepare(Epoch(1)).unwrap();
+    assert_eq!(process.held().of(Owner::Connectors), 0);
+    commit(&sink, &prepared);
+
+    let rows: ArrayRef = Arc::new(Int64Array::from(vec![1; 1_000]));
+    let refused = writer(&ProcessMemory::new(Some(1_000))).write(&Batch::new(1_000, vec![rows], None).unwrap());
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.kind(), tidemill_core::ErrorKind::Limit);
+    assert!(refused.to_string().contains("job 'a' holds 7.8 KiB (connectors 7.8 KiB)"), "{refused}");
 }

@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use tidemill_connector_kit::Buffers;
 use tidemill_connector_kit::queue::{Popped, Queue};
 use tidemill_core::Batch;
 use tidemill_core::connector::{Committable, SinkReady, SinkWriter, Waker};
 use tidemill_core::error::{Error, Result};
 use tidemill_core::ids::Epoch;
+use tidemill_core::memory::Account;
 use tidemill_core::time::{Clock, Timestamp};
 
 use super::parts::PartFiles;
@@ -20,8 +22,8 @@ use super::place::Place;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 enum Command {
-    /// Rows, and when they came: rolling does not depend on when the thread gets to them.
-    Write(Batch, Timestamp),
+    /// Rows, counted until they are written, and when they came: rolling does not depend on when the thread gets to them.
+    Write(Batch, Timestamp, Account),
     /// Closes and syncs what is open; the answer names all files since the last time.
     Prepare(Epoch, mpsc::Sender<Result<Option<Committable>>>),
 }
@@ -29,6 +31,7 @@ enum Command {
 /// The slot's side.
 pub(super) struct FilesWriter {
     queue: Queue<Command>,
+    buffers: Buffers,
     clock: Arc<dyn Clock>,
     /// Why the thread gave up.
     failure: Arc<Mutex<Option<Error>>>,
@@ -41,6 +44,7 @@ impl FilesWriter {
         buffer_bytes: usize,
         waker: Waker,
         clock: Arc<dyn Clock>,
+        buffers: Buffers,
     ) -> Result<Self> {
         let queue = Queue::new(buffer_bytes.max(1), waker);
         let failure = Arc::new(Mutex::new(None));
@@ -55,7 +59,7 @@ impl FilesWriter {
                 }
             })
             .map_err(|e| Error::internal(format!("starting a writing thread failed: {e}")))?;
-        Ok(Self { queue, clock, failure })
+        Ok(Self { queue, buffers, clock, failure })
     }
 
     fn failure(&self) -> Error {
@@ -71,8 +75,9 @@ impl SinkWriter for FilesWriter {
 
     fn write(&mut self, batch: &Batch) -> Result<()> {
         // Texts may share buffers with other batches; counting them whole errs on the side of less memory.
-        let command = Command::Write(batch.clone(), self.clock.now());
-        if self.queue.push(command, batch.bytes()) { Ok(()) } else { Err(self.failure()) }
+        let bytes = batch.bytes();
+        let command = Command::Write(batch.clone(), self.clock.now(), self.buffers.holding(bytes)?);
+        if self.queue.push(command, bytes) { Ok(()) } else { Err(self.failure()) }
     }
 
     fn prepare(&mut self, epoch: Epoch) -> Result<Vec<Committable>> {
@@ -100,7 +105,7 @@ fn run(files: &mut PartFiles<impl Place>, queue: &Queue<Command>, clock: &dyn Cl
             queue.pop_blocking().map_or(Popped::Closed, Popped::Item)
         };
         match popped {
-            Popped::Item(Command::Write(batch, now)) => files.write(&batch, now.0)?,
+            Popped::Item(Command::Write(batch, now, _held)) => files.write(&batch, now.0)?,
             Popped::Item(Command::Prepare(epoch, answer)) => {
                 // A slot that does not wait for the answer has gone, and its files with it.
                 let _ = answer.send(files.prepare(epoch));

@@ -124,6 +124,11 @@ impl<R: Read> Chunker<R> {
         self
     }
 
+    /// What was read and is in no piece yet, in bytes.
+    pub fn rest_bytes(&self) -> usize {
+        self.rest.capacity()
+    }
+
     /// The next piece; `None` at the end. Blocks as reading does.
     pub fn next_piece(&mut self) -> io::Result<Option<Piece>> {
         let mut text = std::mem::take(&mut self.rest);

@@ -149,6 +149,11 @@ impl Upload {
     /// Sends the next part, in the background. All parts but the last have the same length, of at least 5 MiB, which is
     /// what stores demand. Blocks while too many are under way; whether one failed is known in the end.
     pub fn send(&mut self, part: Vec<u8>) -> Result<(), BlobError> {
+        self.send_with(part, ())
+    }
+
+    /// The same; `until_sent` is dropped when the part is with the store, or given up.
+    pub fn send_with(&mut self, part: Vec<u8>, until_sent: impl Send + 'static) -> Result<(), BlobError> {
         let permits = Arc::clone(&self.permits);
         let permit = wait(permits.acquire_owned())?.map_err(|_| unavailable(DROPPED.to_owned()))?;
         let (store, key) = (Arc::clone(&self.s3.store), self.key.clone());
@@ -157,7 +162,7 @@ impl Upload {
         self.parts.push(spawn(async move {
             let id = id.get_or_try_init(|| store.create_multipart(&key)).await?;
             let sent = store.put_part(&key, id, index, part.into()).await;
-            drop(permit);
+            drop((permit, until_sent));
             sent
         })?);
         Ok(())

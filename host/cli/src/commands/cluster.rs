@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidemill_checkpoint::{Origin, Start};
-use tidemill_coordinator::view::{ArtifactView, JobState, JobView, Overview, WorkerView};
+use tidemill_coordinator::view::{ArtifactView, HeldView, JobState, JobView, Overview, WorkerView};
 use tidemill_job::component;
 use tidemill_rest::{RescaleRequest, SavepointRequest, StopRequest, SubmitRequest};
 
@@ -124,8 +124,13 @@ fn show_job(job: &JobView) {
         ));
     }
     if let Some(attempt) = job.attempt.as_ref().filter(|attempt| attempt.restored_bytes > 0) {
-        let (all, local) = (units::bytes(attempt.restored_bytes), units::bytes(attempt.restored_local_bytes));
-        text.push_str(&format!("restored: {all}, {local} of it from the machines where it runs\n"));
+        text.push_str(&format!("restored: {}", units::bytes(attempt.restored_bytes)));
+        // None: there are no copies, as where checkpoints are in a folder.
+        if attempt.restored_local_bytes > 0 {
+            let local = units::bytes(attempt.restored_local_bytes);
+            text.push_str(&format!(", {local} of it from the machines where it runs"));
+        }
+        text.push('\n');
     }
     if let Some(savepoint) = &job.savepoint {
         text.push_str(&format!("savepoint: {savepoint}\n"));
@@ -188,12 +193,14 @@ pub fn rescale(args: &RescaleArgs) -> Outcome {
 }
 
 pub fn workers(args: &ClusterArgs) -> Outcome {
-    let heads = ["worker", "address", "free slots", "held", "guests", "state", "exchange", "connectors", "resident"];
+    let heads =
+        ["worker", "address", "free slots", "held", "guests", "code", "state", "exchange", "connectors", "resident"];
     show(args, "workers", &heads, 2, |worker: &WorkerView| {
         let held = &worker.held;
         let slots = format!("{} of {}", worker.free_slots, worker.slots);
         let memory = format!("{} of {}", units::bytes(held.total()), units::bytes(worker.memory_bytes));
-        let owners = [held.guests_bytes, held.state_bytes, held.exchange_bytes, held.connectors_bytes];
+        let HeldView { guests_bytes, code_bytes, state_bytes, exchange_bytes, connectors_bytes } = *held;
+        let owners = [guests_bytes, code_bytes, state_bytes, exchange_bytes, connectors_bytes];
         let bytes = owners.into_iter().chain([worker.resident_bytes]).map(units::bytes);
         [worker.id.clone(), worker.address.clone(), slots, memory].into_iter().chain(bytes).collect()
     })?;

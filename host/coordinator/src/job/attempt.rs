@@ -35,6 +35,8 @@ pub struct Attempt {
     ended: BTreeSet<u32>,
     /// What went wrong before its master was there, or at the very end.
     errors: Vec<Error>,
+    /// Workers that have no memory for it, since others hold it.
+    refused: BTreeSet<String>,
     /// Whether a checkpoint of it is complete.
     progressed: bool,
 }
@@ -69,7 +71,7 @@ impl Attempt {
     /// Of which all workers were told to make their slots, or that they are taken over.
     pub fn new(execution: Arc<Execution>, spec: JobSpec, prologue: Prologue, checkpoints: Option<Checkpoints>) -> Self {
         let workers: BTreeSet<String> = execution.workers.iter().map(|worker| worker.id.clone()).collect();
-        let (restored, ended, errors) = Default::default();
+        let (restored, ended, errors, refused) = Default::default();
         let stage = Stage::Opening(Some(Box::new(Opening { prologue, checkpoints, said: Vec::new() })));
         Self {
             execution,
@@ -80,6 +82,7 @@ impl Attempt {
             here: workers,
             ended,
             errors,
+            refused,
             progressed: false,
         }
     }
@@ -91,6 +94,7 @@ impl Attempt {
 
     /// A worker says something of it.
     pub fn hear(&mut self, event: ExecutionEvent) {
+        self.note_refusal(&event);
         match event {
             ExecutionEvent::Opened(worker, outcome) => {
                 self.opening.remove(&worker);
@@ -140,6 +144,19 @@ impl Attempt {
                 self.hear_master(MasterEvent::Slot(event));
             }
         }
+    }
+
+    fn note_refusal(&mut self, event: &ExecutionEvent) {
+        let is_full = |error: &Error| error.kind() == ErrorKind::Full;
+        let refuses = match event {
+            ExecutionEvent::Opened(worker, Err(error)) => is_full(error).then_some(worker),
+            ExecutionEvent::Slot(worker, SlotEvent::Failed(_, error) | SlotEvent::Trouble(error)) => {
+                is_full(error).then_some(worker)
+            }
+            ExecutionEvent::Left(worker, failures) => failures.iter().any(is_full).then_some(worker),
+            _ => None,
+        };
+        self.refused.extend(refuses.cloned());
     }
 
     /// Something is said to its master.
@@ -193,6 +210,16 @@ impl Attempt {
     /// Whether the job got on in it.
     pub fn progressed(&self) -> bool {
         self.progressed
+    }
+
+    /// The workers that have no memory for it, since others hold it.
+    pub fn refused(&self) -> &BTreeSet<String> {
+        &self.refused
+    }
+
+    /// Whether its slots were started: it may have done something.
+    pub fn ran(&self) -> bool {
+        matches!(self.stage, Stage::Running(_) | Stage::Leaving(Some(_)))
     }
 
     /// It is over: how.
@@ -280,6 +307,7 @@ fn running(job: &Job, master: &Master, parallelism: u32, restored: RestoredBytes
     drop(shared);
     let read = match bytes {
         0 => String::new(),
+        bytes if restored.local == 0 => format!("; restored {bytes} bytes"),
         bytes => format!("; restored {bytes} bytes, {} of them from the machines where they run", restored.local),
     };
     job.log().say(now.0, Level::Info, &format!("all its slots run{read}"));

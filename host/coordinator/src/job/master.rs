@@ -3,6 +3,7 @@
 //! A state machine: it hears events and looks at the clock, and has neither a thread nor a wait of its own. Its steps may
 //! block on the store, so in production each master has a thread ([`JobMaster::run`]).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -44,6 +45,10 @@ pub struct JobMaster {
     begun: bool,
     /// Where the slots of the latest attempt were, by slot: those of the next go there again, if they can.
     placed: Vec<String>,
+    /// Workers that had no memory for it since it last got on: others are better, while they have more of it left.
+    refused: BTreeSet<String>,
+    /// Whether there was a better one when the latest attempt ended for that.
+    moves: bool,
     /// Whether another coordinator had the job since this one looked: it may have brought it to its end.
     fenced: bool,
     /// Of the newest attempt of this coordinator, where it takes checkpoints.
@@ -136,9 +141,20 @@ impl JobMaster {
             let parallelism = lock(&job.shared).parallelism;
             coordinator.workers.returns(job.id(), parallelism);
         }
-        let (placed, generation) = Default::default();
-        let master =
-            Self { coordinator, job: job.clone(), inbox, restarts, begun, placed, fenced: false, generation, phase };
+        let (placed, refused, generation) = Default::default();
+        let master = Self {
+            coordinator,
+            job: job.clone(),
+            inbox,
+            restarts,
+            begun,
+            placed,
+            refused,
+            moves: false,
+            fenced: false,
+            generation,
+            phase,
+        };
         Ok((job, master))
     }
 
@@ -241,7 +257,9 @@ impl JobMaster {
                     Progress::Over => {
                         if attempt.progressed() {
                             self.restarts.progressed();
+                            self.refused.clear();
                         }
+                        let (refused, ran) = (attempt.refused().clone(), attempt.ran());
                         let execution = attempt.execution().clone();
                         let outcome = attempt.end();
                         self.placed = execution.slots.iter().map(|worker| worker.id.clone()).collect();
@@ -253,6 +271,9 @@ impl JobMaster {
                         self.coordinator.workers.returns(self.job.id(), had);
                         self.coordinator.workers.give_back(&execution.slots);
                         self.job.hear_saved();
+                        // Of one that ran, what was done is known from checkpoints alone.
+                        let moves = self.passes_over(refused) && (!ran || self.generation.is_some());
+                        self.moves = moves && matches!(&outcome, Err(error) if error.kind() == ErrorKind::Full);
                         self.attempt_ended(outcome, now);
                     }
                 },
@@ -368,7 +389,13 @@ impl JobMaster {
             0 if self.begun => parallelism,
             had => u32::try_from(had).unwrap_or(u32::MAX),
         };
-        let wanted = workers::Wanted { slots: parallelism, before: &self.placed, had, job: self.job.id() };
+        let wanted = workers::Wanted {
+            slots: parallelism,
+            before: &self.placed,
+            had,
+            refused: &self.refused,
+            job: self.job.id(),
+        };
         match self.coordinator.workers.take(&wanted, look) {
             Ok(slots) => Some(slots),
             Err(missing) => {
@@ -469,6 +496,19 @@ impl JobMaster {
         Made::Attempt(Box::new(Attempt::new(execution, spec, prologue, checkpoints)))
     }
 
+    /// These workers had no memory for it. Whether there is a better one: then all that refused it are passed over, so it
+    /// comes to each worker once. If there is none, only these are, since elsewhere there may be room by the next attempt.
+    fn passes_over(&mut self, mut refused: BTreeSet<String>) -> bool {
+        if refused.is_empty() {
+            return false;
+        }
+        let latest = refused.clone();
+        refused.append(&mut self.refused);
+        let better = self.coordinator.workers.has_memory_beside(&refused);
+        self.refused = if better { refused } else { latest };
+        better
+    }
+
     /// An attempt is over, one way or another: what follows.
     fn attempt_ended(&mut self, outcome: Result<Ending>, now: Timestamp) {
         let shared = lock(&self.job.shared);
@@ -505,6 +545,11 @@ impl JobMaster {
         let over = shared.view.exceptions.len().saturating_sub(EXCEPTIONS);
         shared.view.exceptions.drain(..over);
         drop(shared);
+        // That has nothing to do with the job, and there is no point in waiting.
+        if std::mem::take(&mut self.moves) {
+            self.say(Level::Warn, "another worker has more memory left");
+            return Ok(self.starts_again(Duration::ZERO, text, now));
+        }
         let manifest = self.job.accepted.definition.manifest(self.job.accepted.parallelism)?;
         // What was done is known from checkpoints alone.
         if manifest.checkpoints.is_none() {
@@ -517,7 +562,7 @@ impl JobMaster {
             // Another coordinator has the job. If it lives, that is well, and this one will hear how the job ended; if it
             // was on its way to its end itself, somebody has to go on.
             ErrorKind::Fenced => self.restarts.failed(now_ms, &text),
-            ErrorKind::Retry | ErrorKind::Internal => self.restarts.failed(now_ms, &text),
+            ErrorKind::Retry | ErrorKind::Full | ErrorKind::Internal => self.restarts.failed(now_ms, &text),
             // Of an attempt that others have overtaken, whatever it needs may be gone.
             _ if !self.is_newest(&manifest) => {
                 self.fenced = true;
@@ -527,17 +572,21 @@ impl JobMaster {
             ErrorKind::Invalid | ErrorKind::UserCode | ErrorKind::Limit => return Err(error),
         };
         match decided {
-            Restart::After(ms) => {
-                self.set(JobState::Restarting, Some(text));
-                let mut shared = lock(&self.job.shared);
-                shared.view.restarts += 1;
-                let restarts = shared.view.restarts;
-                drop(shared);
-                self.say(Level::Warn, &format!("it is started again in {ms} ms (restart {restarts})"));
-                Ok(Timestamp(now.0.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX))))
-            }
+            Restart::After(ms) => Ok(self.starts_again(Duration::from_millis(ms), text, now)),
             Restart::GiveUp(_) => Err(error),
         }
+    }
+
+    /// It is started again after so long, since this went wrong: when.
+    fn starts_again(&self, after: Duration, why: String, now: Timestamp) -> Timestamp {
+        self.set(JobState::Restarting, Some(why));
+        let mut shared = lock(&self.job.shared);
+        shared.view.restarts += 1;
+        let restarts = shared.view.restarts;
+        drop(shared);
+        let ms = after.as_millis();
+        self.say(Level::Warn, &format!("it is started again in {ms} ms (restart {restarts})"));
+        Timestamp(now.0.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX)))
     }
 
     /// Whether its attempt, if it had one, is the newest; false also where that can't be found out.

@@ -373,6 +373,7 @@ impl From<Error> for StageFailure {
 pub(super) fn failed(call: &str, failure: UserFailure) -> Error {
     let reason = match failure {
         UserFailure::Retry(reason) | UserFailure::Fatal(reason) | UserFailure::Trap(reason) => reason,
+        UserFailure::Engine(error) => return error,
         UserFailure::Rows(rows) => rows.into_iter().next().map_or_else(String::new, |(_, reason)| reason),
     };
     Error::new(ErrorKind::UserCode, format!("the user's aggregator failed in '{call}': {reason}"))

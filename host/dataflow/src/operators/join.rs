@@ -26,6 +26,7 @@ use arrow::datatypes::DataType;
 use tidemill_core::graph::{JobGraph, key_of};
 use tidemill_core::ids::{InputIndex, NodeId, SubtaskId};
 use tidemill_core::keys::KeyCodec;
+use tidemill_core::memory::{Account, Owner};
 use tidemill_core::operator::{Operator, Output};
 use tidemill_core::plan::{Node, NodeKind, Origin};
 use tidemill_core::state::{KeyedState, LogId};
@@ -161,6 +162,8 @@ struct Common {
     logs: Sides<LogId>,
     /// For rows that are set aside.
     texts: Sides<RecordText>,
+    /// Of what is derived from the state.
+    caches: Account,
 }
 
 impl Common {
@@ -175,7 +178,8 @@ impl Common {
             Ok(RecordText::new(arrow_schema(build.graph.input_fields(node, index)?.iter().map(|f| &f.field))))
         };
         let texts = Sides { left: text(0)?, right: text(1)? };
-        Ok(Self { context: build.context, layout, state, logs: Sides { left, right }, texts })
+        let caches = Account::new(&build.context.memory, Owner::State);
+        Ok(Self { context: build.context, layout, state, logs: Sides { left, right }, texts, caches })
     }
 
     /// Pairs to emit at once.
@@ -207,10 +211,12 @@ impl Common {
         }
     }
 
-    fn show_state(&self, cache_bytes: usize) {
+    /// Counts what is kept. An error: the process has no room for the caches.
+    fn show_state(&self, cache_bytes: usize) -> Result<()> {
         let metrics = &self.context.metrics;
         metrics.state_entries.set(self.state.entries());
         metrics.state_bytes.set((self.state.memory_bytes() + cache_bytes) as u64);
+        self.caches.hold(cache_bytes)
     }
 }
 

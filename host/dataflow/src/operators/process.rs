@@ -58,7 +58,7 @@ pub fn build(build: Build<'_>) -> Result<Box<dyn Operator>> {
     };
     let codec = build.graph.key_codec(node, keyed_input(node).unwrap_or_default())?;
     let spec = build.state_spec(codec)?;
-    let unkeyed = UnkeyedStates::declare(states, &build.begin, &build.context.subtask, &spec)?;
+    let unkeyed = UnkeyedStates::declare(states, &build.begin, &build.context, &spec)?;
     // Without a key there is nothing in it, and nothing to be gone on from.
     let is_keyed = keyed_input(node).is_some();
     let state = if is_keyed { build.backend.open(spec) } else { MemoryBackend::new().open(spec) };

@@ -23,6 +23,7 @@ use arrow::buffer::ScalarBuffer;
 use tidemill_core::graph::key_of;
 use tidemill_core::ids::Port;
 use tidemill_core::keys::{KeyCodec, KeyData, Keys};
+use tidemill_core::memory::{Account, Owner};
 use tidemill_core::operator::{Operator, OperatorContext, Output};
 use tidemill_core::state::KeyedState;
 use tidemill_core::types::{arrow_schema, arrow_type};
@@ -68,6 +69,7 @@ fn parts(build: Build<'_>) -> Result<(Windows, Common, Aggregates, Box<dyn Keyed
         fields: fields.to_vec(),
         lateness_ms: i64::try_from(*allowed_lateness_ms).unwrap_or(i64::MAX),
         watermark: build.begin.watermark.0,
+        caches: Account::new(&build.context.memory, Owner::State),
         context: build.context.clone(),
         key,
     };
@@ -90,6 +92,8 @@ struct Common {
     text: RecordText,
     lateness_ms: i64,
     watermark: i64,
+    /// Of what is derived from the state.
+    caches: Account,
 }
 
 /// Where a column of the result comes from.
@@ -151,6 +155,14 @@ impl Common {
         }
         let (batch, low, high) = admit(batch, &self.text, out)?;
         Ok((!batch.is_empty()).then_some((batch, low, high)))
+    }
+
+    /// Counts what is kept. An error: the process has no room for the caches.
+    fn show_state(&self, state: &dyn KeyedState, cache_bytes: usize) -> Result<()> {
+        let metrics = &self.context.metrics;
+        metrics.state_entries.set(state.entries());
+        metrics.state_bytes.set((state.memory_bytes() + cache_bytes) as u64);
+        self.caches.hold(cache_bytes)
     }
 
     /// Whether nothing is kept any more of a window with this end.

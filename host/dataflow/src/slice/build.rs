@@ -299,6 +299,7 @@ impl Assembler<'_> {
             tried: Vec::new(),
             letters,
             clock: self.spec.clock.clone(),
+            memory: self.spec.memory.clone(),
             signals: self.signals.clone(),
             overtaken: self.start.passed(),
             events: Vec::new(),
@@ -344,6 +345,7 @@ impl Assembler<'_> {
                     waker: waker.clone(),
                     clock: spec.clock.clone(),
                     metrics: metrics.clone(),
+                    memory: spec.memory.clone(),
                 })?;
                 let mailbox = Arc::new(Mailbox::new(waker.clone()));
                 self.readers.insert((id, subtask.index.0), mailbox.clone());
@@ -358,6 +360,7 @@ impl Assembler<'_> {
                     clock: spec.clock.clone(),
                     waker: waker.clone(),
                     metrics: metrics.clone(),
+                    memory: spec.memory.clone(),
                     attempt: self.start.attempt,
                     restored: self.start.sink(&node.uid, subtask.index, subtask.parallelism),
                 })?;
@@ -379,6 +382,7 @@ impl Assembler<'_> {
                     batch_rows: spec.settings.batch_rows,
                     clock: spec.clock.clone(),
                     metrics: metrics.clone(),
+                    memory: spec.memory.clone(),
                 };
                 let backend = spec.state.as_ref();
                 let groups = spec.settings.max_parallelism;
@@ -398,6 +402,7 @@ impl Assembler<'_> {
             clock: self.spec.clock.clone(),
             waker,
             metrics: Arc::default(),
+            memory: self.spec.memory.clone(),
             attempt: self.start.attempt,
             restored,
         };

@@ -20,7 +20,7 @@ use super::sink::SinkCell;
 use super::source::{SourceCell, SourceSnapshot, SourceStep, set_malformed_aside};
 use crate::element::{Barrier, Element, Inbox};
 use crate::event_time::EventTimeReader;
-use crate::in_flight::{ChannelContent, ChannelId};
+use crate::in_flight::{ChannelId, Overtaken};
 use crate::letters::Letters;
 use crate::record::RecordText;
 use crate::snapshot::TaskSnapshot;
@@ -277,7 +277,7 @@ impl Cell {
     pub fn overtake(
         &mut self,
         barrier: Barrier,
-        in_flight: Vec<ChannelContent>,
+        in_flight: Overtaken,
         inboxes: &mut [Inbox],
         letters: &mut Letters,
     ) -> Result<TaskSnapshot> {

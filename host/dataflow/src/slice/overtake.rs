@@ -13,7 +13,7 @@ use super::cell::CellStep;
 use super::{Origin, Slice, Waits};
 use crate::element::{Barrier, Element};
 use crate::exchange::queue::QueueReceiver;
-use crate::in_flight::ChannelContent;
+use crate::in_flight::{ChannelContent, Overtaken};
 use crate::snapshot::TaskEvent;
 
 impl Slice {
@@ -48,7 +48,7 @@ impl Slice {
     }
 
     fn pass_overtaking(&mut self, at: usize, epoch: Epoch) -> Result<()> {
-        let in_flight = self.in_flight(at, epoch);
+        let in_flight = Overtaken::new(self.in_flight(at, epoch), &self.memory);
         let barrier = Barrier { epoch, kind: SnapshotKind::Incremental, stops: false };
         let snapshot = self.cells[at].overtake(barrier, in_flight, &mut self.inboxes, &mut self.letters)?;
         self.inboxes[at].unblock();

@@ -407,6 +407,7 @@ pub fn job(plan: PlanBuilder, parallelism: u32, sources: Vec<(&str, Arc<MemorySo
             Ok(())
         }),
         state: Arc::new(NoState),
+        memory: tidemill_core::memory::JobMemory::unlimited(),
         clock: clock.clone(),
         settings: JobSettings { parallelism, exchange_bytes: 4 << 10, ..JobSettings::default() },
     };

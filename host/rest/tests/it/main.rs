@@ -81,16 +81,21 @@ impl Cluster {
 
     /// A worker of four slots, in this process, that may use so much memory.
     async fn worker(&self, memory_bytes: u64) {
+        self.worker_of(4, memory_bytes).await;
+    }
+
+    async fn worker_of(&self, slots: u32, memory_bytes: u64) {
+        let before = self.get("/api/v1/overview").await.value()["workers"].as_u64().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(tidemill_coordinator::serve(self.coordinator.clone(), listener, None).unwrap());
         let settings = WorkerSettings {
             coordinator: address.to_string(),
-            slots: 4,
+            slots,
             memory_bytes,
             local_recovery: LocalRecoverySettings {
                 when: LocalRecoveryWhen::Never,
-                folder: self.storage.path().join("copies"),
+                folder: self.storage.path().join(format!("copies-{before}")),
                 limit_bytes: 0,
             },
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -98,7 +103,7 @@ impl Cluster {
             tls: None,
         };
         tokio::spawn(tidemill_worker::run(settings, registry(), std::future::pending()));
-        self.until("/api/v1/overview", |overview| overview["workers"] == 1).await;
+        self.until("/api/v1/overview", |overview| overview["workers"] == before + 1).await;
     }
 
     /// A job of the evil guest on its best behaviour; it waits for slots that never come.
@@ -117,7 +122,7 @@ impl Cluster {
     async fn submit_as(&self, name: &str, artifact: &str, more: &str) -> Answer {
         let folder = self.storage.path().join("in").display().to_string();
         let manifest = format!(
-            "[job]\nname = \"{name}\"\ncomponent = \"x\"\n{more}\n[sources.in]\nconnector = \"files\"\npath = \"{folder}\"\nformat = \"csv\"\ndiscover-every = \"1 s\"\n[sinks.out]\nconnector = \"blackhole\"\n"
+            "[job]\nname = \"{name}\"\ncomponent = \"x\"\n{more}\n[sources.in]\nconnector = \"files\"\npath = \"{folder}\"\nformat = \"csv\"\ndiscover-every = \"1 s\"\nprefetch-bytes = \"1 MiB\"\n[sinks.out]\nconnector = \"blackhole\"\n"
         );
         self.json("/api/v1/jobs", &json!({"artifact": artifact, "manifest": manifest})).await
     }

@@ -155,7 +155,7 @@ async fn a_job_whose_state_grows_beyond_its_worker_ends_and_leaves_nothing() {
     let failed = cluster.state(&job, "FAILED").await;
     let reason = failed["reason"].as_str().unwrap();
     for words in [
-        "job 'keys', operator 'deed' (1/1)",
+        "job 'keys', operator '",
         "the process may use 16 MiB of memory, which is not enough: job 'keys' holds ",
         "state 1",
         "no other job holds any",
@@ -167,4 +167,46 @@ async fn a_job_whose_state_grows_beyond_its_worker_ends_and_leaves_nothing() {
     assert_eq!(failed["restarts"], 0, "it would come to the same again");
     let held = cluster.held(|held| held["state_bytes"] == 0 && held["guests_bytes"] == 0).await;
     assert_eq!(held["exchange_bytes"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_for_which_others_leave_no_room_goes_to_another_worker_while_there_is_one() {
+    let cluster = Cluster::start();
+    cluster.worker_of(8, 16 * MIB).await;
+    let flow = cluster.upload(guests::with_plan("flow")).await;
+    let neighbour = cluster.runs("neighbour", &flow, "process:hold").await;
+    cluster.rows("1", 0..10);
+    cluster.counted(&neighbour, 10).await;
+    let held = cluster.held(|held| held["guests_bytes"].as_u64() > Some(8 * MIB)).await;
+    assert!(held["code_bytes"].as_u64() > Some(0), "{held}");
+    // With fewer slots: who has most left comes first, and that is the full one.
+    cluster.worker_of(2, 1 << 30).await;
+
+    let refused = |job: &Value, name: &str| {
+        let reason = job["exceptions"][0]["text"].as_str().unwrap().to_owned();
+        let words = format!("job '{name}' asks for ");
+        assert!(reason.contains(&words) && reason.contains("of the rest holds job 'neighbour' "), "{reason}");
+    };
+    // One has no room to begin with, though it takes no checkpoints: it has done nothing.
+    let late = cluster.runs("late", &flow, "open:hold").await;
+    let runs = cluster.state(&late, "RUNNING").await;
+    assert_eq!(runs["restarts"], 1, "{runs}");
+    refused(&runs, "late");
+    // And one that grows where it is.
+    let folder = cluster.storage.path().join("checkpoints").display().to_string();
+    let checkpoints = format!("[params]\ndo = \"process:hold\"\n[checkpoints]\nlocation = \"{folder}\"");
+    let grows = cluster.submit_as("grows", &flow, &checkpoints).await.value()["id"].as_str().unwrap().to_owned();
+    cluster.counted(&grows, 10).await;
+    let runs = cluster.state(&grows, "RUNNING").await;
+    assert_eq!(runs["restarts"], 1, "{runs}");
+    refused(&runs, "grows");
+
+    // The other worker has no slot any more.
+    let last = cluster.runs("last", &flow, "open:hold").await;
+    let failed = cluster.state(&last, "FAILED").await;
+    refused(&failed, "last");
+    assert_eq!(failed["restarts"], 0, "{failed}");
+    for job in [neighbour, late, grows] {
+        cluster.ends(&job).await;
+    }
 }

@@ -73,6 +73,7 @@ impl Here {
             dead_letters,
             user_code,
             state: Arc::new(MemoryBackend::default()),
+            memory: tidemill_core::memory::JobMemory::unlimited(),
             clock: clock.clone(),
             settings: JobSettings::default(),
         };

@@ -160,7 +160,7 @@ impl Operator for IntervalJoin {
             }
         }
         self.common.state.commit()?;
-        self.common.show_state(self.cache_bytes);
+        self.common.show_state(self.cache_bytes)?;
         Ok(Progress::Done)
     }
 
@@ -183,7 +183,7 @@ impl IntervalJoin {
             if probing.parts.is_empty() {
                 self.probing = None;
                 self.common.state.commit()?;
-                self.common.show_state(self.cache_bytes);
+                self.common.show_state(self.cache_bytes)?;
                 return Ok(Progress::Done);
             }
             if self.pair(&mut steps, out)? {

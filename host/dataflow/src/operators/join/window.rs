@@ -115,7 +115,7 @@ impl Operator for WindowJoin {
             self.common.state.append(log, self.panes.namespace(pane), kept, keys)?;
         }
         self.common.state.commit()?;
-        self.common.show_state(0);
+        self.common.show_state(0)?;
         Ok(Progress::Done)
     }
 
@@ -205,8 +205,8 @@ impl WindowJoin {
             }
         }
         *steps = steps.saturating_sub(index.len());
-        self.common.show_state(index.memory_bytes());
         let indexed = Batch::concat(&parts)?.ok_or_else(|| Error::internal("a window without rows fires"))?;
+        self.common.show_state(index.memory_bytes() + indexed.bytes())?;
         Ok(Firing { window, probing, index, indexed, panes, next_piece: 0, chunk: None })
     }
 
@@ -252,7 +252,7 @@ impl WindowJoin {
             }
         }
         self.common.state.commit()?;
-        self.common.show_state(0);
+        self.common.show_state(0)?;
         Ok(())
     }
 }

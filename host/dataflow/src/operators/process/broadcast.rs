@@ -52,7 +52,12 @@ impl Kept {
 impl BroadcastStates {
     /// Declares those of `states` that are broadcast, with what was restored of them, by name. `spec`: as for keyed state;
     /// its keys play no part.
-    pub(super) fn declare(states: &[State], restored: &[(String, RestoredState)], spec: &StateSpec) -> Result<Self> {
+    pub(super) fn declare(
+        states: &[State],
+        restored: &[(String, RestoredState)],
+        spec: &StateSpec,
+        backend: &MemoryBackend,
+    ) -> Result<Self> {
         let is_declared =
             |name: &str| states.iter().any(|s| s.name == name && matches!(s.kind, StateKind::Broadcast { .. }));
         let gone = restored.iter().find(|(name, from)| !from.allow_non_restored && !is_declared(name));
@@ -66,7 +71,7 @@ impl BroadcastStates {
             let StateKind::Broadcast { key } = &state.kind else { continue };
             let (key, value) = (arrow_type(key), arrow_type(&state.data_type));
             let codec = tidemill_core::keys::KeyCodec::new(std::slice::from_ref(&key), false)?;
-            let mut keyed = MemoryBackend::new().open(StateSpec {
+            let mut keyed = backend.open(StateSpec {
                 codec,
                 operator: spec.operator.clone(),
                 key_groups: KeyGroupRange::all(spec.max_parallelism),
@@ -239,7 +244,7 @@ mod tests {
         let codec = KeyCodec::new(&[ArrowType::Int64], false).unwrap();
         let spec =
             StateSpec { operator: "judge".into(), max_parallelism: groups_of(groups), ..StateSpec::empty(codec) };
-        BroadcastStates::declare(states, restored, &spec)
+        BroadcastStates::declare(states, restored, &spec, &MemoryBackend::new())
     }
 
     fn groups_of(groups: u16) -> MaxParallelism {

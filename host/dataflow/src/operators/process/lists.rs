@@ -59,6 +59,7 @@ impl ListStates {
         restored: &[RestoredList],
         subtask: &SubtaskId,
         spec: &StateSpec,
+        backend: &MemoryBackend,
     ) -> Result<Self> {
         let is_declared =
             |name: &str| states.iter().any(|s| s.name == name && matches!(s.kind, StateKind::OperatorList { .. }));
@@ -73,7 +74,7 @@ impl ListStates {
         let mut kept = BTreeMap::new();
         for (index, state) in states.iter().enumerate() {
             let StateKind::OperatorList { redistribution } = state.kind else { continue };
-            let maker = Maker { state, item: arrow_type(&state.data_type), subtask, spec };
+            let maker = Maker { state, item: arrow_type(&state.data_type), subtask, spec, backend };
             let restored = restored.iter().find(|list| list.name == state.name);
             let list = maker.list(redistribution, restored)?;
             kept.insert(index, Kept { name: state.name.clone(), list: Mutex::new(list) });
@@ -251,6 +252,7 @@ struct Maker<'a> {
     item: ArrowType,
     subtask: &'a SubtaskId,
     spec: &'a StateSpec,
+    backend: &'a MemoryBackend,
 }
 
 impl Maker<'_> {
@@ -290,7 +292,7 @@ impl Maker<'_> {
 
     /// A list with all items of a piece; without one, an empty list.
     fn open(&self, namespace: i64, piece: Option<&RestoredPiece>) -> Result<List> {
-        let mut state = MemoryBackend::new().open(StateSpec {
+        let mut state = self.backend.open(StateSpec {
             codec: KeyCodec::new(&[ArrowType::Int64], false)?,
             operator: self.spec.operator.clone(),
             key_groups: KeyGroupRange::all(self.spec.max_parallelism),

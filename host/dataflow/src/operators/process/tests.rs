@@ -324,6 +324,7 @@ impl Bench {
                 batch_rows,
                 clock: clock.clone(),
                 metrics: metrics.clone(),
+                memory: tidemill_core::memory::JobMemory::unlimited(),
             },
             begin: Begin::fresh(MaxParallelism::DEFAULT),
             backend: &MemoryBackend::new(),

@@ -9,11 +9,12 @@ use arrow::array::{Array, ArrayRef, ListArray};
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::concat;
 use arrow::datatypes::Field;
-use tidemill_core::ids::SubtaskId;
+use tidemill_core::operator::OperatorContext;
 use tidemill_core::plan::{State, StateKind};
 use tidemill_core::snapshot::{SnapshotKind, StateSpec, UnkeyedSnapshot};
 use tidemill_core::user::{CollectionUpdate, ReadCollections};
 use tidemill_core::{Error, Result};
+use tidemill_state::MemoryBackend;
 
 use super::super::Begin;
 use super::broadcast::BroadcastStates;
@@ -34,9 +35,10 @@ pub(super) fn is_keyed(state: &State) -> bool {
 impl UnkeyedStates {
     /// Declares those of `states` that have no key, with what was restored of them. `spec`: as for keyed state; its keys play
     /// no part.
-    pub(super) fn declare(states: &[State], begin: &Begin, subtask: &SubtaskId, spec: &StateSpec) -> Result<Self> {
-        let broadcast = BroadcastStates::declare(states, &begin.broadcast, spec)?;
-        Ok(Self { broadcast, lists: ListStates::declare(states, &begin.lists, subtask, spec)? })
+    pub(super) fn declare(states: &[State], begin: &Begin, of: &OperatorContext, spec: &StateSpec) -> Result<Self> {
+        let backend = MemoryBackend::new().accounted(of.memory.clone());
+        let broadcast = BroadcastStates::declare(states, &begin.broadcast, spec, &backend)?;
+        Ok(Self { broadcast, lists: ListStates::declare(states, &begin.lists, &of.subtask, spec, &backend)? })
     }
 
     /// Whether a state of the node is one of them.
@@ -142,4 +144,57 @@ pub(super) fn repeated(items: &ArrayRef, times: usize, nullable: bool) -> Result
 /// Pieces of a column, of which there is one at least, as one.
 pub(super) fn whole(pieces: &[ArrayRef]) -> Result<ArrayRef> {
     Ok(concat(&pieces.iter().map(AsRef::as_ref).collect::<Vec<&dyn Array>>())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::Int64Array;
+    use tidemill_core::ErrorKind;
+    use tidemill_core::ids::{MaxParallelism, NodeId, SubtaskId, SubtaskIndex};
+    use tidemill_core::keys::KeyCodec;
+    use tidemill_core::memory::{Owner, ProcessMemory};
+    use tidemill_core::plan::{DataType, Redistribution};
+    use tidemill_core::time::SystemClock;
+    use tidemill_core::user::CollectionChange;
+
+    use super::*;
+
+    #[test]
+    fn they_are_counted_in_the_account_of_the_job_and_bounded_by_it() {
+        let process = ProcessMemory::new(Some(1 << 20));
+        let (node, index) = (NodeId(1), SubtaskIndex(0));
+        let context = OperatorContext {
+            subtask: SubtaskId { job: "a".into(), node, operator: "p".into(), index, parallelism: 1 },
+            max_parallelism: MaxParallelism::DEFAULT,
+            batch_rows: 10,
+            clock: Arc::new(SystemClock),
+            metrics: Arc::default(),
+            memory: process.job("a"),
+        };
+        let kinds = [
+            StateKind::Broadcast { key: DataType::Int64 },
+            StateKind::OperatorList { redistribution: Redistribution::Split },
+        ];
+        let states = kinds.map(|kind| State { kind, ..State::value("kept", DataType::Int64) });
+        let spec = StateSpec::empty(KeyCodec::new(&[arrow::datatypes::DataType::Int64], false).unwrap());
+        let begin = Begin::fresh(MaxParallelism::DEFAULT);
+        let unkeyed = UnkeyedStates::declare(&states, &begin, &context, &spec).unwrap();
+        let numbers = |count| -> ArrayRef { Arc::new(Int64Array::from_iter_values(0..count)) };
+        let change = |state, change| {
+            unkeyed.change(&CollectionUpdate { state, keys: vec![0].into(), change }).unwrap();
+            unkeyed.commit(true)
+        };
+        let held = || process.held().of(Owner::State);
+        let insert = |count| CollectionChange::Insert { map_keys: numbers(count), values: numbers(count) };
+        change(0, insert(1_000)).unwrap();
+        let broadcast = held();
+        assert!((16_000..200_000).contains(&broadcast), "{broadcast}");
+        change(1, CollectionChange::Append(numbers(1_000))).unwrap();
+        assert!(held() > broadcast + 8_000, "{}", held());
+        let refused = change(0, insert(200_000)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Limit);
+        assert!(refused.message().contains("job 'a' holds"), "{refused}");
+        drop(unkeyed);
+        assert_eq!(held(), 0);
+    }
 }

@@ -356,6 +356,7 @@ impl Core {
                 let window = (firing.end - self.size_ms, firing.end);
                 if let Some(merged) = &mut self.merged {
                     merged.advance(&mut self.aggregates, self.state.as_mut(), (self.table, &self.panes), window)?;
+                    self.common.caches.hold(merged.memory_bytes())?;
                 }
             }
             self.firing = self.fire_piece(firing, out)?;
@@ -370,10 +371,8 @@ impl Core {
         self.fired = self.target;
         self.purge()?;
         self.state.commit()?;
-        let metrics = &self.common.context.metrics;
-        metrics.state_entries.set(self.state.entries());
         let merged = self.merged.as_ref().map_or(0, Merged::memory_bytes);
-        metrics.state_bytes.set((self.state.memory_bytes() + merged) as u64);
+        self.common.show_state(self.state.as_ref(), merged)?;
         Ok(Progress::Done)
     }
 

@@ -299,10 +299,8 @@ impl Core {
             }
         }
         self.state.commit()?;
-        let metrics = &self.common.context.metrics;
-        metrics.state_entries.set(self.state.entries());
         let caches = self.due.memory_bytes() + self.expiry.memory_bytes() + self.older.memory_bytes();
-        metrics.state_bytes.set((self.state.memory_bytes() + caches) as u64);
+        self.common.show_state(self.state.as_ref(), caches)?;
         Ok(Progress::Done)
     }
 

@@ -9,6 +9,7 @@ use arrow::datatypes::{DataType as ArrowType, Float64Type, Int64Type};
 use tidemill_core::graph::JobGraph;
 use tidemill_core::ids::{InputIndex, MaxParallelism, NodeId, SubtaskId, SubtaskIndex};
 use tidemill_core::keys::hash_fixed;
+use tidemill_core::memory::{JobMemory, ProcessMemory};
 use tidemill_core::operator::{DeadLetter, Progress};
 use tidemill_core::plan::*;
 use tidemill_core::time::{Clock, Timestamp, Watermark};
@@ -47,12 +48,22 @@ pub(super) struct Setup {
     pub(super) batch_rows: usize,
     /// The key in the input is text.
     pub(super) text_keys: bool,
+    pub(super) memory: Arc<JobMemory>,
 }
 
 impl Setup {
     pub(super) fn new(windows: Windows) -> Self {
         let aggregates = all_aggregates();
-        Self { windows, lateness_ms: 0, late_port: true, keyed: true, aggregates, batch_rows: 3, text_keys: false }
+        Self {
+            windows,
+            lateness_ms: 0,
+            late_port: true,
+            keyed: true,
+            aggregates,
+            batch_rows: 3,
+            text_keys: false,
+            memory: JobMemory::unlimited(),
+        }
     }
 
     fn graph(&self) -> JobGraph {
@@ -148,6 +159,7 @@ impl Setup {
             batch_rows: self.batch_rows,
             clock: Arc::new(Still),
             metrics: Arc::default(),
+            memory: self.memory.clone(),
         };
         let (backend, user) = (MemoryBackend::new(), Some(Box::new(SumUser) as Box<dyn UserCode>));
         let begin = Begin::fresh(MaxParallelism::DEFAULT);
@@ -664,4 +676,35 @@ fn rows_without_event_time_are_refused_with_the_mend() {
     let untimed = batch(&[Row { k: 1, v: None, f: None, t: 0 }]).with_timestamps(None).unwrap();
     let error = setup.build().process(InputIndex(0), untimed, &mut Collected::default()).unwrap_err();
     assert!(error.to_string().contains("operator 'w'") && error.to_string().contains(".watermark("), "{error}");
+}
+
+#[test]
+fn what_windows_keep_beside_their_state_is_counted_and_bounded() {
+    let sliding = Windows::Sliding { size_ms: 40, slide_ms: 10, offset_ms: 0 };
+    for windows in [sliding, Windows::Session { gap_ms: 20 }] {
+        // The state itself is not counted in it here.
+        let memory = ProcessMemory::new(Some(1 << 20));
+        let setup = Setup { memory: memory.job("w"), batch_rows: 4_096, ..Setup::new(windows) };
+        let mut operator = setup.build();
+        let rows = |keys: i64| (0..keys).map(|k| Row { k, v: None, f: None, t: 5 }).collect::<Vec<_>>();
+        let held = || memory.held().of(Owner::State);
+        process(&mut *operator, &rows(100));
+        advance(&mut *operator, 10);
+        assert!((1_000..400_000).contains(&held()), "{windows:?}: {}", held());
+        // A sliding window's panes are merged when it fires.
+        let mut out = Collected::default();
+        let rows: Vec<Row> = rows(100_000).into_iter().map(|row| Row { t: 15, ..row }).collect();
+        let mut call = operator.process(InputIndex(0), batch(&rows), &mut out);
+        if call.is_ok() {
+            call = operator.on_watermark(Watermark(20), &mut out);
+        }
+        while let Ok(Progress::More) = call {
+            call = operator.resume(&mut out);
+        }
+        let refused = call.unwrap_err();
+        assert_eq!(refused.kind(), tidemill_core::ErrorKind::Limit);
+        assert!(refused.message().contains("job 'w' holds"), "{refused}");
+        drop(operator);
+        assert_eq!(held(), 0);
+    }
 }

@@ -142,6 +142,7 @@ impl<'a> Run<'a> {
             dead_letters: Some(sink("letters")),
             user_code: Arc::new(Code),
             state: self.backend(),
+            memory: tidemill_core::memory::JobMemory::unlimited(),
             clock: self.world.clock.clone(),
             settings: JobSettings { parallelism, exchange_bytes: 512, ..JobSettings::default() },
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int64Array, StringViewArray};
 use arrow::buffer::ScalarBuffer;
 use tidemill_core::ids::InputIndex;
+use tidemill_core::memory::{Owner, ProcessMemory};
 use tidemill_core::operator::Progress;
 use tidemill_core::plan::{DataType, Field, NodeKind, Windows};
 use tidemill_core::time::Watermark;
@@ -159,5 +160,52 @@ fn few_pairs_do_not_keep_a_window_of_text() {
         assert_eq!(join.out.rows, 4);
         let bytes: usize = join.out.batches.iter().map(Batch::bytes).sum();
         assert!(bytes < 100_000, "{bytes} bytes are kept by 4 pairs");
+    }
+}
+
+#[test]
+fn what_joins_keep_beside_their_state_is_counted_and_bounded() {
+    for kind in [TUMBLING, INTERVAL] {
+        // The rows themselves are not counted in it here.
+        let memory = ProcessMemory::new(Some(1 << 20));
+        let side = || Side { fields: vec![int("key"), int("value")], key: vec![0] };
+        let mut join = Join::within(memory.job("j"), kind.clone(), side(), side(), &[(0, 1), (1, 1)], 1_000);
+        (join.out.discard, join.out.room) = (true, 1);
+        let held = || memory.held().of(Owner::State);
+        join.rows(0, batch(vec![5; 1_000]));
+        join.rows(1, batch(vec![6; 100]));
+        let caches = if kind == TUMBLING {
+            assert_eq!(held(), 0, "nothing fires");
+            let progress = join.operator.on_watermark(Watermark(2_000), &mut join.out).unwrap();
+            assert_eq!(progress, Progress::More);
+            let caches = held();
+            join.watermark(2_000);
+            caches
+        } else {
+            held()
+        };
+        assert!((1_000..100_000).contains(&caches), "{kind:?}: {caches}");
+        join.watermark(10_000);
+        assert_eq!(held(), 0, "{kind:?}: all is over");
+        // Of both sides more than there is room for.
+        let rows = || batch(vec![20_005; 200_000]);
+        let mut call = join.operator.process(InputIndex(0), rows(), &mut join.out);
+        for step in 0..3_000 {
+            call = match (call, step) {
+                (Ok(Progress::More), _) => join.operator.resume(&mut join.out),
+                (Ok(Progress::Done), 0..2) => {
+                    let few = if kind == TUMBLING { 200_000 } else { 1 };
+                    join.operator.process(InputIndex(1), batch(vec![20_006; few]), &mut join.out)
+                }
+                (Ok(Progress::Done), _) => join.operator.on_watermark(Watermark(22_000), &mut join.out),
+                (refused, _) => {
+                    call = refused;
+                    break;
+                }
+            };
+        }
+        assert_eq!(call.unwrap_err().kind(), ErrorKind::Limit, "{kind:?}");
+        drop(join);
+        assert_eq!(held(), 0);
     }
 }

@@ -6,6 +6,7 @@ use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{Int64Type, TimestampMillisecondType};
 use tidemill_core::graph::JobGraph;
 use tidemill_core::ids::{InputIndex, MaxParallelism, NodeId, Port, SubtaskId, SubtaskIndex};
+use tidemill_core::memory::JobMemory;
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::operator::{DeadLetter, Operator, OperatorContext, Output, Progress};
 use tidemill_core::plan::{
@@ -74,6 +75,18 @@ impl Output for Collected {
 impl Join {
     /// Joins with these output columns, each (input, column).
     pub(super) fn new(kind: NodeKind, left: Side, right: Side, output: &[(u32, u32)], batch_rows: usize) -> Self {
+        Self::within(JobMemory::unlimited(), kind, left, right, output, batch_rows)
+    }
+
+    /// The same, with its caches counted there.
+    pub(super) fn within(
+        memory: Arc<JobMemory>,
+        kind: NodeKind,
+        left: Side,
+        right: Side,
+        output: &[(u32, u32)],
+        batch_rows: usize,
+    ) -> Self {
         let graph = graph(kind, left, right, output);
         let metrics = Arc::new(TaskMetrics::default());
         let context = OperatorContext {
@@ -88,6 +101,7 @@ impl Join {
             batch_rows,
             clock: Arc::new(SystemClock),
             metrics: Arc::clone(&metrics),
+            memory,
         };
         let backend = MemoryBackend::new();
         let begin = Begin::fresh(MaxParallelism::DEFAULT);

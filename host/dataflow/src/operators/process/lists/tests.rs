@@ -30,7 +30,7 @@ fn groups(groups: u16) -> MaxParallelism {
 fn open(states: &[State], restored: &[RestoredList], index: u32, parallelism: u32) -> Result<ListStates> {
     let codec = KeyCodec::new(&[ArrowType::Int64], false).unwrap();
     let spec = StateSpec { operator: "buffer".into(), max_parallelism: groups(128), ..StateSpec::empty(codec) };
-    ListStates::declare(states, restored, &subtask(index, parallelism), &spec)
+    ListStates::declare(states, restored, &subtask(index, parallelism), &spec, &MemoryBackend::new())
 }
 
 fn fresh(states: &[State]) -> ListStates {

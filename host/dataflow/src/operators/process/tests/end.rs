@@ -142,6 +142,7 @@ impl Held {
             batch_rows: 10,
             clock: Arc::new(HandClock::default()),
             metrics: Arc::default(),
+            memory: tidemill_core::memory::JobMemory::unlimited(),
         };
         let operator = super::super::build(Build {
             graph: &graph,
