@@ -110,11 +110,11 @@ impl Coordinator {
             run,
             next_execution,
         });
-        for kept in this.storage.jobs()? {
-            let job = match kept.end {
-                Some(end) => Job::ended(this.storage.clone(), kept.accepted, end, this.environment.now_ms())?,
-                None => this.run(JobMaster::again(this.clone(), kept)?)?,
-            };
+        for found in this.storage.jobs()? {
+            let (job, master) = job::recover(&this, found)?;
+            if let Some(master) = master {
+                (this.run)(master)?;
+            }
             lock(&this.jobs).insert(job.id().to_owned(), job);
         }
         Ok(this)
@@ -138,9 +138,14 @@ impl Coordinator {
 
     /// Deletes an artifact that no job needs which is running. False: there is none.
     pub fn delete_artifact(&self, id: &str) -> Result<bool> {
-        let users = lock(&self.jobs).values().find(|job| job.artifact() == id && !job.is_over()).cloned();
-        if let Some(job) = users {
-            return Err(Error::invalid(format!("the artifact {id} is in use by the job {}", job.id()))
+        for job in self.all_jobs().iter().filter(|job| !job.is_over()) {
+            // Of what can't be read, nobody knows what it needs.
+            let uses = match job.definition() {
+                Ok(definition) if definition.artifact == id => "is",
+                Ok(_) => continue,
+                Err(_) => "may be",
+            };
+            return Err(Error::invalid(format!("the artifact {id} {uses} in use by the job {}", job.id()))
                 .mend("Cancel or stop the job first."));
         }
         let found = self.storage.has_artifact(id)?;
@@ -164,7 +169,8 @@ impl Coordinator {
             self.is_alone(name, &settings.location)?;
         }
         self.has_room(manifest.job.parallelism, 0)?;
-        let job = self.run(JobMaster::submit(self.clone(), submission, name)?)?;
+        let (job, master) = JobMaster::submit(self.clone(), submission, name)?;
+        (self.run)(master)?;
         lock(&self.jobs).insert(job.id().to_owned(), job.clone());
         Ok(job.view())
     }
@@ -212,6 +218,16 @@ impl Coordinator {
         lock(&self.jobs).get(id).cloned()
     }
 
+    /// Ends a job at once, as [`Job::cancel`] says; one that is taken off the list is not known any more.
+    pub fn cancel(&self, job: &Job) -> Result<JobView> {
+        let is_known = job.goes_on();
+        job.cancel()?;
+        if !is_known {
+            lock(&self.jobs).remove(job.id());
+        }
+        Ok(job.view())
+    }
+
     /// All workers that are there.
     pub fn workers(&self) -> Vec<WorkerView> {
         self.workers.views()
@@ -234,11 +250,6 @@ impl Coordinator {
 
     fn execution(&self, id: u64) -> Option<Arc<Execution>> {
         lock(&self.executions).get(&id).cloned()
-    }
-
-    fn run(&self, (job, master): (Arc<Job>, JobMaster)) -> Result<Arc<Job>> {
-        (self.run)(master)?;
-        Ok(job)
     }
 
     /// A job came to its end: its logs are kept with those of the latest that did.

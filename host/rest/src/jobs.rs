@@ -213,14 +213,15 @@ pub async fn checkpoints(State(shared): State<Shared>, Id(id): Id) -> Answer<Jso
 }
 
 /// End a job at once; nothing more is written or committed
+///
+/// One that is FAILED_TO_RECOVER is taken off the list, and its `reason` says so; what is kept of it, its checkpoints too, stays.
 #[utoipa::path(post, operation_id = "cancel_job", path = "/jobs/{id}/cancel", tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses((status = 202, description = "It is being cancelled", body = JobView)))]
 pub async fn cancel(State(shared): State<Shared>, Id(id): Id) -> Answer<(StatusCode, Json<JobView>)> {
     let job = find(&shared.coordinator, &id)?;
-    let told = job.clone();
-    blocking(move || told.cancel()).await.map_err(conflict)?;
-    Ok((StatusCode::ACCEPTED, Json(job.view())))
+    let cancelled = blocking(move || shared.coordinator.cancel(&job)).await.map_err(conflict)?;
+    Ok((StatusCode::ACCEPTED, Json(cancelled)))
 }
 
 /// Stop a job with all that it read processed and committed; with a savepoint, if a location is given

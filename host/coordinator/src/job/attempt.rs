@@ -190,6 +190,11 @@ impl Attempt {
         }
     }
 
+    /// Whether it came so far that all its slots ran.
+    pub fn ran(&self) -> bool {
+        matches!(self.stage, Stage::Running(_) | Stage::Leaving(Some(_)))
+    }
+
     /// Whether the job got on in it.
     pub fn progressed(&self) -> bool {
         self.progressed

@@ -21,7 +21,7 @@ use tidemill_rpc::proto::Running;
 
 use super::attempt::{Attempt, Progress};
 use super::offer::Offer;
-use super::{Job, JobEvent, Submission, Wish};
+use super::{Job, JobEvent, Submission, Wish, accepted_view};
 use crate::execution::Execution;
 use crate::storage::{Accepted, Kept, KeptWish};
 use crate::view::{AttemptView, ExceptionView, JobState, JobView};
@@ -44,6 +44,9 @@ pub struct JobMaster {
     begun: bool,
     /// Where the slots of the latest attempt were, by slot: those of the next go there again, if they can.
     placed: Vec<String>,
+    /// Whether a coordinator before this one had the job, and it did not run under this one yet. What is wrong with it then is
+    /// not for ever: see [`super::recover`].
+    recovers: bool,
     /// Whether another coordinator had the job since this one looked: it may have brought it to its end.
     fenced: bool,
     /// Of the newest attempt of this coordinator, where it takes checkpoints.
@@ -110,7 +113,8 @@ impl JobMaster {
         let submitted_ms = coordinator.environment.now_ms();
         let accepted = Accepted { id: String::new(), definition, parallelism, from, allow_non_restored, submitted_ms };
         let accepted = coordinator.storage.keep_job(accepted, &coordinator.environment.nonces)?;
-        let (job, master) = Self::of(coordinator, accepted, false, &[], Phase::Due)?;
+        let (job, mut master) = Self::of(coordinator, accepted, false, &[], Phase::Due)?;
+        master.recovers = false;
         lock(&job.shared).view.name = name.to_owned();
         Ok((job, master))
     }
@@ -130,15 +134,26 @@ impl JobMaster {
     ) -> Result<(Arc<Job>, Self)> {
         let manifest = accepted.definition.manifest(accepted.parallelism)?;
         let restarts = Restarts::new(manifest.restart, coordinator.environment.now_ms().unsigned_abs());
-        let (job, inbox) = Job::new(coordinator.storage.clone(), accepted, None, coordinator.environment.now_ms())?;
+        let view = accepted_view(&accepted)?;
+        let (job, inbox) = Job::new(coordinator.storage.clone(), Ok(accepted), view, coordinator.environment.now_ms());
         job.wished(wishes);
         if begun {
             let parallelism = lock(&job.shared).parallelism;
             coordinator.workers.returns(job.id(), parallelism);
         }
         let (placed, generation) = Default::default();
-        let master =
-            Self { coordinator, job: job.clone(), inbox, restarts, begun, placed, fenced: false, generation, phase };
+        let master = Self {
+            coordinator,
+            job: job.clone(),
+            inbox,
+            restarts,
+            begun,
+            placed,
+            recovers: true,
+            fenced: false,
+            generation,
+            phase,
+        };
         Ok((job, master))
     }
 
@@ -242,6 +257,7 @@ impl JobMaster {
                         if attempt.progressed() {
                             self.restarts.progressed();
                         }
+                        self.recovers &= !attempt.ran();
                         let execution = attempt.execution().clone();
                         let outcome = attempt.end();
                         self.placed = execution.slots.iter().map(|worker| worker.id.clone()).collect();
@@ -346,7 +362,7 @@ impl JobMaster {
 
     /// What an attempt is with so many slots.
     fn want(&self, parallelism: u32) -> Result<Box<Wanted>> {
-        let definition = &self.job.accepted.definition;
+        let definition = self.job.definition()?;
         let manifest = definition.manifest(Some(parallelism))?;
         let environment = &self.coordinator.environment;
         let spec = environment.spec(&manifest, environment.program(&definition.artifact, &manifest)?)?;
@@ -387,7 +403,7 @@ impl JobMaster {
     /// Begins an attempt in these slots, and has them made ready.
     fn make(&mut self, wanted: Wanted, slots: &[Arc<Worker>]) -> Result<Made> {
         let Wanted { manifest, spec } = wanted;
-        let (coordinator, accepted) = (&self.coordinator, &self.job.accepted);
+        let (coordinator, accepted) = (&self.coordinator, self.job.accepted()?);
         let mut checkpoints = None;
         if let Some(settings) = &manifest.checkpoints {
             let store = coordinator.environment.store(settings, &spec.name)?;
@@ -491,6 +507,7 @@ impl JobMaster {
             Err(_) if wish == Wish::Cancel => self.end(Ok(Ending::Cancelled)),
             Err(error) => match self.failed(error, now) {
                 Ok(until) => self.phase = Phase::Pausing(now, until),
+                Err(error) if self.recovers && error.kind() == ErrorKind::Invalid => self.not_recovered(&error),
                 Err(error) => self.end(Err(error)),
             },
         }
@@ -505,7 +522,8 @@ impl JobMaster {
         let over = shared.view.exceptions.len().saturating_sub(EXCEPTIONS);
         shared.view.exceptions.drain(..over);
         drop(shared);
-        let manifest = self.job.accepted.definition.manifest(self.job.accepted.parallelism)?;
+        let accepted = self.job.accepted()?;
+        let manifest = accepted.definition.manifest(accepted.parallelism)?;
         // What was done is known from checkpoints alone.
         if manifest.checkpoints.is_none() {
             return Err(error);
@@ -546,6 +564,16 @@ impl JobMaster {
         let name = lock(&self.job.shared).view.name.clone();
         let store = self.coordinator.environment.store(settings, &name);
         store.and_then(|store| store.newest_generation()).is_ok_and(|newest| newest == Some(generation))
+    }
+
+    /// It can't be gone on with: another coordinator may.
+    fn not_recovered(&mut self, why: &Error) {
+        if !self.job.not_recovered(why) {
+            return self.end(Ok(Ending::Cancelled));
+        }
+        self.phase = Phase::Over;
+        self.say(Level::Error, "this coordinator can't go on with it");
+        self.coordinator.workers.returned(self.job.id());
     }
 
     fn end(&mut self, ended: Result<Ending>) {

@@ -1,0 +1,106 @@
+//! What the next coordinator finds of the one before it, and does with what it can't read.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tidemill_connector_kit::Registry;
+
+use crate::{Cluster, registry};
+
+/// A registry without files.
+fn without_files() -> Arc<Registry> {
+    let mut registry = Registry::new();
+    tidemill_connector_builtin::register(&mut registry);
+    Arc::new(registry)
+}
+
+impl Cluster {
+    fn job_file(&self, id: &str, suffix: &str) -> PathBuf {
+        self.storage.path().join(format!("jobs/{id}.{suffix}"))
+    }
+
+    async fn shown(&self, id: &str) -> Value {
+        self.get(&format!("/api/v1/jobs/{id}")).await.value()
+    }
+}
+
+/// That it is shown as one that can't be gone on with, for these reasons, and that nothing can be done to it as it is.
+async fn is_not_recovered(cluster: &Cluster, id: &str, words: &[&str]) {
+    let path = format!("/api/v1/jobs/{id}");
+    let shown = cluster.until(&path, |job| job["state"] == "FAILED_TO_RECOVER").await;
+    let reason = shown["reason"].as_str().unwrap();
+    let cancel = format!("`tidemill cancel {id}` takes it off the list");
+    for words in words.iter().copied().chain(["mend: ", &cancel]) {
+        assert!(reason.contains(words), "not '{words}': {reason}");
+    }
+    let listed = cluster.get("/api/v1/jobs").await.value();
+    let listed: Vec<&Value> = listed.as_array().unwrap().iter().filter(|job| job["id"] == id).collect();
+    assert_eq!(listed[0]["state"], "FAILED_TO_RECOVER");
+    cluster.json(&format!("{path}/stop"), &json!({})).await.refuses(409, "FAILED_TO_RECOVER");
+    for path in [format!("{path}/checkpoints"), format!("{path}/logs"), "/metrics".to_owned(), "/ready".to_owned()] {
+        assert!(cluster.get(&path).await.status.as_u16() < 500, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_can_not_be_read_keeps_no_other_from_going_on() {
+    let first = Cluster::start();
+    let (good, newer, damaged) = (first.job("").await, first.job("").await, first.job("").await);
+    let written = |id: &str| fs::read_to_string(first.job_file(id, "job")).unwrap();
+    let (newer_text, damaged_text) = (written(&newer), written(&damaged));
+    // As another version would write the manifest, and half a file.
+    fs::write(first.job_file(&newer, "job"), newer_text.replace("component =", "priority = 7\\ncomponent =")).unwrap();
+    fs::write(first.job_file(&damaged, "job"), &damaged_text[..50]).unwrap();
+
+    let second = first.again(registry());
+    assert_eq!(second.shown(&good).await["state"], "CREATED");
+    let newer_file = first.job_file(&newer, "job").display().to_string();
+    is_not_recovered(&second, &newer, &[&newer_file, "tidemill.toml", "priority"]).await;
+    let damaged_file = first.job_file(&damaged, "job").display().to_string();
+    is_not_recovered(&second, &damaged, &[&damaged_file, "can't be read", "Put the file back"]).await;
+    assert_eq!(second.shown(&newer).await["name"], "evil");
+    let artifact = second.shown(&good).await["artifact"].as_str().unwrap().to_owned();
+    second.post(&format!("/api/v1/jobs/{good}/cancel"), "").await;
+    second.post(&format!("/api/v1/jobs/{newer}/cancel"), "").await;
+    second.until(&format!("/api/v1/jobs/{good}"), |job| job["state"] == "CANCELED").await;
+    second.delete(&format!("/api/v1/artifacts/{artifact}")).await.refuses(409, &damaged);
+
+    // One is off the list, and its file is there; the other one is mended.
+    fs::write(first.job_file(&newer, "job"), &newer_text).unwrap();
+    fs::write(first.job_file(&damaged, "job"), &damaged_text).unwrap();
+    let third = first.again(registry());
+    assert_eq!(third.shown(&damaged).await["state"], "CREATED");
+    assert_eq!(third.shown(&good).await["state"], "CANCELED");
+    third.get(&format!("/api/v1/jobs/{newer}")).await.refuses(404, &newer);
+    assert_eq!(written(&newer), newer_text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_can_not_be_read_is_taken_off_the_list_when_it_is_cancelled() {
+    let first = Cluster::start();
+    let id = first.job("").await;
+    fs::write(first.job_file(&id, "job"), "{").unwrap();
+    let second = first.again(registry());
+    let cancelled = second.post(&format!("/api/v1/jobs/{id}/cancel"), "").await;
+    assert_eq!(cancelled.status, 202);
+    let cancelled = cancelled.value();
+    assert_eq!(cancelled["state"], "CANCELED");
+    let reason = cancelled["reason"].as_str().unwrap();
+    assert!(reason.contains("off the list") && reason.contains("checkpoints"), "{reason}");
+    assert_eq!(second.get("/api/v1/jobs").await.value(), json!([]));
+    second.post(&format!("/api/v1/jobs/{id}/cancel"), "").await.refuses(404, &id);
+    assert_eq!(fs::read_to_string(first.job_file(&id, "job")).unwrap(), "{");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_connector_that_is_gone_waits_for_a_coordinator_that_has_it() {
+    let first = Cluster::start();
+    let id = first.job("").await;
+    let second = first.again(without_files());
+    is_not_recovered(&second, &id, &["source 'in'", "files"]).await;
+    assert!(!first.job_file(&id, "end").exists(), "it is not over");
+    let third = first.again(registry());
+    assert_eq!(third.shown(&id).await["state"], "CREATED");
+}
