@@ -229,6 +229,16 @@ impl Job {
         true
     }
 
+    /// How many slots it is to have, whatever becomes of this coordinator.
+    pub fn wanted_parallelism(&self) -> u32 {
+        lock(&self.shared).parallelism
+    }
+
+    /// Whether it is to be stopped, likewise.
+    pub fn is_stopping(&self) -> bool {
+        lock(&self.shared).wish == Wish::Stop
+    }
+
     /// What there is to show of it, without its operators.
     pub fn summary(&self) -> JobView {
         JobView { vertices: Vec::new(), ..lock(&self.shared).view.clone() }

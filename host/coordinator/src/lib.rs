@@ -4,6 +4,7 @@
 //! coordinator that starts finds the jobs that did not end and goes on with them from their newest checkpoints.
 //! In reading order:
 
+pub mod operations;
 pub mod view;
 
 mod execution;
@@ -30,6 +31,7 @@ use tidemill_wasm::Limits;
 use crate::execution::Execution;
 pub use crate::job::{Asked, Due, Job, JobMaster, Submission};
 pub use crate::logs::{JobLog, LogFilter};
+use crate::operations::{OperationSettings, Operations};
 pub use crate::serve::serve;
 use crate::storage::Storage;
 use crate::view::{ArtifactView, JobView, Overview, WorkerView};
@@ -55,6 +57,15 @@ pub struct SlotSettings {
     pub standby: u32,
 }
 
+/// What a coordinator is told when it starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoordinatorSettings {
+    /// What it does with slots.
+    pub slots: SlotSettings,
+    /// What it remembers of operations.
+    pub operations: OperationSettings,
+}
+
 /// Of so many jobs that are over, what they logged is kept: a megabyte each, at most.
 const ENDED_LOGS: usize = 100;
 
@@ -68,6 +79,7 @@ pub struct Coordinator {
     jobs: Mutex<BTreeMap<String, Arc<Job>>>,
     /// Those that came to their end here and whose logs are kept, the oldest first.
     ended: Mutex<VecDeque<Arc<Job>>>,
+    operations: Operations,
     components: Arc<Components>,
     run: Box<dyn Fn(JobMaster) -> Result<()> + Send + Sync>,
     next_execution: AtomicU64,
@@ -76,18 +88,21 @@ pub struct Coordinator {
 impl Coordinator {
     /// With its storage: a folder that all processes of the cluster reach, or a URL. Goes on with the jobs there; each has a
     /// thread.
-    pub fn start(storage: &str, registry: Arc<Registry>, slots: SlotSettings) -> Result<Arc<Self>> {
+    pub fn start(storage: &str, registry: Arc<Registry>, settings: CoordinatorSettings) -> Result<Arc<Self>> {
         let components = Arc::new(Components::new(blobs::at(storage)?));
         let environment = Environment::new(registry, components.clone());
-        Self::with(storage, environment, components, slots, on_a_thread)
+        let this = Self::with(storage, environment, components, settings, on_a_thread)?;
+        this.operations.load()?;
+        Ok(this)
     }
 
-    /// The same in any environment. `run` runs the master of a job to its end, or has that done.
+    /// The same in any environment, and without the operations of those before it. `run` runs the master of a job to its end,
+    /// or has that done.
     pub fn with(
         storage: &str,
         environment: Environment,
         components: Arc<Components>,
-        slots: SlotSettings,
+        settings: CoordinatorSettings,
         run: impl Fn(JobMaster) -> Result<()> + Send + Sync + 'static,
     ) -> Result<Arc<Self>> {
         let storage = Arc::new(Storage::new(storage, (environment.place)(storage)?));
@@ -95,7 +110,9 @@ impl Coordinator {
         // Unique also over coordinators that come after each other.
         let next_execution = AtomicU64::new(environment.now_ms().unsigned_abs() << 16);
         let (executions, jobs, ended) = Default::default();
-        let SlotSettings { when_full, standby } = slots;
+        let SlotSettings { when_full, standby } = settings.slots;
+        let clock = environment.clone();
+        let operations = Operations::new(storage.clone(), settings.operations, move || clock.now_ms());
         let workers = Workers::with_standby(standby);
         let run = Box::new(run);
         let this = Arc::new(Self {
@@ -106,6 +123,7 @@ impl Coordinator {
             executions,
             jobs,
             ended,
+            operations,
             components,
             run,
             next_execution,
@@ -226,6 +244,11 @@ impl Coordinator {
             lock(&self.jobs).remove(job.id());
         }
         Ok(job.view())
+    }
+
+    /// What was asked for and takes long.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// All workers that are there.

@@ -1,4 +1,5 @@
-//! What survives the coordinator: artifacts, the definitions of jobs, what users wanted of them since, and how they ended.
+//! What survives the coordinator: artifacts, the definitions of jobs, what users wanted of them since, how they ended, and
+//! operations ([`crate::operations`]).
 //! Everything is written once.
 
 use std::sync::Arc;
@@ -127,6 +128,24 @@ impl Storage {
         Err(Error::internal("no free id for a job was found"))
     }
 
+    /// Keeps something under a name that nothing has. False: something else has it.
+    pub fn keep_new(&self, path: &str, value: &impl Serialize) -> Result<bool> {
+        self.put_in_doubt(path, &json(value)?)
+    }
+
+    /// The names in a folder.
+    pub fn list(&self, folder: &str) -> Result<Vec<String>> {
+        Ok(self.blobs.list(folder)?.into_iter().map(|blob| blob.name).collect())
+    }
+
+    /// That something is not there is no error.
+    pub fn delete_all(&self, paths: &[String]) -> Result<()> {
+        if paths.is_empty() {
+            return Ok(());
+        }
+        Ok(self.blobs.delete_all(paths)?)
+    }
+
     /// Puts what nobody else puts, and tries again where it is not known whether it is there: who is told that it is not
     /// puts it under another name. Whether it is there; false: something else is.
     fn put_in_doubt(&self, path: &str, content: &[u8]) -> Result<bool> {
@@ -220,10 +239,11 @@ impl Storage {
     }
 
     fn names(&self) -> Result<Vec<String>> {
-        Ok(self.blobs.list(JOBS)?.into_iter().map(|blob| blob.name).collect())
+        self.list(JOBS)
     }
 
-    fn read<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<Option<T>> {
+    /// Something that was kept. `None`: there is none.
+    pub fn read<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<Option<T>> {
         let Some(content) = blobs::read_all(&*self.blobs, path)? else { return Ok(None) };
         let read = serde_json::from_slice(&content).map_err(|e| {
             let whole = blobs::at_path(&self.location, path);

@@ -23,7 +23,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidemill_connector_kit::Registry;
-use tidemill_coordinator::{Coordinator, SlotSettings};
+use tidemill_coordinator::{Coordinator, CoordinatorSettings, SlotSettings};
 use tidemill_rest::Settings;
 use tidemill_worker::{LocalRecoverySettings, LocalRecoveryWhen, WorkerSettings};
 use tokio::net::TcpListener;
@@ -56,7 +56,7 @@ impl Cluster {
         let storage = Arc::new(tempfile::tempdir().unwrap());
         // Where jobs look for their input, in vain.
         std::fs::create_dir(storage.path().join("in")).unwrap();
-        let coordinator = Coordinator::start(storage.path().to_str().unwrap(), registry(), slots).unwrap();
+        let coordinator = Self::coordinator(&storage, registry(), slots);
         Self { storage, router: tidemill_rest::router(coordinator.clone(), settings), coordinator }
     }
 
@@ -64,10 +64,14 @@ impl Cluster {
     /// it has no workers.
     fn again(&self, registry: Arc<Registry>) -> Self {
         let storage = self.storage.clone();
-        let location = storage.path().to_str().unwrap();
-        let coordinator = Coordinator::start(location, registry, SlotSettings::default()).unwrap();
+        let coordinator = Self::coordinator(&storage, registry, SlotSettings::default());
         let router = tidemill_rest::router(coordinator.clone(), Settings::default());
         Self { storage, router, coordinator }
+    }
+
+    fn coordinator(storage: &TempDir, registry: Arc<Registry>, slots: SlotSettings) -> Arc<Coordinator> {
+        let settings = CoordinatorSettings { slots, ..CoordinatorSettings::default() };
+        Coordinator::start(storage.path().to_str().unwrap(), registry, settings).unwrap()
     }
 
     async fn send(&self, request: Request<Body>) -> Answer {

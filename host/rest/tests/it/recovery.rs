@@ -104,3 +104,33 @@ async fn a_job_of_a_connector_that_is_gone_waits_for_a_coordinator_that_has_it()
     let third = first.again(registry());
     assert_eq!(third.shown(&id).await["state"], "CREATED");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_that_is_under_way_is_gone_on_with_and_its_outcome_is_kept() {
+    let first = Cluster::start();
+    let checkpoints = first.storage.path().join("checkpoints");
+    let job = first.job(&format!("[checkpoints]\nlocation = \"{}\"", checkpoints.display())).await;
+    let rescale = async |cluster: &Cluster, parallelism: u32| {
+        let begun = cluster.json(&format!("/api/v1/jobs/{job}/rescale"), &json!({"parallelism": parallelism})).await;
+        assert_eq!(begun.status, 202, "{}", begun.text);
+        begun.headers["location"].to_str().unwrap().to_owned()
+    };
+    // There are no slots, so it waits, and so does the one that takes its place.
+    let (superseded, operation) = (rescale(&first, 2).await, rescale(&first, 3).await);
+    let failed = first.until(&superseded, |of| of["state"] == "FAILED").await;
+    assert!(failed["failure"].as_str().unwrap().contains("another rescaling"), "{failed}");
+
+    let second = first.again(registry());
+    assert_eq!(second.get(&superseded).await.value(), failed);
+    assert_eq!(second.get(&operation).await.value()["state"], "RUNNING");
+    second.worker(1 << 30).await;
+    let done = second.until(&operation, |of| of["state"] == "COMPLETED").await;
+    assert_eq!((&done["parallelism"], &done["kind"], &done["job"]), (&json!(3), &json!("RESCALE"), &json!(job)));
+    let all = second.get("/api/v1/operations").await.value();
+    assert_eq!(all, json!([failed, done]));
+    second.post(&format!("/api/v1/jobs/{job}/cancel"), "").await;
+    second.until(&format!("/api/v1/jobs/{job}"), |job| job["state"] == "CANCELED").await;
+    let third = first.again(registry());
+    assert_eq!(third.get("/api/v1/operations").await.value(), all);
+    assert_eq!(third.get(&operation).await.value(), done);
+}
