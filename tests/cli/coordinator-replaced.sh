@@ -30,6 +30,8 @@ new_clicks
 job=$(tidemill submit clicks --detach --json | grep -o '"id": "[^"]*"' | cut -d '"' -f 4)
 until_true wrote ebb,2
 until_true is_in "$job" RUNNING
+has_log() { compgen -G "state/tidemill/cluster/storage/logs/$job/*.log" >/dev/null; }
+until_true has_log
 
 # Operations outlive it: what was done is answered, what the job was told goes on, and of the rest it is said that it failed.
 field() { grep -o "\"$2\":\"[^\"]*\"" <<<"$1" | head -n 1 | cut -d '"' -f 4; }
@@ -62,6 +64,11 @@ wait "$waiting"
 grep -q 'rescaled.*to 3 slots' rescaled
 until_true is_in "$job" RUNNING
 tidemill rescale "$job" --parallelism 1 --wait
+
+# What was logged before is there too: nothing but its last seconds is lost.
+tidemill logs "$job" >logged
+[[ $(grep -c 'all its slots run' logged) -ge 2 ]]
+head -n 1 logged | grep -q 'it is deployed: 1 slots on worker-'
 
 # Its log of checkpoints is of a newer version, as far as this one can see. The coordinator starts, and says so; it changes
 # nothing, and its slots are free for others.

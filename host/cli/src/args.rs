@@ -439,6 +439,15 @@ pub struct CoordinatorArgs {
     /// For how long, at most
     #[arg(long, env = "TIDEMILL_COORDINATOR_OPERATIONS_AGE", default_value = "7d", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub operations_age: Duration,
+    /// How often what is new of the logs of jobs is written to the storage: so much of them may be lost with the coordinator
+    #[arg(long, env = "TIDEMILL_COORDINATOR_LOGS_EVERY", default_value = "5s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub logs_every: Duration,
+    /// How much of the logs of each job is kept there; 0: nothing
+    #[arg(long, env = "TIDEMILL_COORDINATOR_LOGS_SIZE", default_value = "16MiB", value_name = "SIZE", value_parser = size)]
+    pub logs_size: ByteSize,
+    /// For how long, at most
+    #[arg(long, env = "TIDEMILL_COORDINATOR_LOGS_AGE", default_value = "7d", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub logs_age: Duration,
     #[command(flatten)]
     pub tls: TlsArgs,
     /// All of these, as the API shows them.

@@ -21,7 +21,8 @@ use tidemill_rpc::proto::Running;
 
 use crate::execution::{Execution, ExecutionEvent};
 use crate::lock;
-use crate::logs::{JobLog, LogFilter};
+use crate::logs::archive;
+use crate::logs::{JobLog, LogFilter, Recent};
 use crate::storage::{Accepted, KeptWish, Storage};
 use crate::view::{CheckpointsView, JobState, JobView, LogsView, SubtaskCounters, SubtaskView, VertexView};
 use crate::workers::Worker;
@@ -137,13 +138,13 @@ impl Job {
         storage: Arc<Storage>,
         accepted: Result<Accepted>,
         view: JobView,
-        now_ms: i64,
+        log: JobLog,
     ) -> (Arc<Self>, Receiver<JobEvent>) {
         let (id, parallelism) = (view.id.clone(), view.parallelism);
         let (wish, saving, saved, control, execution, tasks) = Default::default();
         let shared = Mutex::new(Shared { view, wish, parallelism, saving, saved, control, execution, tasks });
         let (tell, inbox) = mpsc::channel();
-        let (changed, log) = (Condvar::new(), JobLog::new(now_ms));
+        let changed = Condvar::new();
         (Arc::new(Self { storage, id, accepted, shared, changed, tell, log }), inbox)
     }
 
@@ -154,7 +155,7 @@ impl Job {
         view: JobView,
         now_ms: i64,
     ) -> Arc<Self> {
-        Self::new(storage, accepted, view, now_ms).0
+        Self::new(storage, accepted, view, JobLog::new(now_ms, true)).0
     }
 
     /// What was wanted of it before, by a coordinator that is gone.
@@ -200,11 +201,22 @@ impl Job {
         LogFilter::of_task(task, &self.view().vertices)
     }
 
-    /// What was logged of it, as [`JobLog::read`] says.
+    /// What was logged of it, as [`JobLog::read`] says, with what the storage has; may block for that.
     pub fn logs(&self, after: Option<u64>, limit: usize, filter: &LogFilter) -> LogsView {
         // First: what was logged before the end is there then.
         let over = self.is_over();
-        LogsView { over, ..self.log.read(self.id(), after, limit, filter) }
+        let Recent { view, older } = self.log.read(self.id(), after, limit, filter);
+        let view = LogsView { over, ..view };
+        let Some((after, below)) = older else { return view };
+        let left = limit.saturating_sub(view.entries.len());
+        let found = match after {
+            None => archive::newest(&self.storage, self.id(), below, left, filter),
+            Some(after) => archive::between(&self.storage, self.id(), (after, below), limit, filter),
+        };
+        match found {
+            Ok(found) => view.after(after, found, limit),
+            Err(error) => LogsView { incomplete: Some(error.text()), ..view },
+        }
     }
 
     /// Whether it came to its end.

@@ -18,6 +18,7 @@ mod workers;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -30,6 +31,8 @@ use tidemill_wasm::Limits;
 
 use crate::execution::Execution;
 pub use crate::job::{Asked, Due, Job, JobMaster, Submission};
+use crate::logs::archive;
+pub use crate::logs::archive::LogSettings;
 pub use crate::logs::{JobLog, LogFilter};
 use crate::operations::{OperationSettings, Operations};
 pub use crate::serve::serve;
@@ -64,9 +67,11 @@ pub struct CoordinatorSettings {
     pub slots: SlotSettings,
     /// What it remembers of operations.
     pub operations: OperationSettings,
+    /// What is kept of what jobs log.
+    pub logs: LogSettings,
 }
 
-/// Of so many jobs that are over, what they logged is kept: a megabyte each, at most.
+/// Of so many jobs that are over, what they logged is in memory: a megabyte each, at most.
 const ENDED_LOGS: usize = 100;
 
 /// See the crate.
@@ -80,6 +85,10 @@ pub struct Coordinator {
     /// Those that came to their end here and whose logs are kept, the oldest first.
     ended: Mutex<VecDeque<Arc<Job>>>,
     operations: Operations,
+    log_settings: LogSettings,
+    /// Held while logs are written, once that has begun; what tells the thread that does so that there is a coordinator.
+    writing_logs: Mutex<()>,
+    writes_logs: Mutex<Option<Sender<()>>>,
     components: Arc<Components>,
     run: Box<dyn Fn(JobMaster) -> Result<()> + Send + Sync>,
     next_execution: AtomicU64,
@@ -93,10 +102,11 @@ impl Coordinator {
         let environment = Environment::new(registry, components.clone());
         let this = Self::with(storage, environment, components, settings, on_a_thread)?;
         this.operations.load()?;
+        *lock(&this.writes_logs) = this.write_logs_on_a_thread()?;
         Ok(this)
     }
 
-    /// The same in any environment, and without the operations of those before it. `run` runs the master of a job to its end,
+    /// The same in any environment, without the operations of those before it, and without writing logs. `run` runs the master of a job to its end,
     /// or has that done.
     pub fn with(
         storage: &str,
@@ -124,6 +134,9 @@ impl Coordinator {
             jobs,
             ended,
             operations,
+            log_settings: settings.logs,
+            writing_logs: Mutex::default(),
+            writes_logs: Mutex::default(),
             components,
             run,
             next_execution,
@@ -242,6 +255,10 @@ impl Coordinator {
         job.cancel()?;
         if !is_known {
             lock(&self.jobs).remove(job.id());
+            // Nobody looks at it any more.
+            if let Err(error) = archive::forget(&self.storage, job.id()) {
+                tracing::warn!("the log of the job {} could not be deleted: {error}", job.id());
+            }
         }
         Ok(job.view())
     }
@@ -275,7 +292,7 @@ impl Coordinator {
         lock(&self.executions).get(&id).cloned()
     }
 
-    /// A job came to its end: its logs are kept with those of the latest that did.
+    /// A job came to its end: its log stays in memory with those of the latest that did.
     fn ended(&self, job: &Arc<Job>) {
         self.workers.forget(job.id());
         let mut ended = lock(&self.ended);

@@ -195,8 +195,9 @@ impl Operations {
         }
         all.newest = all.entries.keys().next_back().copied().unwrap_or_default();
         *lock(&self.all) = all;
-        self.storage.delete_all(&orphans)?;
-        self.prune()
+        self.delete(&orphans);
+        self.prune();
+        Ok(())
     }
 
     /// Those that coordinators before this one began and did not end. Once: whoever takes them sees to it that they end.
@@ -206,7 +207,7 @@ impl Operations {
 
     /// A new one, which is kept. `None`: too many are under way.
     pub fn begin(&self, kind: OperationKind, job: &str, wanted: Wanted) -> Result<Option<Operation>> {
-        self.prune()?;
+        self.prune();
         let started_ms = (self.now)();
         loop {
             let mut all = lock(&self.all);
@@ -313,7 +314,7 @@ impl Operations {
     }
 
     /// Forgets the oldest of those that are over, and those that are too old.
-    fn prune(&self) -> Result<()> {
+    fn prune(&self) {
         let mut all = lock(&self.all);
         let is_over = |of: &Entry| !matches!(of, Entry::Known(of) if of.state == OperationState::Running);
         let over: Vec<Key> = all.entries.iter().filter(|(_, of)| is_over(of)).map(|(key, _)| *key).collect();
@@ -325,9 +326,18 @@ impl Operations {
         drop(all);
         // In this order: what is left where it breaks off in between must not look as if it were under way.
         for suffix in [BEGUN, END] {
-            self.storage.delete_all(&gone.iter().map(|key| path(*key, suffix)).collect::<Vec<_>>())?;
+            if !self.delete(&gone.iter().map(|key| path(*key, suffix)).collect::<Vec<_>>()) {
+                return;
+            }
         }
-        Ok(())
+    }
+
+    /// Whether all are gone. What can't be deleted now is found by the next coordinator.
+    fn delete(&self, paths: &[String]) -> bool {
+        let deleted = self.storage.delete_all(paths);
+        deleted
+            .inspect_err(|error| tracing::warn!("operations that are forgotten could not be deleted: {error}"))
+            .is_ok()
     }
 }
 

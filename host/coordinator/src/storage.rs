@@ -1,5 +1,5 @@
-//! What survives the coordinator: artifacts, the definitions of jobs, what users wanted of them since, how they ended, and
-//! operations ([`crate::operations`]).
+//! What survives the coordinator: artifacts, the definitions of jobs, what users wanted of them since, how they ended,
+//! operations ([`crate::operations`]) and logs ([`crate::logs`]).
 //! Everything is written once.
 
 use std::sync::Arc;
@@ -94,10 +94,7 @@ impl Storage {
     }
 
     pub fn keep_artifact(&self, id: &str, bytes: &[u8]) -> Result<()> {
-        // That it is there already is as well: its name says what it holds.
-        match self.blobs.put_new(&artifact_path(id)?, bytes)? {
-            PutNew::Done | PutNew::Exists => Ok(()),
-        }
+        self.keep_bytes(&artifact_path(id)?, bytes)
     }
 
     pub fn artifacts(&self) -> Result<Vec<ArtifactView>> {
@@ -131,6 +128,23 @@ impl Storage {
     /// Keeps something under a name that nothing has. False: something else has it.
     pub fn keep_new(&self, path: &str, value: &impl Serialize) -> Result<bool> {
         self.put_in_doubt(path, &json(value)?)
+    }
+
+    /// Keeps bytes under a name that says what they are: that it is there already is as well.
+    pub fn keep_bytes(&self, path: &str, content: &[u8]) -> Result<()> {
+        match self.blobs.put_new(path, content)? {
+            PutNew::Done | PutNew::Exists => Ok(()),
+        }
+    }
+
+    /// Bytes that were kept. `None`: there are none.
+    pub fn bytes(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        Ok(blobs::read_all(&*self.blobs, path)?)
+    }
+
+    /// The names in a folder, with the sizes of what they name.
+    pub fn sizes(&self, folder: &str) -> Result<Vec<(String, u64)>> {
+        Ok(self.blobs.list(folder)?.into_iter().map(|blob| (blob.name, blob.bytes)).collect())
     }
 
     /// The names in a folder.

@@ -342,6 +342,12 @@ pub struct LogsView {
     pub missed: u64,
     /// How many were never kept, as far as this coordinator knows: the job logged too much.
     pub dropped: u64,
+    /// How many left the memory of this coordinator before they were in the storage: it was too slow, or failed.
+    #[serde(default)]
+    pub not_stored: u64,
+    /// Why what the storage has of it is not here, if that could not be read.
+    #[serde(default)]
+    pub incomplete: Option<String>,
     /// Whether the job is over: nothing more will come, but what follows here.
     pub over: bool,
 }

@@ -23,6 +23,7 @@ use super::attempt::{Attempt, Progress};
 use super::offer::Offer;
 use super::{Job, JobEvent, Submission, Wish, accepted_view};
 use crate::execution::Execution;
+use crate::logs::JobLog;
 use crate::storage::{Accepted, Kept, KeptWish};
 use crate::view::{AttemptView, ExceptionView, JobState, JobView};
 use crate::workers::{self, Worker};
@@ -113,8 +114,7 @@ impl JobMaster {
         let submitted_ms = coordinator.environment.now_ms();
         let accepted = Accepted { id: String::new(), definition, parallelism, from, allow_non_restored, submitted_ms };
         let accepted = coordinator.storage.keep_job(accepted, &coordinator.environment.nonces)?;
-        let (job, mut master) = Self::of(coordinator, accepted, false, &[], Phase::Due)?;
-        master.recovers = false;
+        let (job, master) = Self::of(coordinator, accepted, false, &[], Phase::Due)?;
         lock(&job.shared).view.name = name.to_owned();
         Ok((job, master))
     }
@@ -132,10 +132,12 @@ impl JobMaster {
         wishes: &[KeptWish],
         phase: Phase,
     ) -> Result<(Arc<Job>, Self)> {
+        let recovers = matches!(phase, Phase::Expecting(..));
         let manifest = accepted.definition.manifest(accepted.parallelism)?;
         let restarts = Restarts::new(manifest.restart, coordinator.environment.now_ms().unsigned_abs());
         let view = accepted_view(&accepted)?;
-        let (job, inbox) = Job::new(coordinator.storage.clone(), Ok(accepted), view, coordinator.environment.now_ms());
+        let log = JobLog::new(coordinator.environment.now_ms(), recovers);
+        let (job, inbox) = Job::new(coordinator.storage.clone(), Ok(accepted), view, log);
         job.wished(wishes);
         if begun {
             let parallelism = lock(&job.shared).parallelism;
@@ -149,7 +151,7 @@ impl JobMaster {
             restarts,
             begun,
             placed,
-            recovers: true,
+            recovers,
             fenced: false,
             generation,
             phase,

@@ -134,3 +134,48 @@ async fn an_operation_that_is_under_way_is_gone_on_with_and_its_outcome_is_kept(
     assert_eq!(third.get("/api/v1/operations").await.value(), all);
     assert_eq!(third.get(&operation).await.value(), done);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_job_logged_is_shown_by_the_next_coordinator() {
+    let first = Cluster::start();
+    let job = first.job("").await;
+    let path = format!("/api/v1/jobs/{job}/logs");
+    let before =
+        first.until(&path, |logs| logs["entries"][0]["message"].as_str().is_some_and(|t| t.contains("waits"))).await;
+    first.coordinator.write_logs();
+    first.coordinator.write_logs();
+    let segments = || fs::read_dir(first.storage.path().join("logs").join(&job)).unwrap().count();
+    assert_eq!(segments(), 1);
+
+    let second = first.again(registry());
+    let texts = |logs: &Value| {
+        let entries = logs["entries"].as_array().unwrap().iter();
+        entries.map(|entry| entry["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let after = second.until(&path, |logs| logs["entries"].as_array().unwrap().len() > 1).await;
+    assert_eq!(after["entries"][0], before["entries"][0]);
+    assert_eq!((&after["not_stored"], &after["incomplete"]), (&json!(0), &json!(null)));
+    // Who follows goes on where it was.
+    let rest = second.get(&format!("{path}?after={}", before["next"])).await.value();
+    assert_eq!(texts(&rest), texts(&after)[1..]);
+    let page = second.get(&format!("{path}?after=0&limit=1")).await.value();
+    assert_eq!((texts(&page), &page["next"]), (texts(&before), &before["next"]));
+    assert_eq!(texts(&second.get(&format!("{path}?limit=1")).await.value()), texts(&after)[1..]);
+
+    // What the storage has can't be read: what is in memory is shown, and why there is no more.
+    let folder = first.storage.path().join("logs").join(&job);
+    fs::rename(&folder, folder.with_extension("away")).unwrap();
+    fs::write(&folder, "").unwrap();
+    let partly = second.get(&path).await.value();
+    assert_eq!(texts(&partly), texts(&after)[1..]);
+    assert!(partly["incomplete"].as_str().unwrap().contains(&job), "{partly}");
+    fs::remove_file(&folder).unwrap();
+    fs::rename(folder.with_extension("away"), &folder).unwrap();
+
+    second.post(&format!("/api/v1/jobs/{job}/cancel"), "").await;
+    second.until(&format!("/api/v1/jobs/{job}"), |job| job["state"] == "CANCELED").await;
+    second.coordinator.write_logs();
+    let ended = first.again(registry()).get(&path).await.value();
+    assert_eq!(texts(&ended).last().map(String::as_str), Some("it is over: CANCELED"));
+    assert_eq!((texts(&ended)[0].clone(), &ended["over"]), (texts(&before)[0].clone(), &json!(true)));
+}
