@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use reqwest::blocking::{Client, RequestBuilder};
@@ -25,6 +25,8 @@ const TOKEN: &str = "TIDEMILL_TOKEN";
 const CONNECT: Duration = Duration::from_secs(10);
 /// How often an operation is asked for.
 const POLL_EVERY: Duration = Duration::from_millis(50);
+/// For so long, a cluster that does not answer is asked again: the next coordinator knows the operation too.
+const AWAY: Duration = Duration::from_secs(60);
 
 /// A cluster's API.
 pub struct Api {
@@ -94,13 +96,18 @@ impl Api {
     /// Waits until it is done.
     pub fn finish(&self, begun: Operation) -> anyhow::Result<Operation> {
         let mut operation = begun;
+        let mut heard = Instant::now();
         loop {
             match operation.state {
                 OperationState::Completed => return Ok(operation),
                 OperationState::Failed => bail!(operation.failure.unwrap_or_else(|| "it was given up".to_owned())),
                 OperationState::Running => {
                     std::thread::sleep(POLL_EVERY);
-                    operation = self.answer(self.get(&format!("operations/{}", operation.id)))?;
+                    match self.answer(self.get(&format!("operations/{}", operation.id))) {
+                        Ok(now) => (operation, heard) = (now, Instant::now()),
+                        Err(error) if error.is::<Unanswered>() && heard.elapsed() < AWAY => {}
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -432,6 +433,21 @@ pub struct CoordinatorArgs {
     /// How many free slots are kept for jobs that are started again: no new job gets them, and none that is to be larger
     #[arg(long, env = "TIDEMILL_COORDINATOR_STANDBY_SLOTS", default_value = "0", value_name = "SLOTS")]
     pub standby_slots: u32,
+    /// How many operations that are over are remembered (savepoints, stops, checkpoints and rescalings that were asked for)
+    #[arg(long, env = "TIDEMILL_COORDINATOR_OPERATIONS_KEPT", default_value = "1000", value_name = "NUMBER")]
+    pub operations_kept: usize,
+    /// For how long, at most
+    #[arg(long, env = "TIDEMILL_COORDINATOR_OPERATIONS_AGE", default_value = "7d", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub operations_age: Duration,
+    /// How often what is new of the logs of jobs is written to the storage: so much of them may be lost with the coordinator
+    #[arg(long, env = "TIDEMILL_COORDINATOR_LOGS_EVERY", default_value = "5s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub logs_every: Duration,
+    /// How much of the logs of each job is kept there; 0: nothing
+    #[arg(long, env = "TIDEMILL_COORDINATOR_LOGS_SIZE", default_value = "16MiB", value_name = "SIZE", value_parser = size)]
+    pub logs_size: ByteSize,
+    /// For how long, at most
+    #[arg(long, env = "TIDEMILL_COORDINATOR_LOGS_AGE", default_value = "7d", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub logs_age: Duration,
     #[command(flatten)]
     pub tls: TlsArgs,
     /// All of these, as the API shows them.

@@ -39,13 +39,13 @@ impl Coordinator {
 
     /// The plan of a job, as it runs.
     pub fn plan(&self, job: &Job) -> Result<PlanView> {
-        let definition = job.definition();
+        let definition = job.definition()?;
         Ok(plan_view(self.environment.program(&definition.artifact, &definition.manifest(None)?)?.graph))
     }
 
     /// The checkpoints of a job that are kept, the newest first.
     pub fn checkpoints(&self, job: &Job) -> Result<Vec<CheckpointView>> {
-        let (manifest, name) = (job.definition().manifest(None)?, job.view().name);
+        let (manifest, name) = (job.definition()?.manifest(None)?, job.view().name);
         let Some(settings) = manifest.checkpoints else { return Ok(Vec::new()) };
         if name.is_empty() {
             // Nobody has looked into its component yet, so it never ran.

@@ -4,6 +4,7 @@
 mod attempt;
 mod master;
 mod offer;
+mod recover;
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
@@ -20,12 +21,14 @@ use tidemill_rpc::proto::Running;
 
 use crate::execution::{Execution, ExecutionEvent};
 use crate::lock;
-use crate::logs::{JobLog, LogFilter};
+use crate::logs::archive;
+use crate::logs::{JobLog, LogFilter, Recent};
 use crate::storage::{Accepted, KeptWish, Storage};
 use crate::view::{CheckpointsView, JobState, JobView, LogsView, SubtaskCounters, SubtaskView, VertexView};
 use crate::workers::Worker;
 
 pub use master::{Due, JobMaster};
+pub(crate) use recover::recover;
 
 /// A job that is to run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -69,7 +72,9 @@ pub(crate) enum JobEvent {
 /// See the module.
 pub struct Job {
     storage: Arc<Storage>,
-    accepted: Accepted,
+    id: String,
+    /// As what it was accepted; why that can't be read.
+    accepted: Result<Accepted>,
     shared: Mutex<Shared>,
     /// It came to its end.
     changed: Condvar,
@@ -128,25 +133,29 @@ impl<T> Asked<T> {
 }
 
 impl Job {
-    /// One that was accepted, and what its master is to hear. `end`: how it ended, if it did.
+    /// One that is shown so at first, and what its master is to hear.
     fn new(
         storage: Arc<Storage>,
-        accepted: Accepted,
-        end: Option<JobView>,
-        now_ms: i64,
-    ) -> Result<(Arc<Self>, Receiver<JobEvent>)> {
-        let view = end.map_or_else(|| accepted_view(&accepted), Ok)?;
-        let parallelism = view.parallelism;
+        accepted: Result<Accepted>,
+        view: JobView,
+        log: JobLog,
+    ) -> (Arc<Self>, Receiver<JobEvent>) {
+        let (id, parallelism) = (view.id.clone(), view.parallelism);
         let (wish, saving, saved, control, execution, tasks) = Default::default();
         let shared = Mutex::new(Shared { view, wish, parallelism, saving, saved, control, execution, tasks });
         let (tell, inbox) = mpsc::channel();
-        let (changed, log) = (Condvar::new(), JobLog::new(now_ms));
-        Ok((Arc::new(Self { storage, accepted, shared, changed, tell, log }), inbox))
+        let changed = Condvar::new();
+        (Arc::new(Self { storage, id, accepted, shared, changed, tell, log }), inbox)
     }
 
-    /// One that came to its end.
-    pub(crate) fn ended(storage: Arc<Storage>, accepted: Accepted, end: JobView, now_ms: i64) -> Result<Arc<Self>> {
-        Self::new(storage, accepted, Some(end), now_ms).map(|(job, _)| job)
+    /// One that has no master here: it came to its end, or can't be gone on with.
+    pub(crate) fn without_master(
+        storage: Arc<Storage>,
+        accepted: Result<Accepted>,
+        view: JobView,
+        now_ms: i64,
+    ) -> Arc<Self> {
+        Self::new(storage, accepted, view, JobLog::new(now_ms, true)).0
     }
 
     /// What was wanted of it before, by a coordinator that is gone.
@@ -164,22 +173,21 @@ impl Job {
 
     /// Names it in the cluster.
     pub fn id(&self) -> &str {
-        &self.accepted.id
+        &self.id
     }
 
-    /// Its component's SHA-256.
-    pub fn artifact(&self) -> &str {
-        &self.accepted.definition.artifact
+    fn accepted(&self) -> Result<&Accepted> {
+        self.accepted.as_ref().map_err(Clone::clone)
     }
 
-    /// What was submitted.
-    pub fn definition(&self) -> &JobDefinition {
-        &self.accepted.definition
+    /// What was submitted. An error: that can't be read.
+    pub fn definition(&self) -> Result<&JobDefinition> {
+        self.accepted().map(|accepted| &accepted.definition)
     }
 
     /// Whether it is called so, and keeps its checkpoints there.
     pub(crate) fn keeps_checkpoints(&self, name: &str, location: &str) -> bool {
-        let checkpoints = || self.accepted.definition.manifest(None).ok()?.checkpoints;
+        let checkpoints = || self.definition().ok()?.manifest(None).ok()?.checkpoints;
         lock(&self.shared).view.name == name && checkpoints().is_some_and(|of| of.location == location)
     }
 
@@ -193,16 +201,54 @@ impl Job {
         LogFilter::of_task(task, &self.view().vertices)
     }
 
-    /// What was logged of it, as [`JobLog::read`] says.
+    /// What was logged of it, as [`JobLog::read`] says, with what the storage has; may block for that.
     pub fn logs(&self, after: Option<u64>, limit: usize, filter: &LogFilter) -> LogsView {
         // First: what was logged before the end is there then.
         let over = self.is_over();
-        LogsView { over, ..self.log.read(self.id(), after, limit, filter) }
+        let Recent { view, older } = self.log.read(self.id(), after, limit, filter);
+        let view = LogsView { over, ..view };
+        let Some((after, below)) = older else { return view };
+        let left = limit.saturating_sub(view.entries.len());
+        let found = match after {
+            None => archive::newest(&self.storage, self.id(), below, left, filter),
+            Some(after) => archive::between(&self.storage, self.id(), (after, below), limit, filter),
+        };
+        match found {
+            Ok(found) => view.after(after, found, limit),
+            Err(error) => LogsView { incomplete: Some(error.text()), ..view },
+        }
     }
 
     /// Whether it came to its end.
     pub fn is_over(&self) -> bool {
         lock(&self.shared).view.state.is_final()
+    }
+
+    /// Whether it is gone on with: it has a master here.
+    pub(crate) fn goes_on(&self) -> bool {
+        let state = lock(&self.shared).view.state;
+        !state.is_final() && state != JobState::FailedToRecover
+    }
+
+    /// It can't be gone on with here. False: it is cancelled.
+    fn not_recovered(&self, why: &Error) -> bool {
+        let mut now = lock(&self.shared);
+        if now.wish == Wish::Cancel {
+            return false;
+        }
+        now.view.state = JobState::FailedToRecover;
+        now.view.reason = Some(recover::reason(&self.id, why));
+        true
+    }
+
+    /// How many slots it is to have, whatever becomes of this coordinator.
+    pub fn wanted_parallelism(&self) -> u32 {
+        lock(&self.shared).parallelism
+    }
+
+    /// Whether it is to be stopped, likewise.
+    pub fn is_stopping(&self) -> bool {
+        lock(&self.shared).wish == Wish::Stop
     }
 
     /// What there is to show of it, without its operators.
@@ -222,8 +268,12 @@ impl Job {
 
     /// Ends it at once; nothing more is written or committed. An error: it is ended, but that could not be kept, so a
     /// coordinator that comes after this one would go on with it.
+    ///
+    /// One that can't be gone on with here is taken off the list instead; what is kept of it stays.
     pub fn cancel(&self) -> Result<()> {
-        drop(self.unless_over("cancelled")?);
+        if self.unless_over("cancelled")?.view.state == JobState::FailedToRecover {
+            return self.take_off();
+        }
         let kept = self.storage.keep_wish(self.id(), KeptWish::Cancel);
         let mut now = self.unless_over("cancelled")?;
         now.wish = Wish::Cancel;
@@ -237,6 +287,19 @@ impl Job {
             let why = format!("the job {} is being cancelled, but that could not be kept: {error}", self.id());
             Error::new(error.kind(), why).mend("Cancel it again.")
         })
+    }
+
+    fn take_off(&self) -> Result<()> {
+        self.storage.take_off(&self.id)?;
+        let mut now = lock(&self.shared);
+        now.view.state = JobState::Canceled;
+        now.view.reason = Some(format!(
+            "it is off the list, and no coordinator goes on with it; its checkpoints, and {}, stay where they are",
+            self.storage.file_of(&self.id)
+        ));
+        drop(now);
+        self.changed.notify_all();
+        Ok(())
     }
 
     /// Ends it with everything that it read processed and committed. That is kept: whatever becomes of this coordinator,
@@ -291,8 +354,11 @@ impl Job {
 
     /// Gives it another number of slots: it is stopped with a checkpoint, and goes on from there.
     pub fn rescale(&self, parallelism: u32) -> Result<()> {
-        let manifest = self.accepted.definition.manifest(Some(parallelism))?;
+        let manifest = self.definition()?.manifest(Some(parallelism))?;
         let now = self.unless_over("rescaled")?;
+        if now.view.state == JobState::FailedToRecover {
+            running(&now, "rescaled")?;
+        }
         self.has_checkpoints(&manifest, "rescaled")?;
         self.check_goes_on(&now)?;
         drop(now);
@@ -322,7 +388,7 @@ impl Job {
 
     /// Whether it takes checkpoints; an error says that without any it can't be `what`.
     pub fn check_checkpoints(&self, what: &str) -> Result<()> {
-        self.has_checkpoints(&self.accepted.definition.manifest(None)?, what)
+        self.has_checkpoints(&self.definition()?.manifest(None)?, what)
     }
 
     /// Whether it runs; an error says that as it is it can't be `what`.

@@ -4,6 +4,7 @@
 //! coordinator that starts finds the jobs that did not end and goes on with them from their newest checkpoints.
 //! In reading order:
 
+pub mod operations;
 pub mod view;
 
 mod execution;
@@ -17,6 +18,7 @@ mod workers;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -29,7 +31,10 @@ use tidemill_wasm::Limits;
 
 use crate::execution::Execution;
 pub use crate::job::{Asked, Due, Job, JobMaster, Submission};
+use crate::logs::archive;
+pub use crate::logs::archive::LogSettings;
 pub use crate::logs::{JobLog, LogFilter};
+use crate::operations::{OperationSettings, Operations};
 pub use crate::serve::serve;
 use crate::storage::Storage;
 use crate::view::{ArtifactView, JobView, Overview, WorkerView};
@@ -55,7 +60,18 @@ pub struct SlotSettings {
     pub standby: u32,
 }
 
-/// Of so many jobs that are over, what they logged is kept: a megabyte each, at most.
+/// What a coordinator is told when it starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoordinatorSettings {
+    /// What it does with slots.
+    pub slots: SlotSettings,
+    /// What it remembers of operations.
+    pub operations: OperationSettings,
+    /// What is kept of what jobs log.
+    pub logs: LogSettings,
+}
+
+/// Of so many jobs that are over, what they logged is in memory: a megabyte each, at most.
 const ENDED_LOGS: usize = 100;
 
 /// See the crate.
@@ -68,6 +84,11 @@ pub struct Coordinator {
     jobs: Mutex<BTreeMap<String, Arc<Job>>>,
     /// Those that came to their end here and whose logs are kept, the oldest first.
     ended: Mutex<VecDeque<Arc<Job>>>,
+    operations: Operations,
+    log_settings: LogSettings,
+    /// Held while logs are written, once that has begun; what tells the thread that does so that there is a coordinator.
+    writing_logs: Mutex<()>,
+    writes_logs: Mutex<Option<Sender<()>>>,
     components: Arc<Components>,
     run: Box<dyn Fn(JobMaster) -> Result<()> + Send + Sync>,
     next_execution: AtomicU64,
@@ -76,18 +97,22 @@ pub struct Coordinator {
 impl Coordinator {
     /// With its storage: a folder that all processes of the cluster reach, or a URL. Goes on with the jobs there; each has a
     /// thread.
-    pub fn start(storage: &str, registry: Arc<Registry>, slots: SlotSettings) -> Result<Arc<Self>> {
+    pub fn start(storage: &str, registry: Arc<Registry>, settings: CoordinatorSettings) -> Result<Arc<Self>> {
         let components = Arc::new(Components::new(blobs::at(storage)?));
         let environment = Environment::new(registry, components.clone());
-        Self::with(storage, environment, components, slots, on_a_thread)
+        let this = Self::with(storage, environment, components, settings, on_a_thread)?;
+        this.operations.load()?;
+        *lock(&this.writes_logs) = this.write_logs_on_a_thread()?;
+        Ok(this)
     }
 
-    /// The same in any environment. `run` runs the master of a job to its end, or has that done.
+    /// The same in any environment, without the operations of those before it, and without writing logs. `run` runs the master of a job to its end,
+    /// or has that done.
     pub fn with(
         storage: &str,
         environment: Environment,
         components: Arc<Components>,
-        slots: SlotSettings,
+        settings: CoordinatorSettings,
         run: impl Fn(JobMaster) -> Result<()> + Send + Sync + 'static,
     ) -> Result<Arc<Self>> {
         let storage = Arc::new(Storage::new(storage, (environment.place)(storage)?));
@@ -95,7 +120,9 @@ impl Coordinator {
         // Unique also over coordinators that come after each other.
         let next_execution = AtomicU64::new(environment.now_ms().unsigned_abs() << 16);
         let (executions, jobs, ended) = Default::default();
-        let SlotSettings { when_full, standby } = slots;
+        let SlotSettings { when_full, standby } = settings.slots;
+        let clock = environment.clone();
+        let operations = Operations::new(storage.clone(), settings.operations, move || clock.now_ms());
         let workers = Workers::with_standby(standby);
         let run = Box::new(run);
         let this = Arc::new(Self {
@@ -106,15 +133,19 @@ impl Coordinator {
             executions,
             jobs,
             ended,
+            operations,
+            log_settings: settings.logs,
+            writing_logs: Mutex::default(),
+            writes_logs: Mutex::default(),
             components,
             run,
             next_execution,
         });
-        for kept in this.storage.jobs()? {
-            let job = match kept.end {
-                Some(end) => Job::ended(this.storage.clone(), kept.accepted, end, this.environment.now_ms())?,
-                None => this.run(JobMaster::again(this.clone(), kept)?)?,
-            };
+        for found in this.storage.jobs()? {
+            let (job, master) = job::recover(&this, found)?;
+            if let Some(master) = master {
+                (this.run)(master)?;
+            }
             lock(&this.jobs).insert(job.id().to_owned(), job);
         }
         Ok(this)
@@ -138,9 +169,14 @@ impl Coordinator {
 
     /// Deletes an artifact that no job needs which is running. False: there is none.
     pub fn delete_artifact(&self, id: &str) -> Result<bool> {
-        let users = lock(&self.jobs).values().find(|job| job.artifact() == id && !job.is_over()).cloned();
-        if let Some(job) = users {
-            return Err(Error::invalid(format!("the artifact {id} is in use by the job {}", job.id()))
+        for job in self.all_jobs().iter().filter(|job| !job.is_over()) {
+            // Of what can't be read, nobody knows what it needs.
+            let uses = match job.definition() {
+                Ok(definition) if definition.artifact == id => "is",
+                Ok(_) => continue,
+                Err(_) => "may be",
+            };
+            return Err(Error::invalid(format!("the artifact {id} {uses} in use by the job {}", job.id()))
                 .mend("Cancel or stop the job first."));
         }
         let found = self.storage.has_artifact(id)?;
@@ -164,7 +200,8 @@ impl Coordinator {
             self.is_alone(name, &settings.location)?;
         }
         self.has_room(manifest.job.parallelism, 0)?;
-        let job = self.run(JobMaster::submit(self.clone(), submission, name)?)?;
+        let (job, master) = JobMaster::submit(self.clone(), submission, name)?;
+        (self.run)(master)?;
         lock(&self.jobs).insert(job.id().to_owned(), job.clone());
         Ok(job.view())
     }
@@ -212,6 +249,25 @@ impl Coordinator {
         lock(&self.jobs).get(id).cloned()
     }
 
+    /// Ends a job at once, as [`Job::cancel`] says; one that is taken off the list is not known any more.
+    pub fn cancel(&self, job: &Job) -> Result<JobView> {
+        let is_known = job.goes_on();
+        job.cancel()?;
+        if !is_known {
+            lock(&self.jobs).remove(job.id());
+            // Nobody looks at it any more.
+            if let Err(error) = archive::forget(&self.storage, job.id()) {
+                tracing::warn!("the log of the job {} could not be deleted: {error}", job.id());
+            }
+        }
+        Ok(job.view())
+    }
+
+    /// What was asked for and takes long.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
     /// All workers that are there.
     pub fn workers(&self) -> Vec<WorkerView> {
         self.workers.views()
@@ -236,12 +292,7 @@ impl Coordinator {
         lock(&self.executions).get(&id).cloned()
     }
 
-    fn run(&self, (job, master): (Arc<Job>, JobMaster)) -> Result<Arc<Job>> {
-        (self.run)(master)?;
-        Ok(job)
-    }
-
-    /// A job came to its end: its logs are kept with those of the latest that did.
+    /// A job came to its end: its log stays in memory with those of the latest that did.
     fn ended(&self, job: &Arc<Job>) {
         self.workers.forget(job.id());
         let mut ended = lock(&self.ended);

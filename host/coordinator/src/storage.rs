@@ -1,4 +1,5 @@
-//! What survives the coordinator: artifacts, the definitions of jobs, what users wanted of them since, and how they ended.
+//! What survives the coordinator: artifacts, the definitions of jobs, what users wanted of them since, how they ended,
+//! operations ([`crate::operations`]) and logs ([`crate::logs`]).
 //! Everything is written once.
 
 use std::sync::Arc;
@@ -19,9 +20,12 @@ const MARK: &str = "cluster";
 /// So often it is tried again to find out whether something was put.
 const DOUBTS: usize = 4;
 const WISH: &str = ".wish-";
+/// Of a job that was taken off the list.
+const OFF: &str = ".off";
 
 /// A job as it was accepted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Accepted {
     pub id: String,
     pub definition: JobDefinition,
@@ -31,15 +35,25 @@ pub struct Accepted {
     pub submitted_ms: i64,
 }
 
-/// A job that was found.
+/// A job that was found. An error says what can't be read of it, and why.
+pub struct Found {
+    pub id: String,
+    pub accepted: Result<Accepted>,
+    /// Whether an attempt has begun.
+    pub begun: bool,
+    /// What was wanted of it since, the oldest first.
+    pub wishes: Result<Vec<KeptWish>>,
+    /// How it ended, if it did.
+    pub end: Result<Option<JobView>>,
+}
+
+/// A job that was found and did not end.
 pub struct Kept {
     pub accepted: Accepted,
     /// Whether an attempt has begun.
     pub begun: bool,
     /// What was wanted of it since, the oldest first.
     pub wishes: Vec<KeptWish>,
-    /// How it ended, if it did.
-    pub end: Option<JobView>,
 }
 
 /// What a user wants of a job that was accepted.
@@ -80,10 +94,7 @@ impl Storage {
     }
 
     pub fn keep_artifact(&self, id: &str, bytes: &[u8]) -> Result<()> {
-        // That it is there already is as well: its name says what it holds.
-        match self.blobs.put_new(&artifact_path(id)?, bytes)? {
-            PutNew::Done | PutNew::Exists => Ok(()),
-        }
+        self.keep_bytes(&artifact_path(id)?, bytes)
     }
 
     pub fn artifacts(&self) -> Result<Vec<ArtifactView>> {
@@ -112,6 +123,41 @@ impl Storage {
             }
         }
         Err(Error::internal("no free id for a job was found"))
+    }
+
+    /// Keeps something under a name that nothing has. False: something else has it.
+    pub fn keep_new(&self, path: &str, value: &impl Serialize) -> Result<bool> {
+        self.put_in_doubt(path, &json(value)?)
+    }
+
+    /// Keeps bytes under a name that says what they are: that it is there already is as well.
+    pub fn keep_bytes(&self, path: &str, content: &[u8]) -> Result<()> {
+        match self.blobs.put_new(path, content)? {
+            PutNew::Done | PutNew::Exists => Ok(()),
+        }
+    }
+
+    /// Bytes that were kept. `None`: there are none.
+    pub fn bytes(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        Ok(blobs::read_all(&*self.blobs, path)?)
+    }
+
+    /// The names in a folder, with the sizes of what they name.
+    pub fn sizes(&self, folder: &str) -> Result<Vec<(String, u64)>> {
+        Ok(self.blobs.list(folder)?.into_iter().map(|blob| (blob.name, blob.bytes)).collect())
+    }
+
+    /// The names in a folder.
+    pub fn list(&self, folder: &str) -> Result<Vec<String>> {
+        Ok(self.blobs.list(folder)?.into_iter().map(|blob| blob.name).collect())
+    }
+
+    /// That something is not there is no error.
+    pub fn delete_all(&self, paths: &[String]) -> Result<()> {
+        if paths.is_empty() {
+            return Ok(());
+        }
+        Ok(self.blobs.delete_all(paths)?)
     }
 
     /// Puts what nobody else puts, and tries again where it is not known whether it is there: who is told that it is not
@@ -169,33 +215,68 @@ impl Storage {
         self.read(&format!("{JOBS}/{id}.end"))
     }
 
-    pub fn jobs(&self) -> Result<Vec<Kept>> {
-        let names = self.names()?;
-        let mut kept = Vec::new();
-        for id in names.iter().filter_map(|name| name.strip_suffix(".job")) {
-            let Some(accepted) = self.read(&format!("{JOBS}/{id}.job"))? else { continue };
-            let begun = names.iter().any(|name| name.strip_suffix(".begun") == Some(id));
-            let mut wishes = Vec::new();
-            for wish in wishes_of(id, &names) {
-                wishes.extend(self.read::<KeptWish>(&format!("{JOBS}/{wish}"))?);
-            }
-            kept.push(Kept { accepted, begun, wishes, end: self.end(id)? });
+    /// Takes a job off the list, which is not to be gone on with. All that is kept of it stays.
+    pub fn take_off(&self, id: &str) -> Result<()> {
+        match self.blobs.put_new(&format!("{JOBS}/{id}{OFF}"), &[])? {
+            PutNew::Done | PutNew::Exists => Ok(()),
         }
-        Ok(kept)
+    }
+
+    /// The jobs on the list. What can't be read of one is said there, and keeps nobody from the others; an error here may
+    /// pass.
+    pub fn jobs(&self) -> Result<Vec<Found>> {
+        let names = self.names()?;
+        let has = |id: &str, what: &str| names.iter().any(|name| name.strip_suffix(what) == Some(id));
+        let mut found = Vec::new();
+        for id in names.iter().filter_map(|name| name.strip_suffix(".job")).filter(|id| !has(id, OFF)) {
+            let accepted = match self.read(&self.job_path(id)) {
+                Ok(Some(accepted)) => Ok(accepted),
+                // It was deleted meanwhile.
+                Ok(None) => continue,
+                Err(error) => Err(unless_passing(error)?),
+            };
+            let read = |wish: &str| self.read::<KeptWish>(&format!("{JOBS}/{wish}")).transpose();
+            let wishes = wishes_of(id, &names).into_iter().filter_map(read).collect();
+            let (wishes, end) = (settled(wishes)?, settled(self.end(id))?);
+            found.push(Found { id: id.to_owned(), accepted, begun: has(id, ".begun"), wishes, end });
+        }
+        Ok(found)
+    }
+
+    /// What people call the file in which a job is kept.
+    pub fn file_of(&self, id: &str) -> String {
+        blobs::at_path(&self.location, &self.job_path(id))
+    }
+
+    fn job_path(&self, id: &str) -> String {
+        format!("{JOBS}/{id}.job")
     }
 
     fn names(&self) -> Result<Vec<String>> {
-        Ok(self.blobs.list(JOBS)?.into_iter().map(|blob| blob.name).collect())
+        self.list(JOBS)
     }
 
-    fn read<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<Option<T>> {
+    /// Something that was kept. `None`: there is none.
+    pub fn read<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<Option<T>> {
         let Some(content) = blobs::read_all(&*self.blobs, path)? else { return Ok(None) };
         let read = serde_json::from_slice(&content).map_err(|e| {
             let whole = blobs::at_path(&self.location, path);
-            Error::invalid(format!("{whole} can't be read: {e}"))
-                .mend("Move it away to start without this job; its checkpoints stay where they are.")
+            Error::invalid(format!("{whole} can't be read: it is damaged, or of another version of Tidemill: {e}"))
+                .mend("Put the file back as it was written, or start a coordinator of that version.")
         });
         read.map(Some)
+    }
+}
+
+/// What is wrong with what is kept; an error: with the store, now.
+fn unless_passing(error: Error) -> Result<Error> {
+    if error.kind() == ErrorKind::Invalid { Ok(error) } else { Err(error) }
+}
+
+fn settled<T>(read: Result<T>) -> Result<Result<T>> {
+    match read {
+        Ok(read) => Ok(Ok(read)),
+        Err(error) => unless_passing(error).map(Err),
     }
 }
 
@@ -279,9 +360,44 @@ mod tests {
         for lost in 0..DOUBTS {
             let storage = Storage::new("/", Arc::new(Doubtful(Memory::default(), AtomicUsize::new(lost))));
             let kept = storage.keep_job(accepted(), &nonces).unwrap();
-            let found: Vec<String> = storage.jobs().unwrap().into_iter().map(|kept| kept.accepted.id).collect();
+            let found: Vec<String> = storage.jobs().unwrap().into_iter().map(|found| found.id).collect();
             assert_eq!(found, [kept.id]);
         }
+    }
+
+    /// One of them kept the coordinator from starting.
+    #[test]
+    fn what_can_not_be_read_of_a_job_is_its_own_trouble() {
+        let storage = Storage::new("/here", Arc::new(Memory::default()));
+        let put = |path: &str, content: &str| storage.blobs.put_new(path, content.as_bytes()).unwrap();
+        let accepted = String::from_utf8(json(&Accepted { id: "a".to_owned(), ..accepted() }).unwrap()).unwrap();
+        let newer = accepted.replacen('{', "{\"priority\": 7,", 1);
+        let (good, half) = (accepted.as_str(), &accepted[..9]);
+        for (id, job) in [("damaged", half), ("end", good), ("good", good), ("newer", &newer), ("wish", good)] {
+            _ = put(&format!("jobs/{id}.job"), job);
+        }
+        _ = put("jobs/wish.wish-000000", "\"pause\"");
+        _ = put("jobs/end.end", "{}");
+        let found = storage.jobs().unwrap();
+        let wrong = |of: &Found| {
+            let errors = [of.accepted.as_ref().err(), of.wishes.as_ref().err(), of.end.as_ref().err()];
+            (of.id.clone(), errors.into_iter().flatten().map(Error::text).collect::<String>())
+        };
+        let wrong: Vec<(String, String)> = found.iter().map(wrong).collect();
+        for ((id, text), words) in wrong.iter().zip([
+            ["/here/jobs/damaged.job can't be read", "EOF"],
+            ["/here/jobs/end.end can't be read", "missing field"],
+            ["", ""],
+            ["/here/jobs/newer.job can't be read", "`priority`"],
+            ["/here/jobs/wish.wish-000000 can't be read", "`pause`"],
+        ]) {
+            assert_eq!(text.is_empty(), id == "good", "{id}: {text}");
+            assert!(words.iter().all(|words| text.contains(words)), "{id}: {text}");
+        }
+        storage.take_off("damaged").unwrap();
+        storage.take_off("damaged").unwrap();
+        assert_eq!(storage.jobs().unwrap().len(), 4);
+        assert_eq!(blobs::read_all(&*storage.blobs, "jobs/damaged.job").unwrap().unwrap(), half.as_bytes());
     }
 
     #[test]

@@ -8,9 +8,9 @@ use tidemill_core::metrics::TaskMetrics;
 use tidemill_rpc::proto;
 use utoipa::ToSchema;
 
-/// Where a job is in its life. The names are those of Flink.
+/// Where a job is in its life. The names are those of Flink, which has none for the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "UPPERCASE")]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum JobState {
     /// Accepted; it waits for slots, or is being deployed.
     Created,
@@ -28,11 +28,17 @@ pub enum JobState {
     Finished,
     /// It failed for good. Final.
     Failed,
+    /// A coordinator before this one had it, and this one can't go on with it. Nothing that is kept of it is changed: one that
+    /// can does.
+    FailedToRecover,
 }
 
 impl fmt::Display for JobState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&format!("{self:?}").to_uppercase())
+        match self {
+            Self::FailedToRecover => f.write_str("FAILED_TO_RECOVER"),
+            other => f.write_str(&format!("{other:?}").to_uppercase()),
+        }
     }
 }
 
@@ -336,6 +342,12 @@ pub struct LogsView {
     pub missed: u64,
     /// How many were never kept, as far as this coordinator knows: the job logged too much.
     pub dropped: u64,
+    /// How many left the memory of this coordinator before they were in the storage: it was too slow, or failed.
+    #[serde(default)]
+    pub not_stored: u64,
+    /// Why what the storage has of it is not here, if that could not be read.
+    #[serde(default)]
+    pub incomplete: Option<String>,
     /// Whether the job is over: nothing more will come, but what follows here.
     pub over: bool,
 }

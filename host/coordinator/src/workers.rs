@@ -288,7 +288,7 @@ impl Coordinator {
             }
         }
         for running in hello.running {
-            match self.job(&running.job).filter(|job| !job.is_over()) {
+            match self.job(&running.job).filter(|job| job.goes_on()) {
                 Some(job) => job.offer(worker.clone(), running),
                 None => self.decline(&worker, &running),
             }

@@ -39,6 +39,12 @@ fn root() -> PathBuf {
 }
 
 impl JobDefinition {
+    /// What the manifest calls the job, also where the rest of the manifest means nothing here.
+    pub fn name(&self) -> Option<String> {
+        let manifest: toml::Table = toml::from_str(&self.manifest).ok()?;
+        manifest.get("job")?.get("name")?.as_str().map(ToOwned::to_owned)
+    }
+
     /// What the manifest means, with this parallelism if it is given.
     pub fn manifest(&self, parallelism: Option<u32>) -> Result<Manifest> {
         if !self.folder.is_absolute() {

@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tidemill_checkpoint::{Origin, Start};
+use tidemill_coordinator::operations::{Done, Wanted};
 use tidemill_coordinator::view::{
     CheckpointView, CheckpointsView, ExceptionView, JobState, JobView, PlanView, VertexView,
 };
@@ -18,13 +19,11 @@ use tidemill_job::JobDefinition;
 use utoipa::ToSchema;
 
 use crate::extract::{Body, Id, blocking};
-use crate::operations::{Accepted, Done, Operation, OperationKind};
+use crate::operations::{self, Accepted, Operation, OperationKind};
 use crate::problem::Problem;
 use crate::{Answer, Shared};
 
-/// How often an operation looks at its job.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// The same where it is woken at the end of the job.
+/// How often an operation looks whether its job is over; it is woken when it is.
 const END_EVERY: Duration = Duration::from_secs(1);
 
 /// What `POST /jobs` takes.
@@ -213,14 +212,15 @@ pub async fn checkpoints(State(shared): State<Shared>, Id(id): Id) -> Answer<Jso
 }
 
 /// End a job at once; nothing more is written or committed
+///
+/// One that is FAILED_TO_RECOVER is taken off the list, and its `reason` says so; what is kept of it, its checkpoints too, stays.
 #[utoipa::path(post, operation_id = "cancel_job", path = "/jobs/{id}/cancel", tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses((status = 202, description = "It is being cancelled", body = JobView)))]
 pub async fn cancel(State(shared): State<Shared>, Id(id): Id) -> Answer<(StatusCode, Json<JobView>)> {
     let job = find(&shared.coordinator, &id)?;
-    let told = job.clone();
-    blocking(move || told.cancel()).await.map_err(conflict)?;
-    Ok((StatusCode::ACCEPTED, Json(job.view())))
+    let cancelled = blocking(move || shared.coordinator.cancel(&job)).await.map_err(conflict)?;
+    Ok((StatusCode::ACCEPTED, Json(cancelled)))
 }
 
 /// Stop a job with all that it read processed and committed; with a savepoint, if a location is given
@@ -233,7 +233,8 @@ pub async fn stop(State(shared): State<Shared>, Id(id): Id, Body(request): Body<
         can_save(&job, location)?;
     }
     job.check_runs("stopped").map_err(conflict)?;
-    begin(&shared, OperationKind::Stop, &job, move |job| {
+    let wanted = Wanted { savepoint: request.savepoint.clone(), ..Wanted::default() };
+    let work = move |job: &Job| {
         let location = match request.savepoint {
             Some(location) => Some(job.stop_with_savepoint(location)?.wait()?),
             None => {
@@ -254,7 +255,8 @@ pub async fn stop(State(shared): State<Shared>, Id(id): Id, Body(request): Body<
                 Err(Error::new(ErrorKind::Retry, format!("the job ended as {state}{why}")))
             }
         }
-    })
+    };
+    begin(&shared, OperationKind::Stop, job, wanted, work).await
 }
 
 /// Take a checkpoint of a job before the next one is due
@@ -265,10 +267,11 @@ pub async fn checkpoint(State(shared): State<Shared>, Id(id): Id) -> Answer<Acce
     let job = find(&shared.coordinator, &id)?;
     job.check_checkpoints("told to take one").map_err(conflict)?;
     job.check_runs("told to take a checkpoint").map_err(conflict)?;
-    begin(&shared, OperationKind::Checkpoint, &job, |job| {
+    let work = |job: &Job| {
         let checkpoint = Some(job.checkpoint()?.wait()?);
         Ok(Done { checkpoint, ..Done::default() })
-    })
+    };
+    begin(&shared, OperationKind::Checkpoint, job, Wanted::default(), work).await
 }
 
 /// Take a savepoint of a job, which goes on
@@ -283,10 +286,12 @@ pub async fn savepoint(
     let job = find(&shared.coordinator, &id)?;
     can_save(&job, &request.location)?;
     job.check_runs("saved").map_err(conflict)?;
-    begin(&shared, OperationKind::Savepoint, &job, move |job| {
+    let wanted = Wanted { savepoint: Some(request.location.clone()), ..Wanted::default() };
+    let work = move |job: &Job| {
         let location = Some(job.savepoint(request.location)?.wait()?);
         Ok(Done { location, ..Done::default() })
-    })
+    };
+    begin(&shared, OperationKind::Savepoint, job, wanted, work).await
 }
 
 /// Give a job another number of slots: it stops with a checkpoint, and goes on from there
@@ -301,44 +306,29 @@ pub async fn rescale(
     let job = find(&shared.coordinator, &id)?;
     let parallelism = request.parallelism;
     shared.coordinator.has_room(parallelism, job.summary().parallelism)?;
-    let operation = shared.operations.begin(OperationKind::Rescale, job.id())?;
+    let wanted = Wanted { parallelism: Some(parallelism), ..Wanted::default() };
+    let begun = operations::begin(&shared, OperationKind::Rescale, job.id(), wanted).await?;
     // What is wanted is kept by the job at once; the operation only looks on.
-    let told = job.clone();
-    if let Err(error) = blocking(move || told.rescale(parallelism)).await {
-        shared.operations.forget(&operation.id);
+    if let Err(error) = blocking(move || job.rescale(parallelism)).await {
+        operations::forget(&shared, &begun.operation.id).await;
         return Err(conflict(error));
     }
-    let follows = shared.operations.clone();
-    let id = operation.id.clone();
-    tokio::spawn(async move {
-        let done = loop {
-            let view = job.view();
-            if view.state == JobState::Running && view.parallelism == parallelism {
-                break Ok(Done { parallelism: Some(parallelism), ..Done::default() });
-            }
-            if view.state.is_final() {
-                break Err(Error::new(ErrorKind::Retry, format!("the job ended before as {}", view.state)));
-            }
-            if follows.is_superseded(&id) {
-                break Err(Error::new(ErrorKind::Retry, "another rescaling of the job took its place"));
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        };
-        follows.end(&id, done);
-    });
+    let operation = begun.operation.clone();
+    operations::follow(&shared, begun);
     Ok(Accepted(operation))
 }
 
 /// Begins an operation whose work waits on a thread of its own.
-fn begin(
+async fn begin(
     shared: &Shared,
     kind: OperationKind,
-    job: &Arc<Job>,
+    job: Arc<Job>,
+    wanted: Wanted,
     work: impl FnOnce(&Job) -> Result<Done, Error> + Send + 'static,
 ) -> Answer<Accepted> {
-    let operation = shared.operations.begin(kind, job.id())?;
-    let (operations, id, job) = (shared.operations.clone(), operation.id.clone(), job.clone());
-    tokio::spawn(async move { operations.end(&id, blocking(move || work(&job)).await) });
+    let operation = operations::begin(shared, kind, job.id(), wanted).await?.operation;
+    let (shared, begun) = (shared.clone(), operation.clone());
+    tokio::spawn(async move { operations::end(&shared, &begun, blocking(move || work(&job)).await).await });
     Ok(Accepted(operation))
 }
 

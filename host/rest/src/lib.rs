@@ -12,6 +12,7 @@ mod artifacts;
 mod cluster;
 mod docs;
 mod extract;
+mod follow;
 mod jobs;
 mod logs;
 mod metrics;
@@ -31,7 +32,6 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::access::Access;
-use crate::operations::Operations;
 use crate::problem::Problem;
 
 pub use jobs::{RescaleRequest, SavepointRequest, StartFrom, StopRequest, SubmitRequest};
@@ -57,21 +57,22 @@ pub struct Settings {
 #[derive(Clone)]
 struct Shared {
     coordinator: Arc<Coordinator>,
-    operations: Arc<Operations>,
     uploads: Arc<Semaphore>,
     configuration: Arc<Value>,
 }
 
 type Answer<T> = Result<T, Problem>;
 
-/// The API.
+/// The API, to be made within a tokio runtime. It goes on with the operations that coordinators before this one began.
 pub fn router(coordinator: Arc<Coordinator>, settings: Settings) -> Router {
     let shared = Shared {
         coordinator,
-        operations: Arc::default(),
         uploads: Arc::new(Semaphore::new(UPLOADS)),
         configuration: Arc::new(settings.configuration),
     };
+    for begun in shared.coordinator.operations().take_unfinished() {
+        operations::follow(&shared, begun);
+    }
     let (routes, document) = described();
     let document = docs::complete(document);
     let page = docs::page(&document);

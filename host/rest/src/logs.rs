@@ -13,7 +13,7 @@ use tidemill_core::Error;
 use tokio::time::{Instant, timeout_at};
 use utoipa::IntoParams;
 
-use crate::extract::{Id, Query};
+use crate::extract::{Id, Query, blocking};
 use crate::jobs::find;
 use crate::{Answer, Shared};
 
@@ -41,8 +41,8 @@ pub struct LogsQuery {
 
 /// What was logged of a job, by its code and by the engine
 ///
-/// The coordinator keeps the newest 5,000 entries of a job, and no more than a megabyte of them; those of jobs that are over
-/// for the latest hundred of these. Logs do not survive the coordinator.
+/// The newest are in the coordinator's memory; what is new is written to the storage every few seconds, where as much of each job
+/// is kept as the coordinator's `logs-size` and `logs-age` say, also for the coordinators after it.
 #[utoipa::path(get, operation_id = "list_job_logs", path = "/jobs/{id}/logs", tag = "jobs",
     params(("id" = String, Path, description = "The job's id"), LogsQuery),
     responses((status = 200, body = LogsView)))]
@@ -51,19 +51,26 @@ pub async fn list(State(shared): State<Shared>, Id(id): Id, Query(query): Query<
     let wait = between("wait_ms", query.wait_ms.unwrap_or(0), 0, LONGEST_WAIT_MS)?;
     let job = find(&shared.coordinator, &id)?;
     let filter = query.task.as_deref().map(|task| job.log_filter(task)).transpose()?.unwrap_or_default();
-    Ok(Json(read(&job, query.after, limit, &filter, Duration::from_millis(wait.into())).await))
+    Ok(Json(read(&job, query.after, limit, &filter, Duration::from_millis(wait.into())).await?))
 }
 
 /// What there is, or what comes in this time.
-async fn read(job: &Arc<Job>, mut after: Option<u64>, limit: usize, filter: &LogFilter, wait: Duration) -> LogsView {
+async fn read(
+    job: &Arc<Job>,
+    mut after: Option<u64>,
+    limit: usize,
+    filter: &LogFilter,
+    wait: Duration,
+) -> Result<LogsView, Error> {
     let until = Instant::now() + wait;
     loop {
         let mut news = pin!(job.log().news());
         // From here on none is missed.
         news.as_mut().enable();
-        let found = job.logs(after, limit, filter);
+        let (of, filter) = (job.clone(), filter.clone());
+        let found = blocking(move || Ok(of.logs(after, limit, &filter))).await?;
         if !found.entries.is_empty() || found.over || Instant::now() >= until {
-            return found;
+            return Ok(found);
         }
         after = Some(found.next);
         // When the time is over, what there is is the answer.

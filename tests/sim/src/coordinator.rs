@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use tidemill_coordinator::{Coordinator, Due, JobMaster, SlotSettings, ToldWorker, Worker};
+use tidemill_coordinator::{Coordinator, CoordinatorSettings, Due, JobMaster, ToldWorker, Worker};
 use tidemill_core::Result;
 use tidemill_core::time::Timestamp;
 use tidemill_job::{Components, Environment};
@@ -43,7 +43,7 @@ impl CoordinatorProcess {
             lock(&starts).push(master);
             Ok(())
         };
-        let coordinator = Coordinator::with(STORAGE, environment, components, SlotSettings::default(), run)?;
+        let coordinator = Coordinator::with(STORAGE, environment, components, CoordinatorSettings::default(), run)?;
         let (masters, outbox, workers) = Default::default();
         Ok(Self { machine, host, next_ms: i64::MAX, busy_ms: 0, coordinator, started, masters, outbox, workers })
     }

@@ -70,7 +70,7 @@ fn follow(api: &Api, id: &str) -> Outcome {
         }
         match job.state {
             JobState::Finished => return Ok(()),
-            JobState::Failed => return Err(Failure::said(JOB_FAILED)),
+            JobState::Failed | JobState::FailedToRecover => return Err(Failure::said(JOB_FAILED)),
             JobState::Canceled => return Err(Failure::said(INTERRUPTED)),
             _ => std::thread::sleep(LOOK_EVERY),
         }
@@ -153,7 +153,13 @@ fn show_job(job: &JobView) {
 pub fn cancel(args: &ClusterJobArgs) -> Outcome {
     let api = Api::new(&args.cluster)?;
     let job: JobView = api.answer(api.post(&format!("jobs/{}/cancel", args.job)))?;
-    said(&args.cluster, &job, "cancelling", &job.id)
+    match &job.reason {
+        // It is over already.
+        Some(reason) if job.state.is_final() => {
+            said(&args.cluster, &job, "cancelled", &format!("{}: {reason}", job.id))
+        }
+        _ => said(&args.cluster, &job, "cancelling", &job.id),
+    }
 }
 
 /// Stops a job of a cluster; with a savepoint, when that is there and the job over.

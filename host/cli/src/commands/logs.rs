@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 pub fn logs(args: &LogsArgs) -> Outcome {
     let (api, path) = (Api::new(&args.job.cluster)?, format!("jobs/{}/logs", args.job.job));
-    let (mut after, mut lost) = (None, false);
+    let (mut after, mut lost, mut not_stored) = (None, false, 0);
     loop {
         let view = match ask(&api, &path, args, after) {
             Ok(view) => view,
@@ -38,10 +38,18 @@ pub fn logs(args: &LogsArgs) -> Outcome {
             Err(error) => return Err(error.into()),
         };
         if std::mem::take(&mut lost) {
-            say("back", "what was logged while the coordinator was away may be missing");
+            say("back", "what was logged in the last seconds of the coordinator before may be missing");
         }
         if view.missed > 0 {
             say("missed", &format!("{} entries that are not kept any more", units::count(view.missed)));
+        }
+        if view.not_stored > not_stored {
+            let more = units::count(view.not_stored - not_stored);
+            say("lost", &format!("{more} entries were gone before the storage had them: it is too slow, or fails"));
+            not_stored = view.not_stored;
+        }
+        if let Some(why) = &view.incomplete {
+            say("missing", &format!("older entries can't be read from the storage: {}", bounded(why, usize::MAX)));
         }
         for entry in &view.entries {
             print(&shown(entry, args.job.cluster.json)?);

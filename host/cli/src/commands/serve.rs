@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use tidemill_coordinator::{Coordinator, SlotSettings, WhenFull};
+use tidemill_coordinator::operations::OperationSettings;
+use tidemill_coordinator::{Coordinator, CoordinatorSettings, LogSettings, SlotSettings, WhenFull};
 use tidemill_core::Error;
 use tidemill_rest::Settings;
 use tidemill_rest::access::{Access, Tokens};
@@ -41,22 +42,35 @@ pub fn coordinator(args: &CoordinatorArgs) -> Outcome {
         WhenFullArg::Wait => WhenFull::Wait,
         WhenFullArg::Refuse => WhenFull::Refuse,
     };
-    let slots = SlotSettings { when_full, standby: args.standby_slots };
+    let told = CoordinatorSettings {
+        slots: SlotSettings { when_full, standby: args.standby_slots },
+        operations: OperationSettings { kept: args.operations_kept, age_ms: millis(args.operations_age) },
+        logs: LogSettings {
+            every_ms: millis(args.logs_every).unsigned_abs(),
+            size_bytes: args.logs_size.0,
+            age_ms: millis(args.logs_age),
+        },
+    };
     let stop = stop_on_signal()?;
     serve(async {
         let (workers, address) = listen(args.listen, "for workers").await?;
         let (rest, api) = listen(args.rest, "for the API").await?;
-        let start = move || Coordinator::start(&storage, Arc::new(registry()), slots);
+        let start = move || Coordinator::start(&storage, Arc::new(registry()), told);
         let started = tokio::task::spawn_blocking(start).await;
         let coordinator = started.context("the coordinator can't start")??;
         let serving = tidemill_coordinator::serve(coordinator.clone(), workers, tls.as_ref())?;
-        let router = tidemill_rest::router(coordinator, settings);
+        let router = tidemill_rest::router(coordinator.clone(), settings);
         let (scheme, answering) = answer(rest, router, certificate.as_ref())?;
         say("coordinator", &format!("for workers on {address}, with the API on {scheme}://{api}/api/v1"));
         tokio::select! {
             ended = serving => ended.map_err(Failure::job),
             ended = answering => ended.map_err(Failure::job),
-            () = stop.notified() => Ok(()),
+            () = stop.notified() => {
+                // The last seconds of logs; where that takes too long, they are lost.
+                let write = tokio::task::spawn_blocking(move || coordinator.write_logs());
+                _ = tokio::time::timeout(LINGER, write).await;
+                Ok(())
+            }
         }
     })
 }
@@ -158,6 +172,10 @@ fn stop_on_signal() -> anyhow::Result<Arc<Notify>> {
     let stopping = stop.clone();
     ctrlc::set_handler(move || stopping.notify_one()).context("signals can't be caught")?;
     Ok(stop)
+}
+
+fn millis(of: Duration) -> i64 {
+    i64::try_from(of.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn tls(args: &TlsArgs) -> Result<Option<Tls>, Error> {

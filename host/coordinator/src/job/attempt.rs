@@ -207,6 +207,11 @@ impl Attempt {
         }
     }
 
+    /// Whether it came so far that all its slots ran: it may have done something.
+    pub fn ran(&self) -> bool {
+        matches!(self.stage, Stage::Running(_) | Stage::Leaving(Some(_)))
+    }
+
     /// Whether the job got on in it.
     pub fn progressed(&self) -> bool {
         self.progressed
@@ -215,11 +220,6 @@ impl Attempt {
     /// The workers that have no memory for it, since others hold it.
     pub fn refused(&self) -> &BTreeSet<String> {
         &self.refused
-    }
-
-    /// Whether its slots were started: it may have done something.
-    pub fn ran(&self) -> bool {
-        matches!(self.stage, Stage::Running(_) | Stage::Leaving(Some(_)))
     }
 
     /// It is over: how.

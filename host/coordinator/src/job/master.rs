@@ -22,8 +22,9 @@ use tidemill_rpc::proto::Running;
 
 use super::attempt::{Attempt, Progress};
 use super::offer::Offer;
-use super::{Job, JobEvent, Submission, Wish};
+use super::{Job, JobEvent, Submission, Wish, accepted_view};
 use crate::execution::Execution;
+use crate::logs::JobLog;
 use crate::storage::{Accepted, Kept, KeptWish};
 use crate::view::{AttemptView, ExceptionView, JobState, JobView};
 use crate::workers::{self, Worker};
@@ -49,6 +50,9 @@ pub struct JobMaster {
     refused: BTreeSet<String>,
     /// Whether there was a better one when the latest attempt ended for that.
     moves: bool,
+    /// Whether a coordinator before this one had the job, and it did not run under this one yet. What is wrong with it then is
+    /// not for ever: see [`super::recover`].
+    recovers: bool,
     /// Whether another coordinator had the job since this one looked: it may have brought it to its end.
     fenced: bool,
     /// Of the newest attempt of this coordinator, where it takes checkpoints.
@@ -133,9 +137,12 @@ impl JobMaster {
         wishes: &[KeptWish],
         phase: Phase,
     ) -> Result<(Arc<Job>, Self)> {
+        let recovers = matches!(phase, Phase::Expecting(..));
         let manifest = accepted.definition.manifest(accepted.parallelism)?;
         let restarts = Restarts::new(manifest.restart, coordinator.environment.now_ms().unsigned_abs());
-        let (job, inbox) = Job::new(coordinator.storage.clone(), accepted, None, coordinator.environment.now_ms())?;
+        let view = accepted_view(&accepted)?;
+        let log = JobLog::new(coordinator.environment.now_ms(), recovers);
+        let (job, inbox) = Job::new(coordinator.storage.clone(), Ok(accepted), view, log);
         job.wished(wishes);
         if begun {
             let parallelism = lock(&job.shared).parallelism;
@@ -151,6 +158,7 @@ impl JobMaster {
             placed,
             refused,
             moves: false,
+            recovers,
             fenced: false,
             generation,
             phase,
@@ -260,6 +268,7 @@ impl JobMaster {
                             self.refused.clear();
                         }
                         let (refused, ran) = (attempt.refused().clone(), attempt.ran());
+                        self.recovers &= !ran;
                         let execution = attempt.execution().clone();
                         let outcome = attempt.end();
                         self.placed = execution.slots.iter().map(|worker| worker.id.clone()).collect();
@@ -367,7 +376,7 @@ impl JobMaster {
 
     /// What an attempt is with so many slots.
     fn want(&self, parallelism: u32) -> Result<Box<Wanted>> {
-        let definition = &self.job.accepted.definition;
+        let definition = self.job.definition()?;
         let manifest = definition.manifest(Some(parallelism))?;
         let environment = &self.coordinator.environment;
         let spec = environment.spec(&manifest, environment.program(&definition.artifact, &manifest)?)?;
@@ -414,7 +423,7 @@ impl JobMaster {
     /// Begins an attempt in these slots, and has them made ready.
     fn make(&mut self, wanted: Wanted, slots: &[Arc<Worker>]) -> Result<Made> {
         let Wanted { manifest, spec } = wanted;
-        let (coordinator, accepted) = (&self.coordinator, &self.job.accepted);
+        let (coordinator, accepted) = (&self.coordinator, self.job.accepted()?);
         let mut checkpoints = None;
         if let Some(settings) = &manifest.checkpoints {
             let store = coordinator.environment.store(settings, &spec.name)?;
@@ -531,6 +540,7 @@ impl JobMaster {
             Err(_) if wish == Wish::Cancel => self.end(Ok(Ending::Cancelled)),
             Err(error) => match self.failed(error, now) {
                 Ok(until) => self.phase = Phase::Pausing(now, until),
+                Err(error) if self.recovers && error.kind() == ErrorKind::Invalid => self.not_recovered(&error),
                 Err(error) => self.end(Err(error)),
             },
         }
@@ -550,7 +560,8 @@ impl JobMaster {
             self.say(Level::Warn, "another worker has more memory left");
             return Ok(self.starts_again(Duration::ZERO, text, now));
         }
-        let manifest = self.job.accepted.definition.manifest(self.job.accepted.parallelism)?;
+        let accepted = self.job.accepted()?;
+        let manifest = accepted.definition.manifest(accepted.parallelism)?;
         // What was done is known from checkpoints alone.
         if manifest.checkpoints.is_none() {
             return Err(error);
@@ -595,6 +606,16 @@ impl JobMaster {
         let name = lock(&self.job.shared).view.name.clone();
         let store = self.coordinator.environment.store(settings, &name);
         store.and_then(|store| store.newest_generation()).is_ok_and(|newest| newest == Some(generation))
+    }
+
+    /// It can't be gone on with: another coordinator may.
+    fn not_recovered(&mut self, why: &Error) {
+        if !self.job.not_recovered(why) {
+            return self.end(Ok(Ending::Cancelled));
+        }
+        self.phase = Phase::Over;
+        self.say(Level::Error, "this coordinator can't go on with it");
+        self.coordinator.workers.returned(self.job.id());
     }
 
     fn end(&mut self, ended: Result<Ending>) {

@@ -11,6 +11,7 @@
 mod access;
 mod described;
 mod guests;
+mod recovery;
 mod refusals;
 mod workers;
 
@@ -22,7 +23,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidemill_connector_kit::Registry;
-use tidemill_coordinator::{Coordinator, SlotSettings};
+use tidemill_coordinator::{Coordinator, CoordinatorSettings, SlotSettings};
 use tidemill_rest::Settings;
 use tidemill_worker::{LocalRecoverySettings, LocalRecoveryWhen, WorkerSettings};
 use tokio::net::TcpListener;
@@ -30,7 +31,7 @@ use tower::ServiceExt as _;
 
 /// A cluster, at first without workers.
 struct Cluster {
-    storage: TempDir,
+    storage: Arc<TempDir>,
     router: Router,
     coordinator: Arc<Coordinator>,
 }
@@ -52,11 +53,25 @@ impl Cluster {
     }
 
     fn of_slots(settings: Settings, slots: SlotSettings) -> Self {
-        let storage = tempfile::tempdir().unwrap();
+        let storage = Arc::new(tempfile::tempdir().unwrap());
         // Where jobs look for their input, in vain.
         std::fs::create_dir(storage.path().join("in")).unwrap();
-        let coordinator = Coordinator::start(storage.path().to_str().unwrap(), registry(), slots).unwrap();
+        let coordinator = Self::coordinator(&storage, registry(), slots);
         Self { storage, router: tidemill_rest::router(coordinator.clone(), settings), coordinator }
+    }
+
+    /// The next coordinator on its storage, which knows these connectors. The one before was killed, as far as anyone sees:
+    /// it has no workers.
+    fn again(&self, registry: Arc<Registry>) -> Self {
+        let storage = self.storage.clone();
+        let coordinator = Self::coordinator(&storage, registry, SlotSettings::default());
+        let router = tidemill_rest::router(coordinator.clone(), Settings::default());
+        Self { storage, router, coordinator }
+    }
+
+    fn coordinator(storage: &TempDir, registry: Arc<Registry>, slots: SlotSettings) -> Arc<Coordinator> {
+        let settings = CoordinatorSettings { slots, ..CoordinatorSettings::default() };
+        Coordinator::start(storage.path().to_str().unwrap(), registry, settings).unwrap()
     }
 
     async fn send(&self, request: Request<Body>) -> Answer {
@@ -68,6 +83,10 @@ impl Cluster {
 
     async fn get(&self, path: &str) -> Answer {
         self.send(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    async fn delete(&self, path: &str) -> Answer {
+        self.send(Request::delete(path).body(Body::empty()).unwrap()).await
     }
 
     async fn post(&self, path: &str, body: impl Into<Body>) -> Answer {

@@ -146,7 +146,7 @@ impl Simulation {
             return Err("the cluster does not know it any more".to_owned());
         };
         let view = job.summary();
-        if view.state == JobState::Failed {
+        if matches!(view.state, JobState::Failed | JobState::FailedToRecover) {
             return Err(format!("it failed: {}", view.reason.unwrap_or_default()));
         }
         match std::mem::replace(&mut user.phase, Phase::Next) {
