@@ -481,7 +481,8 @@ pub fn commit_ended(spec: &JobSpec, store: &Store, checkpoint: &Checkpoint) -> R
     store.mark_committed(checkpoint.number)
 }
 
-fn fenced(by: Option<u64>) -> Error {
+/// Another process has begun a newer attempt at the job, this one if that is known: what is left to an older one is to stop.
+pub fn fenced(by: Option<u64>) -> Error {
     let other = by.map_or_else(String::new, |generation| format!(" (attempt {generation})"));
     let message = format!("another process runs this job{other}; this one has stopped and committed nothing more");
     Error::new(ErrorKind::Fenced, message)

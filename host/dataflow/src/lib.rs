@@ -37,7 +37,7 @@ pub mod signals;
 pub mod stepper;
 pub mod takeover;
 
-pub use coordinate::{CheckpointAnswer, CheckpointFigures, Checkpoints, SavepointRequest, commit_ended};
+pub use coordinate::{CheckpointAnswer, CheckpointFigures, Checkpoints, SavepointRequest, commit_ended, fenced};
 pub use driver::{JobControl, JobHandle, run, run_with};
 pub use job::{Ending, JobReport, JobSettings, JobSpec, TaskStatus};
 pub use stepper::{Stepped, Stepper};

@@ -9,9 +9,6 @@ use std::thread::available_parallelism;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// So many entries are copied in half a millisecond, about; fewer are not worth waking a thread.
-const COPIED: usize = 1 << 15;
-
 /// So many keys are looked up at a time: enough that taking them costs nothing, few enough that threads end together.
 #[cfg(feature = "rocksdb")]
 const PIECE: usize = 256;
@@ -31,9 +28,9 @@ fn helpers() -> Option<&'static ThreadPool> {
     HELPING.get_or_init(start).as_ref()
 }
 
-/// Does two things that copy so many entries: at once, if that is worth it.
-pub(crate) fn both(entries: usize, one: impl FnOnce() + Send, other: impl FnOnce()) {
-    match helpers().filter(|_| entries >= COPIED) {
+/// Does two things: at once, if they take long enough for that to be worth waking a thread, which takes microseconds.
+pub(crate) fn both(take_long: bool, one: impl FnOnce() + Send, other: impl FnOnce()) {
+    match helpers().filter(|_| take_long) {
         Some(helpers) => helpers.in_place_scope(|scope| {
             scope.spawn(|_| one());
             other();
@@ -78,10 +75,10 @@ mod tests {
 
     #[test]
     fn both_are_done() {
-        for entries in [0, COPIED] {
+        for take_long in [false, true] {
             let (mut one, mut other) = (0, 0);
-            both(entries, || one = 1, || other = 2);
-            assert_eq!((one, other), (1, 2), "{entries} entries");
+            both(take_long, || one = 1, || other = 2);
+            assert_eq!((one, other), (1, 2));
         }
     }
 

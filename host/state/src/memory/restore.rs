@@ -13,6 +13,10 @@ use super::log::Log;
 use super::parts::{Parts, Placed, Wanted, log_values, same_values};
 use super::table::Table;
 use crate::format::PortableFile;
+use crate::helpers::both;
+
+/// While a larger file is applied, one is read by another thread.
+const READ_AHEAD: u64 = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct Restored {
@@ -62,14 +66,24 @@ fn apply(
     let mut growth = share * all as f64;
     let mut applied = Vec::with_capacity(handle.files.len());
     let mut files = handle.files.iter();
-    let mut next = files.next().map(|file| read(from, &operator, file)).transpose()?;
-    while let Some((file, content)) = next {
-        next = files.next().map(|file| read(from, &operator, file)).transpose()?;
+    let mut read_next = || files.next().map(|file| read(from, &operator, file)).transpose();
+    let (mut this, mut next) = (read_next()?, read_next()?);
+    while let Some((file, content)) = this {
         let more = content.footer.base && next.as_ref().is_some_and(|(_, next)| next.footer.base);
         let growth = std::mem::replace(&mut growth, 0.0) / file.bytes.max(1) as f64;
-        parts.apply(&Placed { file: &content, growth, more })?;
+        // What it waits for a disk or a store, and what it looks for damage, it does while the one before is applied.
+        let (mut after, mut done) = (Ok(None), Ok(()));
+        both(
+            file.bytes > READ_AHEAD,
+            || after = read_next(),
+            || {
+                done = parts.apply(&Placed { file: &content, growth, more });
+            },
+        );
+        done?;
         let (key_groups, base) = (content.footer.key_groups, content.footer.base);
         applied.push((ChainFile { file: file.clone(), key_groups, base }, content.footer.savepoint));
+        (this, next) = (next, after?);
     }
     Ok(applied)
 }

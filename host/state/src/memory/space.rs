@@ -35,6 +35,9 @@ struct Entry {
 /// less than one of the changes, and memory stays bounded if snapshots end.
 pub(crate) const KEPT_REMOVALS: usize = 1024;
 
+/// So many entries are copied in half a millisecond, about.
+const COPIED: usize = 1 << 15;
+
 #[derive(Debug)]
 pub(crate) struct Space {
     index: HashTable<Entry>,
@@ -415,7 +418,7 @@ impl Space {
                 SlotKeys::Fixed(stored) => keys.extend_fixed(slots.iter().map(|&slot| stored[slot as usize])),
                 SlotKeys::Rows(stored) => slots.iter().for_each(|&slot| keys.push_row(stored.get(slot))),
             };
-            both(slots.len(), copy_keys, || push_values(values, &self.values, &slots));
+            both(slots.len() >= COPIED, copy_keys, || push_values(values, &self.values, &slots));
         }
         if !self.removed.is_empty() {
             removed.runs.push((namespace, self.removed.len()));

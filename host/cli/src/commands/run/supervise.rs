@@ -85,6 +85,7 @@ impl Supervisor<'_> {
             }
         };
         self.announce(&owner);
+        let generation = owner.generation();
         let checkpoints = checkpoints(self.settings, self.store.clone(), owner);
         let spec = self.spec.clone();
         let handle = tidemill_dataflow::run_with(spec, Some(checkpoints), self.args.start.allow_non_restored)?;
@@ -92,7 +93,16 @@ impl Supervisor<'_> {
         self.running.set(Some(handle.control()));
         let ended = watch(handle, sources_total(&self.spec.sources), self.interrupts, self.args.format, self.screen);
         self.running.set(None);
-        ended
+        ended.map_err(|error| self.overtaken(generation, error))
+    }
+
+    /// Of an attempt that another process has overtaken, whatever it needs may be gone, so what it failed with says nothing; and
+    /// it must not take the job back.
+    fn overtaken(&self, generation: u64, error: Error) -> Error {
+        match self.store.newest_generation() {
+            Ok(Some(newest)) if newest != generation => tidemill_dataflow::fenced(Some(newest)),
+            _ => error,
+        }
     }
 
     /// Says from where the attempt goes on.
