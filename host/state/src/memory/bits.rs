@@ -181,9 +181,13 @@ mod tests {
         assert!(marks.has(3));
         marks.move_to(&mut known);
         assert!(marks.slots() == Some(vec![]) && !marks.has(0));
-        // Those before the marks were taken are not counted again.
         marks.set(&most[..500], 1000);
         marks.set(&most[..499], 1000);
         assert_eq!(marks.slots().map(|slots| slots.len()), Some(500));
+        // Marks from before they were taken do not bring the next count nearer.
+        marks.move_to(&mut known);
+        let nearly_all: Vec<Slot> = (0..950).collect();
+        marks.set(&nearly_all, 1000);
+        assert_eq!(marks.slots(), Some(nearly_all));
     }
 }
