@@ -91,8 +91,8 @@ struct StateArgs {
     /// The share of the keys that changes between two snapshots.
     #[arg(long, default_value_t = 0.01)]
     changed: f64,
-    /// Snapshots after the first.
-    #[arg(long, default_value_t = 30)]
+    /// Snapshots after the first. A p99 needs some hundreds.
+    #[arg(long, default_value_t = 300)]
     rounds: usize,
     /// Where the files go; without it, a temporary folder.
     #[arg(long)]
@@ -177,7 +177,7 @@ impl Twin {
 }
 
 fn main() -> Result<()> {
-    tidemill_allocator::keep_freed_memory();
+    tidemill_system::keep_freed_memory();
     match Cli::parse().command {
         Cmd::Run(args) => println!("{}", serde_json::to_string(&run(&args)?)?),
         Cmd::All(args) => all(&args)?,

@@ -28,7 +28,7 @@ use failure::{Failure, Outcome};
 use screen::Screen;
 
 fn main() -> ExitCode {
-    tidemill_allocator::keep_freed_memory();
+    tidemill_system::keep_freed_memory();
     let cli = match config::completed(std::env::args_os().collect()) {
         Ok(words) => parsed(words),
         Err(error) => return Failure::from(error).report(),

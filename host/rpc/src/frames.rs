@@ -148,7 +148,11 @@ mod tests {
     use super::*;
 
     fn frame(edge: u32) -> proto::Frame {
-        proto::Frame { edge, content: Some(Content::Rows(proto::Rows { timed: true, bytes: 7 })), ..Default::default() }
+        proto::Frame {
+            edge,
+            content: Some(Content::Rows(proto::Rows { timed: true, bytes: 7, packed: Vec::new() })),
+            ..Default::default()
+        }
     }
 
     fn parcels() -> Vec<Outbound> {

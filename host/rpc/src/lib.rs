@@ -7,6 +7,7 @@
 
 mod convert;
 pub mod frames;
+mod packed;
 pub mod rows;
 pub mod tls;
 

@@ -131,7 +131,10 @@ pub fn worker(args: &WorkerArgs) -> Outcome {
             .into());
     }
     let stop = stop_on_signal()?;
-    serve_on(Builder::new_multi_thread().worker_threads(network_threads()), async {
+    let mut network = Builder::new_multi_thread();
+    // Slots compute; rows that arrive for a slot that is busy need not interrupt one.
+    network.worker_threads(network_threads()).on_thread_start(tidemill_system::let_others_compute);
+    serve_on(&mut network, async {
         say("worker", &format!("with {} slots for the coordinator at {}", args.slots, args.coordinator));
         tidemill_worker::run(settings, Arc::new(registry()), async move { stop.notified().await }).await?;
         Ok(())

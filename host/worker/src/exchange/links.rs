@@ -14,7 +14,7 @@ use tidemill_dataflow::slice::Channel;
 use tidemill_rpc::barrier;
 use tidemill_rpc::frames::{Inbound, Outbound};
 use tidemill_rpc::proto::{Frame, Rows, frame};
-use tidemill_rpc::rows::{self, RowsWriter, WireSchema};
+use tidemill_rpc::rows::{self, RowsWriter, WireSchema, Written};
 
 use super::lock;
 
@@ -138,7 +138,7 @@ impl Links {
         let of = ins.get_mut(&channel).ok_or_else(unknown)?;
         let (element, bytes) = match frame.content {
             Some(frame::Content::Rows(of_rows)) => {
-                (Element::Batch(rows::read(&of.schema, of_rows.timed, &rows)?), of_rows.bytes)
+                (Element::Batch(rows::read(&of.schema, of_rows.timed, &of_rows.packed, &rows)?), of_rows.bytes)
             }
             Some(frame::Content::Watermark(ms)) => (Element::Watermark(Watermark(ms)), 0),
             Some(frame::Content::Idle(idle)) => (Element::Idle(idle), 0),
@@ -171,8 +171,9 @@ impl Out {
             Element::Batch(batch) => {
                 let bytes = batch.bytes().max(1) as u64;
                 self.under_way = self.under_way.saturating_add(bytes);
-                let rows = Rows { timed: batch.timestamps().is_some(), bytes };
-                return Ok(Some((frame::Content::Rows(rows), self.writer.write(&batch)?)));
+                let Written { packed, pieces } = self.writer.write(&batch)?;
+                let rows = Rows { timed: batch.timestamps().is_some(), bytes, packed };
+                return Ok(Some((frame::Content::Rows(rows), pieces)));
             }
             Element::Watermark(watermark) => frame::Content::Watermark(watermark.0),
             Element::Idle(idle) => frame::Content::Idle(idle),

@@ -1,8 +1,6 @@
 //! The allocator of every process that depends on this crate, and how long it keeps freed memory before the system has it
 //! back. Why, and what it costs: `docs/decisions/0015-freed-memory.md`.
 
-#![allow(unsafe_code, reason = "options of the allocator are set through its C interface")]
-
 use std::ffi::c_long;
 
 use libmimalloc_sys::{mi_option_get, mi_option_set, mi_option_t};
