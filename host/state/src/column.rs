@@ -321,6 +321,17 @@ pub(crate) fn shrink(column: &mut ValueColumn) {
 }
 
 /// Bytes that a column holds, without those that encoded values own.
+/// Moves all values.
+pub(crate) fn append(from: &mut ValueColumn, to: &mut ValueColumn) {
+    match (from, to) {
+        (ValueColumn::Int(from), ValueColumn::Int(to)) => to.append(from),
+        (ValueColumn::UInt(from), ValueColumn::UInt(to)) => to.append(from),
+        (ValueColumn::Float(from), ValueColumn::Float(to)) => to.append(from),
+        (ValueColumn::Encoded(from), ValueColumn::Encoded(to)) => to.append(from),
+        _ => {}
+    }
+}
+
 pub(crate) fn bytes(column: &ValueColumn) -> usize {
     match column {
         ValueColumn::Int(values) => values.capacity() * 8,

@@ -28,7 +28,7 @@ use tidemill_core::{Batch, Error, ErrorKind, Result};
 
 pub use self::chain::SnapshotLimits;
 use self::chain::{Chain, MemorySnapshot};
-use self::frozen::{About, FrozenState};
+use self::frozen::{About, FrozenState, Halves};
 use self::log::Log;
 use self::space::Space;
 use self::table::Table;
@@ -431,12 +431,18 @@ impl KeyedState for MemoryState {
         }
         let fixed = self.about.codec.is_fixed();
         let mut parts = Vec::with_capacity(self.tables.len() + self.logs.len() + 2);
-        parts.extend(self.tables.iter_mut().map(|table| parts::freeze_table(table, fixed)));
+        let mut rests = Vec::with_capacity(self.tables.len());
+        for table in &mut self.tables {
+            let (about, part, rest) = parts::freeze_halves(table, fixed);
+            parts.push((about, part));
+            rests.push(rest);
+        }
         parts.extend(self.logs.iter_mut().map(|log| parts::freeze_log(log, fixed)));
         parts.extend(parts::freeze_timers(&mut self.event_timers, &mut self.processing_timers, fixed));
         self.frozen += 1;
-        let frozen = FrozenState { about: Arc::clone(&self.about), whole, parts };
-        Ok(Box::new(MemorySnapshot { chain: Arc::clone(&self.chain), number: self.frozen, kind, frozen: Some(frozen) }))
+        let state = FrozenState { about: Arc::clone(&self.about), whole, parts };
+        let frozen = Some(Halves { state, rests });
+        Ok(Box::new(MemorySnapshot { chain: Arc::clone(&self.chain), number: self.frozen, kind, frozen }))
     }
 
     fn entries(&self) -> u64 {

@@ -1,6 +1,8 @@
 //! A bit per slot. A byte would be simpler; but of a large state, the bits stay in the cache, and a byte per resolved
 //! row would be one more miss each.
 
+use std::ops::Range;
+
 use tidemill_core::state::Slot;
 
 /// Which slots were marked since the marks were taken last. Once nearly all are, all count as marked, and marking costs
@@ -37,6 +39,11 @@ impl Marks {
         }
     }
 
+    /// Whether all that are live count as marked.
+    pub(crate) fn are_all(&self) -> bool {
+        self.all
+    }
+
     pub(crate) fn has(&self, slot: Slot) -> bool {
         self.all || self.bits.has(slot)
     }
@@ -57,9 +64,9 @@ impl Marks {
         (self.all, self.since) = (false, 0);
     }
 
-    /// The marked slots, ascending; `None`: all that are live.
-    pub(crate) fn slots(&self) -> Option<Vec<Slot>> {
-        (!self.all).then(|| self.bits.slots())
+    /// Those of these slots that are marked, ascending; `None`: all that are live.
+    pub(crate) fn among(&self, slots: Range<usize>) -> Option<Vec<Slot>> {
+        (!self.all).then(|| self.bits.among(slots))
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -69,6 +76,9 @@ impl Marks {
 
 /// Words that are looked at together.
 const LINE: usize = 8;
+
+/// The slots of a word.
+pub(crate) const WORD_SLOTS: usize = u64::BITS as usize;
 
 #[derive(Debug, Default)]
 pub(crate) struct Bits(Vec<u64>);
@@ -122,22 +132,26 @@ impl Bits {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// Those that are set, ascending. Few among many cost little more than a look at the memory.
-    pub(crate) fn slots(&self) -> Vec<Slot> {
-        let mut slots = Vec::with_capacity(self.count());
-        for (i, line) in self.0.chunks(LINE).enumerate() {
+    /// Those of these slots that are set, ascending. Few among many cost little more than a look at the memory. The
+    /// range begins and ends with the first slot of a word, or ends with the last of all.
+    pub(crate) fn among(&self, slots: Range<usize>) -> Vec<Slot> {
+        let end = slots.end.div_ceil(WORD_SLOTS).min(self.0.len());
+        let first = (slots.start / WORD_SLOTS).min(end);
+        let words = self.0.get(first..end).unwrap_or_default();
+        let mut found = Vec::with_capacity(words.iter().map(|word| word.count_ones() as usize).sum());
+        for (i, line) in words.chunks(LINE).enumerate() {
             if line.iter().fold(0, |all, word| all | word) == 0 {
                 continue;
             }
             for (j, &word) in line.iter().enumerate() {
-                let (first, mut word) = (((i * LINE + j) * 64) as Slot, word);
+                let (first, mut word) = (((first + i * LINE + j) * 64) as Slot, word);
                 while word != 0 {
-                    slots.push(first + word.trailing_zeros());
+                    found.push(first + word.trailing_zeros());
                     word &= word - 1;
                 }
             }
         }
-        slots
+        found
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -148,6 +162,29 @@ impl Bits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Bits {
+        fn slots(&self) -> Vec<Slot> {
+            self.among(0..usize::MAX)
+        }
+    }
+
+    impl Marks {
+        fn slots(&self) -> Option<Vec<Slot>> {
+            self.among(0..usize::MAX)
+        }
+    }
+
+    #[test]
+    fn each_range_has_its_own() {
+        let mut bits = Bits::default();
+        bits.grow(2000);
+        let set: Vec<Slot> = (0..2000).filter(|slot| slot % 700 > 600 || slot % 64 == 63).collect();
+        set.iter().for_each(|&slot| bits.set(slot));
+        for middle in (0..2100).step_by(WORD_SLOTS) {
+            assert_eq!([bits.among(0..middle), bits.among(middle..2000)].concat(), set, "{middle}");
+        }
+    }
 
     #[test]
     fn what_is_set_is_found_and_moves() {

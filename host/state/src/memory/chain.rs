@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tidemill_core::snapshot::{FileRef, KeyGroupRange, SnapshotFiles, SnapshotKind, StateHandle, StateSnapshot};
 use tidemill_core::{Error, Result};
 
-use super::frozen::{About, FrozenState};
+use super::frozen::{About, FrozenState, Halves};
 use super::parts::{Parts, Placed};
 use crate::format::{Layout, PortableFile, concatenated, divided, write_files};
 
@@ -72,7 +72,7 @@ pub(super) struct MemorySnapshot {
     pub(super) chain: Arc<Chain>,
     pub(super) number: u64,
     pub(super) kind: SnapshotKind,
-    pub(super) frozen: Option<FrozenState>,
+    pub(super) frozen: Option<Halves>,
 }
 
 impl StateSnapshot for MemorySnapshot {
@@ -80,7 +80,7 @@ impl StateSnapshot for MemorySnapshot {
         let Some(frozen) = self.frozen.take() else {
             return Err(Error::internal("a snapshot is written twice"));
         };
-        self.chain.write(self.number, self.kind, frozen, files)
+        self.chain.write(self.number, self.kind, frozen.join(), files)
     }
 }
 
@@ -88,7 +88,7 @@ impl Drop for MemorySnapshot {
     fn drop(&mut self) {
         if let Some(frozen) = self.frozen.take() {
             // What is out of order is found by the next write.
-            drop(self.chain.enter(self.number, frozen));
+            drop(self.chain.enter(self.number, frozen.join()));
         }
     }
 }

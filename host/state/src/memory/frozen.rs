@@ -179,6 +179,19 @@ impl TableChunk {
         Self { runs: Vec::new(), keys: KeyBytes::new(fixed), columns: Vec::new() }
     }
 
+    /// Takes all of another one.
+    pub(crate) fn append(&mut self, other: &mut Self) {
+        self.runs.append(&mut other.runs);
+        self.keys.append(&mut other.keys);
+        if self.columns.is_empty() {
+            self.columns.append(&mut other.columns);
+        }
+        for ((to, there), (from, present)) in self.columns.iter_mut().zip(&mut other.columns) {
+            there.append(present);
+            to.append(from);
+        }
+    }
+
     fn bytes(&self) -> usize {
         let columns = self.columns.iter().map(|(column, present)| match column {
             FrozenColumn::Plain(_) => present.len() * 9,
@@ -214,6 +227,14 @@ impl FrozenColumn {
             Self::Encoded(bytes) => {
                 codec.decode_all(rows.iter().map(|&row| present[row as usize].then(|| bytes.get(row as usize))))
             }
+        }
+    }
+
+    fn append(&mut self, other: &mut Self) {
+        match (self, other) {
+            (Self::Plain(to), Self::Plain(from)) => column::append(from, to),
+            (Self::Encoded(to), Self::Encoded(from)) => to.append(from),
+            _ => {}
         }
     }
 
@@ -287,6 +308,22 @@ pub(crate) struct FrozenState {
     /// It needs no earlier snapshot.
     pub(crate) whole: bool,
     pub(crate) parts: Vec<(PartAbout, FrozenPart)>,
+}
+
+/// The same, as a slot leaves it: of the first parts, half of what was put is still for itself.
+#[derive(Debug)]
+pub(crate) struct Halves {
+    pub(crate) state: FrozenState,
+    pub(crate) rests: Vec<TableChunk>,
+}
+
+impl Halves {
+    /// Puts the halves together.
+    pub(crate) fn join(mut self) -> FrozenState {
+        let parts = self.state.parts.iter_mut();
+        parts.zip(&mut self.rests).for_each(|((_, part), rest)| part.put.append(rest));
+        self.state
+    }
 }
 
 impl FrozenState {

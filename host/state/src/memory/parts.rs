@@ -15,7 +15,7 @@ use tidemill_core::snapshot::KeyGroupRange;
 use tidemill_core::state::{NO_SLOT, Namespace, Slot, ValueSpec};
 use tidemill_core::{Batch, Error, Result};
 
-use super::frozen::{About, FrozenPart, FrozenState, PartAbout};
+use super::frozen::{About, FrozenPart, FrozenState, PartAbout, TableChunk};
 use super::log::Log;
 use super::space::Space;
 use super::table::Table;
@@ -250,8 +250,16 @@ impl Parts {
 }
 
 pub(crate) fn freeze_table(table: &mut Table, fixed: bool) -> (PartAbout, FrozenPart) {
+    let (about, mut part, mut rest) = freeze_halves(table, fixed);
+    part.put.append(&mut rest);
+    (about, part)
+}
+
+/// The same with the second half of what was put for itself: to put it to the first takes time, which a slot need not spend.
+pub(crate) fn freeze_halves(table: &mut Table, fixed: bool) -> (PartAbout, FrozenPart, TableChunk) {
     let about = PartAbout { kind: PartKind::Table, name: table.name.clone(), values: table.values() };
-    (about, table.freeze(fixed))
+    let (part, rest) = table.freeze(fixed);
+    (about, part, rest)
 }
 
 pub(crate) fn freeze_log(log: &mut Log, fixed: bool) -> (PartAbout, FrozenPart) {

@@ -8,13 +8,14 @@
 mod bulk;
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use hashbrown::HashTable;
 use tidemill_core::keys::{KeyCodec, KeyData, Keys, hash_fixed, hash_row};
 use tidemill_core::state::{NO_SLOT, Slot, ValueColumn, Values};
 use tidemill_core::{Error, Result};
 
-use super::bits::{Bits, Marks};
+use super::bits::{Bits, Marks, WORD_SLOTS};
 use super::frozen::{KeyBytes, TableChunk, push_values};
 use super::table::Expiring;
 use crate::column::{self, ColumnCodec};
@@ -35,8 +36,9 @@ struct Entry {
 /// less than one of the changes, and memory stays bounded if snapshots end.
 pub(crate) const KEPT_REMOVALS: usize = 1024;
 
-/// So many entries are copied in half a millisecond, about.
-const COPIED: usize = 1 << 15;
+/// Of so many slots, two threads copy one half each: looking for what changed, and copying it, takes a millisecond or more if
+/// much did.
+const HALVED: usize = 1 << 16;
 
 #[derive(Debug)]
 pub(crate) struct Space {
@@ -399,27 +401,29 @@ impl Space {
         }
     }
 
-    /// Copies what changed since the latest snapshot, removed keys and entries, and begins anew. Answers whether
-    /// earlier snapshots' entries of the namespace are all replaced.
-    pub(crate) fn freeze(&mut self, namespace: i64, removed: &mut TableChunk, put: &mut TableChunk) -> bool {
-        let (whole, replaces) = (self.whole, self.whole && self.stored);
+    /// Copies what changed since the latest snapshot, removed keys and entries, and begins anew. The entries of the second
+    /// half of the slots go to `rest`. Answers whether earlier snapshots' entries of the namespace are all replaced.
+    pub(crate) fn freeze(
+        &mut self,
+        namespace: i64,
+        removed: &mut TableChunk,
+        put: &mut TableChunk,
+        rest: &mut TableChunk,
+    ) -> bool {
+        let replaces = self.whole && self.stored;
         if let Some(disk) = &mut self.disk {
             let [fresh, frozen] = &mut disk.gone;
             frozen.extend(fresh.drain());
         }
-        let changed = if whole { None } else { self.changed.slots() };
-        let all = changed.is_none();
-        let live = || (0..self.live.len() as Slot).filter(|&slot| self.live[slot as usize]);
-        let slots = changed.unwrap_or_else(|| live().collect());
-        if !slots.is_empty() {
-            put.runs.push((namespace, slots.len()));
-            let (keys, values) = (&mut put.keys, &mut put.columns);
-            let copy_keys = || match &self.keys {
-                SlotKeys::Fixed(stored) => keys.extend_fixed(slots.iter().map(|&slot| stored[slot as usize])),
-                SlotKeys::Rows(stored) => slots.iter().for_each(|&slot| keys.push_row(stored.get(slot))),
-            };
-            both(slots.len() >= COPIED, copy_keys, || push_values(values, &self.values, &slots));
-        }
+        let all = self.whole || self.changed.are_all();
+        let slots = self.live.len();
+        let middle = (slots / 2).next_multiple_of(WORD_SLOTS).min(slots);
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        both(
+            slots >= HALVED,
+            || second = self.copy_entries(middle..slots, all, namespace, rest),
+            || first = self.copy_entries(0..middle, all, namespace, put),
+        );
         if !self.removed.is_empty() {
             removed.runs.push((namespace, self.removed.len()));
             removed.keys.append(&mut self.removed);
@@ -431,9 +435,26 @@ impl Space {
         }
         (self.whole, self.stored) = (false, true);
         if self.disk.as_ref().is_some_and(|disk| disk.stays_changed) {
-            self.written(&slots);
+            self.written(&first);
+            self.written(&second);
         }
         replaces
+    }
+
+    /// Copies those of these slots' entries that changed, or all. Answers their slots.
+    fn copy_entries(&self, slots: Range<usize>, all: bool, namespace: i64, to: &mut TableChunk) -> Vec<Slot> {
+        let changed = if all { None } else { self.changed.among(slots.clone()) };
+        let live = || (slots.start as Slot..slots.end as Slot).filter(|&slot| self.live[slot as usize]);
+        let slots = changed.unwrap_or_else(|| live().collect());
+        if !slots.is_empty() {
+            to.runs.push((namespace, slots.len()));
+            match &self.keys {
+                SlotKeys::Fixed(stored) => to.keys.extend_fixed(slots.iter().map(|&slot| stored[slot as usize])),
+                SlotKeys::Rows(stored) => slots.iter().for_each(|&slot| to.keys.push_row(stored.get(slot))),
+            }
+            push_values(&mut to.columns, &self.values, &slots);
+        }
+        slots
     }
 
     /// Encoded values grew by so much.

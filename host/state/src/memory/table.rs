@@ -6,7 +6,7 @@ use arrow::array::ArrayRef;
 use tidemill_core::state::{LastAccess, NO_SLOT, Namespace, Slot, ValueColumn, ValueSpec, Values};
 use tidemill_core::{Error, Result};
 
-use super::frozen::FrozenPart;
+use super::frozen::{FrozenPart, TableChunk};
 use super::space::{OnDisk, Space};
 use crate::column::ColumnCodec;
 
@@ -208,16 +208,16 @@ impl Table {
         self.spaces.values_mut().for_each(Space::settle);
     }
 
-    /// What changed since the latest snapshot.
-    pub(crate) fn freeze(&mut self, fixed: bool) -> FrozenPart {
-        let mut part = FrozenPart::new(fixed);
+    /// What changed since the latest snapshot, in two halves.
+    pub(crate) fn freeze(&mut self, fixed: bool) -> (FrozenPart, TableChunk) {
+        let (mut part, mut rest) = (FrozenPart::new(fixed), TableChunk::new(fixed));
         for (namespace, space) in &mut self.spaces {
-            if space.freeze(namespace.0, &mut part.removed, &mut part.put) {
+            if space.freeze(namespace.0, &mut part.removed, &mut part.put, &mut rest) {
                 self.dropped.insert(*namespace);
             }
         }
         part.dropped = std::mem::take(&mut self.dropped).into_iter().map(|namespace| namespace.0).collect();
-        part
+        (part, rest)
     }
 }
 

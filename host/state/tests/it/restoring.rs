@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Float32Array, Int32Array, Int64Array, StringViewArray, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, Float32Array, Int32Array, Int64Array, StringArray, StringViewArray, UInt32Array,
+};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use tidemill_core::ids::MaxParallelism;
@@ -205,6 +207,60 @@ fn only_what_changed_is_written_and_small_changes_leave_the_base_alone() {
         assert!(handle.files[base.len()..].iter().map(|f| f.bytes).sum::<u64>() < 100_000);
         let same = written(&files, state);
         assert!(same.files.len() <= handle.files.len(), "nothing changed, nothing is written");
+    }
+}
+
+/// So large that more than one thread copies what changed.
+#[test]
+fn a_large_table_is_restored_as_it_was() {
+    const ENTRIES: i64 = 150_000;
+    type Keys = fn(&mut dyn Iterator<Item = i64>) -> ArrayRef;
+    let numbers: Keys = |of| Arc::new(Int64Array::from_iter_values(of));
+    let words: Keys = |of| Arc::new(StringArray::from_iter_values(of.map(|key| format!("key {key}"))));
+    for (key, column) in [(DataType::Int64, numbers), (DataType::Utf8, words)] {
+        let files = Arc::new(MemoryFiles::new());
+        let shape = || values(&[("n", DataType::Int64), ("text", DataType::Utf8)]);
+        let mut state = open(key.clone(), None).unwrap();
+        let table = state.table("t", shape()).unwrap();
+        state.declared().unwrap();
+        let mut slots = Vec::new();
+        let mut write = |state: &mut dyn KeyedState, of: Vec<i64>, plus: i64| {
+            let keys = state.codec().encode(of.len(), &[column(&mut of.iter().copied())]).unwrap();
+            state.resolve(table, NS, &keys, &mut slots).unwrap();
+            let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(of.iter().map(|key| key + plus)));
+            let texts = of.iter().map(|key| (key % 3 > 0).then(|| format!("{}", key + plus)));
+            state.write(table, NS, 0, &slots, &numbers).unwrap();
+            state.write(table, NS, 1, &slots, &(Arc::new(StringArray::from_iter(texts)) as ArrayRef)).unwrap();
+        };
+        write(&mut *state, (0..ENTRIES).collect(), 0);
+        written(&files, &mut *state);
+        write(&mut *state, (0..ENTRIES).step_by(7).collect(), 1_000_000);
+        let gone: Vec<i64> = (0..ENTRIES).step_by(10).collect();
+        let keys = state.codec().encode(gone.len(), &[column(&mut gone.iter().copied())]).unwrap();
+        let mut removed = Vec::new();
+        state.find(table, NS, &keys, &mut removed).unwrap();
+        state.remove(table, NS, &removed).unwrap();
+        let handle = written(&files, &mut *state);
+
+        let mut restored = open(key, from(&files, &handle, false)).unwrap();
+        let table = restored.table("t", shape()).unwrap();
+        restored.declared().unwrap();
+        assert_eq!(restored.len(table, NS) as i64, ENTRIES - ENTRIES / 10);
+        let kept: Vec<i64> = (0..ENTRIES).filter(|key| key % 10 > 0).collect();
+        let keys = restored.codec().encode(kept.len(), &[column(&mut kept.iter().copied())]).unwrap();
+        let mut found = Vec::new();
+        restored.find(table, NS, &keys, &mut found).unwrap();
+        let numbers = restored.read(table, NS, 0, &found).unwrap();
+        let texts = restored.read(table, NS, 1, &found).unwrap();
+        let (numbers, texts) = (numbers.as_primitive::<Int64Type>(), texts.as_string::<i32>());
+        for (row, key) in kept.into_iter().enumerate() {
+            let value = if key % 7 == 0 { key + 1_000_000 } else { key };
+            assert_eq!(numbers.value(row), value);
+            assert_eq!(
+                texts.is_valid(row).then(|| texts.value(row).to_owned()),
+                (key % 3 > 0).then(|| value.to_string())
+            );
+        }
     }
 }
 

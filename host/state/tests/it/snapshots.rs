@@ -66,7 +66,8 @@ enum Op {
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
-    let keys = || prop::collection::vec(0i64..40, 0..30);
+    // More than a word of the marks has slots for: snapshots copy two ranges of slots.
+    let keys = || prop::collection::vec(0i64..160, 0..80);
     let namespace = || 0i64..4;
     let timers = || prop::collection::vec((0i64..20, 0i64..6), 0..40);
     let kind = || prop_oneof![3 => Just(SnapshotKind::Incremental), 1 => Just(SnapshotKind::Portable)];
