@@ -202,9 +202,13 @@ impl Owner {
         let savepoint = manifest.kind == ManifestKind::Savepoint;
         let (kept, newest, uncommitted) =
             (paths(&manifest), Written::from(&manifest), !manifest.committables.is_empty());
+        let in_flight = manifest.in_flight_bytes() > 0;
         Failpoint::ClaimDue.reach();
         let claim = self.append(Event::Checkpoint(manifest))?;
         if let Claim::Won(number) = claim {
+            if in_flight {
+                Failpoint::InFlightClaimed.reach();
+            }
             Failpoint::ClaimWon.reach();
             if !savepoint {
                 self.kept = kept;

@@ -82,6 +82,7 @@ failpoints! {
     ClaimDue = "claim-due": "Everything is acknowledged, and the checkpoint is not claimed."
     PutStaged = "put-staged": "An entry, a marker or a manifest is whole under a hidden name."
     PutLinked = "put-linked": "It has its name; the hidden one is still there, and the folder not synced."
+    InFlightClaimed = "in-flight-claimed": "A checkpoint with rows in flight is claimed, and its claimer does not know."
     ClaimWon = "claim-won": "The checkpoint is claimed, and its claimer does not know."
     CommitDue = "commit-due": "The claim is known; nothing is committed."
     CommitRenamed = "commit-renamed": "One part file of a commit is visible, others may not be; the folder is not synced."

@@ -77,7 +77,8 @@ impl Plan {
     /// Scenario `number` of a seed. Failpoints are dealt in turn, so that a long run comes to all of them.
     pub fn new(job: Job, seed: u64, number: u64, kills: u64) -> Self {
         let mut random = Random::new(seed, number);
-        let mut deck = Failpoint::ALL.to_vec();
+        // One is only dealt as the preparation of another.
+        let mut deck: Vec<_> = Failpoint::ALL.iter().copied().filter(|at| *at != Failpoint::InFlightClaimed).collect();
         Random::new(seed, u64::MAX).shuffle(&mut deck);
         let mut dealt = deck.iter().copied().cycle().skip((number * kills) as usize % deck.len().max(1));
         let mut steps = Vec::new();
@@ -121,8 +122,11 @@ fn settings(job: Job, kills: u64, random: &mut Random) -> Settings {
 
 /// Whether a process dies where only unaligned checkpoints come.
 fn is_of_unaligned(step: &Step) -> bool {
-    use Failpoint::{InFlightDue, InFlightRestored, InFlightWritten, OvertakeDone, OvertakeDue, OvertakeSaid};
-    let places = [InFlightDue, InFlightRestored, InFlightWritten, OvertakeDone, OvertakeDue, OvertakeSaid];
+    use Failpoint::{
+        InFlightClaimed, InFlightDue, InFlightRestored, InFlightWritten, OvertakeDone, OvertakeDue, OvertakeSaid,
+    };
+    let places =
+        [InFlightClaimed, InFlightDue, InFlightRestored, InFlightWritten, OvertakeDone, OvertakeDue, OvertakeSaid];
     matches!(step, Step::Failpoint { at, .. } if places.contains(at))
 }
 
@@ -144,6 +148,7 @@ fn preparation(at: Failpoint) -> Vec<Step> {
         Failpoint::RecoverUncommitted | Failpoint::RecoverCommitted => dies(Failpoint::CommitDue, Asked::Nothing),
         Failpoint::SinkDeleted => dies(Failpoint::PartSynced, Asked::Nothing),
         Failpoint::EndedCommitted => dies(Failpoint::CommitDue, Asked::Stop),
+        Failpoint::InFlightRestored => dies(Failpoint::InFlightClaimed, Asked::Nothing),
         _ => Vec::new(),
     }
 }
