@@ -37,7 +37,7 @@ pub struct StateFigures {
     pub pause_p50_ms: f64,
     /// The longest but for one in a hundred.
     pub pause_p99_ms: f64,
-    /// The longest: mostly the first of them, which copies to memory that the process never used before.
+    /// The longest: mostly one that copies to memory that the process did not use before.
     pub pause_max_ms: f64,
     /// What the first snapshot wrote.
     pub full_bytes: u64,

@@ -43,22 +43,23 @@ pub(crate) fn pack(column: &ArrayRef) -> Result<(Packed, ArrayRef)> {
         two |= above.wrapping_add(1 << 15);
         four |= above.wrapping_add(1 << 31);
     }
-    let packed = |width: u32| Packed { width, base: first.wrapping_sub(1 << (8 * width - 1)) };
-    let (packed, narrow) = if one >> 8 == 0 {
-        (packed(1), narrow::<UInt8Type>(longs, packed(1).base, |above| above as u8))
+    if one >> 8 == 0 {
+        Ok(narrow::<UInt8Type>(longs, first, |above| above as u8))
     } else if two >> 16 == 0 {
-        (packed(2), narrow::<UInt16Type>(longs, packed(2).base, |above| above as u16))
+        Ok(narrow::<UInt16Type>(longs, first, |above| above as u16))
     } else if four >> 32 == 0 {
-        (packed(4), narrow::<UInt32Type>(longs, packed(4).base, |above| above as u32))
+        Ok(narrow::<UInt32Type>(longs, first, |above| above as u32))
     } else {
-        return as_it_is();
-    };
-    Ok((packed, narrow))
+        as_it_is()
+    }
 }
 
-fn narrow<T: ArrowPrimitiveType>(longs: &Int64Array, base: i64, cut: impl Fn(i64) -> T::Native) -> ArrayRef {
+/// Values as what they are above a base that is half of what fits below the first of them.
+fn narrow<T: ArrowPrimitiveType>(longs: &Int64Array, first: i64, cut: impl Fn(i64) -> T::Native) -> (Packed, ArrayRef) {
+    let width = size_of::<T::Native>() as u32;
+    let base = first.wrapping_sub(1 << (8 * width - 1));
     let above: Vec<T::Native> = longs.values().iter().map(|value| cut(value.wrapping_sub(base))).collect();
-    Arc::new(PrimitiveArray::<T>::new(above.into(), longs.nulls().cloned()))
+    (Packed { width, base }, Arc::new(PrimitiveArray::<T>::new(above.into(), longs.nulls().cloned())))
 }
 
 /// The type that a column of this type has on the wire.

@@ -320,7 +320,6 @@ pub(crate) fn shrink(column: &mut ValueColumn) {
     }
 }
 
-/// Bytes that a column holds, without those that encoded values own.
 /// Moves all values.
 pub(crate) fn append(from: &mut ValueColumn, to: &mut ValueColumn) {
     match (from, to) {
@@ -332,6 +331,7 @@ pub(crate) fn append(from: &mut ValueColumn, to: &mut ValueColumn) {
     }
 }
 
+/// Bytes that a column holds, without those that encoded values own.
 pub(crate) fn bytes(column: &ValueColumn) -> usize {
     match column {
         ValueColumn::Int(values) => values.capacity() * 8,
