@@ -1,7 +1,10 @@
 //! What snapshots of a large state cost: how long the slot stands still, how much is written, how long a restore takes.
 //!
-//! A table of i64 keys and i64 values is filled; then in each round a share of the keys changes, the state is frozen (that
-//! is the pause) and written to a local folder as checkpoints are. Last, the state is restored from the newest one.
+//! A table of i64 keys and i64 values is filled; then in each round a share of the keys changes, and the state is frozen,
+//! copied in steps, and written to a local folder as checkpoints are. Last, the state is restored from the newest one.
+//!
+//! The pause of a snapshot is the longest time that the slot does nothing else: freezing, or one of the steps, between which
+//! it would go on with its records.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,12 +36,16 @@ pub struct StateFigures {
     pub changed: f64,
     /// The pause of the first snapshot, which has everything.
     pub first_pause_ms: f64,
+    /// What freezing and all steps of the first took together.
+    pub first_copy_ms: f64,
     /// The pause of the others: the median.
     pub pause_p50_ms: f64,
     /// The longest but for one in a hundred.
     pub pause_p99_ms: f64,
-    /// The longest: mostly one that copies to memory that the process did not use before.
+    /// The longest.
     pub pause_max_ms: f64,
+    /// What freezing and all steps took together: the median.
+    pub copy_p50_ms: f64,
     /// What the first snapshot wrote.
     pub full_bytes: u64,
     /// What a later one wrote: the median.
@@ -63,13 +70,14 @@ pub fn measure(
     let (mut state, table) = open(backend, None)?;
     add(&mut *state, table, (0..entries).map(|key| key as i64))?;
     let memory_bytes = state.memory_bytes();
-    let (first_pause_ms, mut handle, full_bytes) = snapshot(&mut *state, &owner, 1, None)?;
+    let ([first_pause_ms, first_copy_ms], mut handle, full_bytes) = snapshot(&mut *state, &owner, 1, None)?;
     let step = (1.0 / changed.max(1.0 / entries as f64)).round().max(1.0) as u64;
-    let (mut pauses, mut sizes) = (Vec::new(), Vec::new());
+    let (mut pauses, mut copies, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds as u64 {
         add(&mut *state, table, (round % step..entries).step_by(step as usize).map(|key| key as i64))?;
-        let (pause, next, written) = snapshot(&mut *state, &owner, round + 2, Some(&handle))?;
+        let ([pause, copy], next, written) = snapshot(&mut *state, &owner, round + 2, Some(&handle))?;
         pauses.push(pause);
+        copies.push(copy);
         sizes.push(written);
         handle = next;
     }
@@ -85,6 +93,7 @@ pub fn measure(
     let restore_s = begin.elapsed().as_secs_f64();
     ensure!(state.len(table, GLOBAL) as u64 == entries, "the restored state has other entries");
     pauses.sort_by(f64::total_cmp);
+    copies.sort_by(f64::total_cmp);
     sizes.sort_unstable();
     // The nearest rank: of a hundred pauses, the p99 is the longest but one.
     let at = |share: f64| pauses.get(((pauses.len() as f64 * share).ceil() as usize).saturating_sub(1));
@@ -94,9 +103,11 @@ pub fn measure(
         memory_bytes,
         changed: 1.0 / step as f64,
         first_pause_ms,
+        first_copy_ms,
         pause_p50_ms: at(0.5).copied().unwrap_or_default(),
         pause_p99_ms: at(0.99).copied().unwrap_or_default(),
         pause_max_ms: pauses.last().copied().unwrap_or_default(),
+        copy_p50_ms: copies.get(copies.len() / 2).copied().unwrap_or_default(),
         full_bytes,
         incremental_bytes: sizes.get(sizes.len() / 2).copied().unwrap_or_default(),
         restore_s,
@@ -140,18 +151,28 @@ fn add(state: &mut dyn KeyedState, table: TableId, keys: impl Iterator<Item = i6
     Ok(())
 }
 
-/// The pause, what is to be restored from, and the bytes that were written.
+/// The pause and all copying in milliseconds, what is to be restored from, and the bytes that were written.
 fn snapshot(
     state: &mut dyn KeyedState,
     owner: &Owner,
     epoch: u64,
     before: Option<&StateHandle>,
-) -> Result<(f64, StateHandle, u64)> {
+) -> Result<([f64; 2], StateHandle, u64)> {
     let begin = Instant::now();
-    let frozen = state.snapshot(SnapshotKind::Incremental)?;
-    let pause_ms = begin.elapsed().as_secs_f64() * 1_000.0;
+    state.freeze(SnapshotKind::Incremental)?;
+    let mut so_far = begin.elapsed();
+    let mut pause = so_far;
+    let frozen = loop {
+        let frozen = state.copy_frozen()?;
+        let step = begin.elapsed() - so_far;
+        (pause, so_far) = (pause.max(step), so_far + step);
+        if let Some(frozen) = frozen {
+            break frozen;
+        }
+    };
+    let milliseconds = [pause, so_far].map(|time| time.as_secs_f64() * 1_000.0);
     let handle = frozen.write(&*owner.files(Epoch(epoch)))?;
     let known = |path: &str| before.is_some_and(|before| before.files.iter().any(|file| file.path == path));
     let written = handle.files.iter().filter(|file| !known(&file.path)).map(|file| file.bytes).sum();
-    Ok((pause_ms, handle, written))
+    Ok((milliseconds, handle, written))
 }

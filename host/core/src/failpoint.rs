@@ -73,6 +73,7 @@ failpoints! {
     PartSynced = "part-synced": "A part file is synced, and still hidden."
     PartPrepared = "part-prepared": "A sink knows its part files' final names, and has told nobody."
     FreezeDone = "freeze-done": "A task froze its state, and has told nobody."
+    CopyDue = "copy-due": "A task froze its state, and has copied none or some of it."
     OvertakeDone = "overtake-done": "A barrier overtook what stood before a task, and nobody was told."
     InFlightDue = "in-flight-due": "Before what was in flight to a task is written."
     InFlightWritten = "in-flight-written": "What was in flight to a task is written, its state is not."

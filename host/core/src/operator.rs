@@ -93,13 +93,19 @@ pub trait Operator: Send {
         Ok(Progress::Done)
     }
 
-    /// Freezes its keyed state, at a barrier: never between an answer of [`Progress::More`] and its `resume`s. `None`:
-    /// it has none. Whatever else it needs, it makes again from the keyed state and the watermark.
-    fn snapshot(&mut self, _kind: SnapshotKind) -> Result<Option<Box<dyn StateSnapshot>>> {
+    /// Freezes its keyed state, at a barrier: never between an answer of [`Progress::More`] and its `resume`s. Whether it
+    /// has any. Whatever else it needs, it makes again from the keyed state and the watermark.
+    fn freeze(&mut self, _kind: SnapshotKind) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Copies a bounded part of the keyed state that it froze last. `Some`: the snapshot, once all is copied. Until then it
+    /// is called again and again, between any other calls.
+    fn copy_frozen(&mut self) -> Result<Option<Box<dyn StateSnapshot>>> {
         Ok(None)
     }
 
-    /// Freezes its states without a key, as `snapshot` does its keyed state.
+    /// Makes a snapshot of its states without a key, at a barrier as `freeze`.
     fn snapshot_unkeyed(&mut self, _kind: SnapshotKind) -> Result<Vec<UnkeyedSnapshot>> {
         Ok(Vec::new())
     }

@@ -262,9 +262,24 @@ pub trait KeyedState: Send {
     /// Ends a transaction: what was written is now the state. Disk backends write one batch here.
     fn commit(&mut self) -> Result<()>;
 
-    /// Freezes everything as it is after the latest `commit`: tables, logs and timers. Does not wait for the snapshot
-    /// before to be written.
-    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>>;
+    /// Freezes everything as it is after the latest `commit`: tables, logs and timers. This is all that others wait for;
+    /// the snapshot is there when `copy_frozen` has answered it. Does not wait for the snapshot before to be written. One
+    /// that is still being copied is given up.
+    fn freeze(&mut self, kind: SnapshotKind) -> Result<()>;
+
+    /// Copies a bounded part of what was frozen last. Between two calls, everything but `freeze` may be called, and
+    /// changes nothing of what is copied. `Some`: the snapshot, once all is copied.
+    fn copy_frozen(&mut self) -> Result<Option<Box<dyn StateSnapshot>>>;
+
+    /// Freezes and copies at once.
+    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>> {
+        self.freeze(kind)?;
+        loop {
+            if let Some(snapshot) = self.copy_frozen()? {
+                return Ok(snapshot);
+            }
+        }
+    }
 
     /// Entries, rows and timers held.
     fn entries(&self) -> u64;

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use tidemill_core::Result;
 use tidemill_core::connector::Committable;
+use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::{Epoch, SubtaskId};
 use tidemill_core::memory::JobMemory;
 use tidemill_core::time::{Clock, Timestamp, Watermark};
@@ -41,7 +42,7 @@ use crate::element::{Element, Inbox};
 use crate::exchange::queue::{Flush, QueueReceiver};
 use crate::letters::Letters;
 use crate::signals::Signals;
-use crate::snapshot::{TaskEvent, TaskSnapshot};
+use crate::snapshot::{TaskEvent, TaskSnapshot, Unwritten};
 use cell::{Cell, CellStep, Taken};
 use source::SourceStep;
 
@@ -97,6 +98,10 @@ pub struct Slice {
     overtaken: Epoch,
     /// What its tasks have to say.
     events: Vec<TaskEvent>,
+    /// Of cells whose keyed state is still being copied: what else is to be written.
+    copying: Vec<(usize, Unwritten)>,
+    /// What its tasks froze, to be written.
+    unwritten: Vec<Unwritten>,
     /// Whether its cells have said at which watermark they go on.
     announced: bool,
     finished: bool,
@@ -153,9 +158,25 @@ impl Slice {
             let ms = u64::try_from(ms).unwrap_or_default();
             cells.into_iter().for_each(|at| self.cells[at].metrics().backpressured_ms.add(ms));
         }
-        let step = self.work()?;
+        let mut step = self.work()?;
+        if step != Step::Finished && self.copy_frozen()? {
+            step = Step::Progress;
+        }
         self.flush(step == Step::Progress);
         Ok(step)
+    }
+
+    /// Copies a part of what was frozen last, whatever else there is to do: who waits for nothing else is done soon, and
+    /// who is busy goes on with that. Whether there was any.
+    fn copy_frozen(&mut self) -> Result<bool> {
+        let Some((at, _)) = self.copying.first() else { return Ok(false) };
+        Failpoint::CopyDue.reach();
+        if let Some(snapshot) = self.cells[*at].copy_frozen()? {
+            let (_, mut unwritten) = self.copying.remove(0);
+            unwritten.keyed = Some(snapshot);
+            self.unwritten.push(unwritten);
+        }
+        Ok(true)
     }
 
     /// Sends on what waits for a way to other processes: when it has waited long enough, or there is nothing else to do.
@@ -192,7 +213,7 @@ impl Slice {
         if self.letters.flush()? {
             return Ok(Step::Progress);
         }
-        if self.cells.iter().all(Cell::has_ended) {
+        if self.copying.is_empty() && self.cells.iter().all(Cell::has_ended) {
             let passed = self.cells.iter().map(Cell::passed).max().unwrap_or(self.letters.passed());
             // Whoever passed a barrier may have ended before others that ended without it: what these set aside belongs to
             // that checkpoint.
@@ -227,6 +248,11 @@ impl Slice {
     /// What its tasks had to say since the last call.
     pub fn take_events(&mut self) -> Vec<TaskEvent> {
         std::mem::take(&mut self.events)
+    }
+
+    /// What its tasks froze since the last call and have copied: to be written in this order.
+    pub fn take_unwritten(&mut self) -> Vec<Unwritten> {
+        std::mem::take(&mut self.unwritten)
     }
 
     /// Everything that was prepared is committed: tells the sources. The last call.
@@ -304,11 +330,25 @@ impl Slice {
             }
             Taken::Passed(snapshot) => {
                 self.inboxes[at].unblock();
-                self.events.push(TaskEvent::Passed(snapshot));
-                self.pass_letters()
+                self.passed(at, snapshot)
             }
             Taken::Ended(prepared) => self.ended(at, prepared),
         }
+    }
+
+    /// A cell passed a barrier.
+    fn passed(&mut self, at: usize, snapshot: TaskSnapshot) -> Result<()> {
+        let mut event = TaskEvent::Passed(snapshot);
+        let unwritten = event.take_unwritten();
+        self.events.push(event);
+        // What it still copies for an earlier barrier is of a checkpoint that was given up.
+        self.copying.retain(|(cell, _)| *cell != at);
+        if self.cells[at].copies() {
+            self.copying.extend(unwritten.map(|unwritten| (at, unwritten)));
+        } else {
+            self.unwritten.extend(unwritten);
+        }
+        self.pass_letters()
     }
 
     fn ended(&mut self, at: usize, prepared: Option<Prepared>) -> Result<()> {
@@ -376,11 +416,10 @@ impl Slice {
                 continue;
             }
             if let Some(passed) = self.cells[cell].news(&*self.clock, &mut self.inboxes, &mut self.letters)? {
-                self.events.push(TaskEvent::Passed(passed));
+                self.passed(cell, passed)?;
                 if self.cells[cell].has_ended() {
                     self.ended(cell, None)?;
                 }
-                self.pass_letters()?;
                 return Ok(true);
             }
         }

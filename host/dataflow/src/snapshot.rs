@@ -58,10 +58,8 @@ pub enum Frozen {
     /// Nothing.
     #[default]
     Nothing,
-    /// This.
+    /// This, and its keyed state if it has any, which may still have to be copied.
     Here {
-        /// Its keyed state.
-        keyed: Option<Box<dyn StateSnapshot>>,
         /// Its states without a key.
         unkeyed: Vec<UnkeyedSnapshot>,
         /// What the barrier overtook on its channels.
@@ -84,7 +82,8 @@ pub struct Unwritten {
     pub subtask: Arc<SubtaskId>,
     /// For which checkpoint.
     pub epoch: Epoch,
-    keyed: Option<Box<dyn StateSnapshot>>,
+    /// Its keyed state, if it has any.
+    pub keyed: Option<Box<dyn StateSnapshot>>,
     unkeyed: Vec<UnkeyedSnapshot>,
     in_flight: Overtaken,
 }
@@ -129,16 +128,16 @@ impl Unwritten {
 }
 
 impl TaskEvent {
-    /// Takes out what has to be written.
+    /// Takes out what has to be written, but for its keyed state.
     pub fn take_unwritten(&mut self) -> Option<Unwritten> {
         let Self::Passed(snapshot) = self else { return None };
         if !matches!(snapshot.frozen, Frozen::Here { .. }) {
             return None;
         }
-        let Frozen::Here { keyed, unkeyed, in_flight } = std::mem::replace(&mut snapshot.frozen, Frozen::Taken) else {
+        let Frozen::Here { unkeyed, in_flight } = std::mem::replace(&mut snapshot.frozen, Frozen::Taken) else {
             return None;
         };
-        Some(Unwritten { subtask: snapshot.subtask.clone(), epoch: snapshot.epoch, keyed, unkeyed, in_flight })
+        Some(Unwritten { subtask: snapshot.subtask.clone(), epoch: snapshot.epoch, keyed: None, unkeyed, in_flight })
     }
 }
 
@@ -149,14 +148,14 @@ impl TaskSnapshot {
         Self { subtask, epoch, watermark, splits, sink: None, prepared: None, frozen }
     }
 
-    /// Adds keyed state and states without a key, if there are any.
-    pub fn freeze(&mut self, state: Option<Box<dyn StateSnapshot>>, others: Vec<UnkeyedSnapshot>) {
-        if state.is_none() && others.is_empty() {
+    /// Adds states without a key, if there are any. `keyed`: whether there is keyed state.
+    pub fn freeze(&mut self, keyed: bool, others: Vec<UnkeyedSnapshot>) {
+        if !keyed && others.is_empty() {
             return;
         }
         match &mut self.frozen {
-            Frozen::Here { keyed, unkeyed, .. } => (*keyed, *unkeyed) = (state, others),
-            frozen => *frozen = Frozen::Here { keyed: state, unkeyed: others, in_flight: Overtaken::default() },
+            Frozen::Here { unkeyed, .. } => *unkeyed = others,
+            frozen => *frozen = Frozen::Here { unkeyed: others, in_flight: Overtaken::default() },
         }
     }
 
@@ -167,7 +166,7 @@ impl TaskSnapshot {
         }
         match &mut self.frozen {
             Frozen::Here { in_flight, .. } => *in_flight = contents,
-            frozen => *frozen = Frozen::Here { keyed: None, unkeyed: Vec::new(), in_flight: contents },
+            frozen => *frozen = Frozen::Here { unkeyed: Vec::new(), in_flight: contents },
         }
     }
 }

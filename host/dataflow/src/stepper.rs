@@ -19,7 +19,7 @@ use crate::driver::Prologue;
 use crate::job::{Ending, JobReport, JobSpec, TaskStatus};
 use crate::signals::Signals;
 use crate::slice::{Assembly, Placement, Slice, Step, enumerations, letters_tasks};
-use crate::snapshot::{TaskEvent, Unwritten};
+use crate::snapshot::Unwritten;
 
 /// A job that is stepped by hand.
 pub struct Stepper {
@@ -186,11 +186,10 @@ impl Stepper {
     fn step(&mut self, slot: usize) -> Result<Step> {
         let Some(slice) = self.slices.get_mut(slot) else { return Ok(Step::Finished) };
         let step = slice.step()?;
-        for mut event in slice.take_events() {
-            let unwritten = TaskEvent::take_unwritten(&mut event);
+        for event in slice.take_events() {
             self.coordinator.note(event)?;
-            self.unwritten.extend(unwritten);
         }
+        self.unwritten.extend(slice.take_unwritten());
         let code = match step {
             Step::Progress => 1,
             Step::Blocked => 2,

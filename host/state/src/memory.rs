@@ -26,9 +26,10 @@ use tidemill_core::state::{KeyedState, LogId, NO_SLOT, Namespace, Slot, StateBac
 use tidemill_core::user::TimeDomain;
 use tidemill_core::{Batch, Error, ErrorKind, Result};
 
+pub(crate) use self::chain::COPIED_AT_ONCE;
 pub use self::chain::SnapshotLimits;
 use self::chain::{Chain, MemorySnapshot};
-use self::frozen::{About, FrozenState, Halves};
+use self::frozen::{About, FrozenState, InPieces};
 use self::log::Log;
 use self::space::Space;
 use self::table::Table;
@@ -93,6 +94,7 @@ impl StateBackend for MemoryBackend {
             reported: 0,
             chain: Arc::new(Chain::new(self.snapshots, Vec::new())),
             frozen: 0,
+            freezing: None,
             restored: None,
         };
         if let Some(mut restored) = restored {
@@ -117,6 +119,8 @@ struct MemoryState {
     chain: Arc<Chain>,
     /// Number of snapshots taken.
     frozen: u64,
+    /// The latest, while it is being copied.
+    freezing: Option<(SnapshotKind, FrozenState)>,
     /// What was restored and is not declared yet, until everything is.
     restored: Option<restore::Restored>,
 }
@@ -422,7 +426,11 @@ impl KeyedState for MemoryState {
         self.commit()
     }
 
-    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>> {
+    fn freeze(&mut self, kind: SnapshotKind) -> Result<()> {
+        while self.freezing.is_some() {
+            // Nobody waits for it any more, but the next one has what changed since.
+            drop(self.copy_frozen()?);
+        }
         let whole = self.chain.take_whole();
         if whole {
             let now = self.about.now.load(Ordering::Relaxed);
@@ -431,18 +439,22 @@ impl KeyedState for MemoryState {
         }
         let fixed = self.about.codec.is_fixed();
         let mut parts = Vec::with_capacity(self.tables.len() + self.logs.len() + 2);
-        let mut rests = Vec::with_capacity(self.tables.len());
-        for table in &mut self.tables {
-            let (about, part, rest) = parts::freeze_halves(table, fixed);
-            parts.push((about, part));
-            rests.push(rest);
-        }
+        parts.extend(self.tables.iter_mut().map(|table| parts::begin_table(table, fixed)));
         parts.extend(self.logs.iter_mut().map(|log| parts::freeze_log(log, fixed)));
         parts.extend(parts::freeze_timers(&mut self.event_timers, &mut self.processing_timers, fixed));
         self.frozen += 1;
-        let state = FrozenState { about: Arc::clone(&self.about), whole, parts };
-        let frozen = Some(Halves { state, rests });
-        Ok(Box::new(MemorySnapshot { chain: Arc::clone(&self.chain), number: self.frozen, kind, frozen }))
+        self.freezing = Some((kind, FrozenState { about: Arc::clone(&self.about), whole, parts }));
+        Ok(())
+    }
+
+    fn copy_frozen(&mut self) -> Result<Option<Box<dyn StateSnapshot>>> {
+        let Some((kind, state)) = self.freezing.take() else { return Err(frozen::not_frozen()) };
+        let Some(tables) = parts::copy_some(&mut self.tables, self.backend.snapshots.copied_at_once) else {
+            self.freezing = Some((kind, state));
+            return Ok(None);
+        };
+        let (chain, number, frozen) = (Arc::clone(&self.chain), self.frozen, Some(InPieces { state, tables }));
+        Ok(Some(Box::new(MemorySnapshot { chain, number, kind, frozen })))
     }
 
     fn entries(&self) -> u64 {

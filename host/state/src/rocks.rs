@@ -32,6 +32,7 @@ use tidemill_core::state::{KeyedState, StateBackend};
 use tidemill_core::{Error, Result};
 
 use self::state::RocksState;
+use crate::memory::COPIED_AT_ONCE;
 
 /// What state on disk is given.
 #[derive(Clone, Debug)]
@@ -42,12 +43,14 @@ pub struct RocksSettings {
     pub path: PathBuf,
     /// So many timers of an operator and domain are kept in memory, about: the next ones.
     pub resident_timers: usize,
+    /// So many entries are copied at a time for a snapshot, between two batches.
+    pub copied_at_once: usize,
 }
 
 impl RocksSettings {
     /// With the usual number of timers in memory: they take some 3 MB, and are read again in pieces of half as many.
     pub fn new(memory_bytes: usize, path: PathBuf) -> Self {
-        Self { memory_bytes, path, resident_timers: 1 << 16 }
+        Self { memory_bytes, path, resident_timers: 1 << 16, copied_at_once: COPIED_AT_ONCE }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::physical::PhysicalPlan;
 use crate::restore::Start;
 use crate::signals::Signals;
 use crate::slice::{Assembly, Placement, Slice, Step, Wire};
-use crate::snapshot::{TaskEvent, Unwritten};
+use crate::snapshot::Unwritten;
 
 /// Slots of a job, made and not yet running.
 pub struct Slots {
@@ -237,13 +237,12 @@ impl<E: Fn(SlotEvent), F: Fn(Unwritten)> Slot<E, F> {
 
     fn step_slice(&mut self) -> Result<Step> {
         let step = self.slice.step()?;
-        let mut news = self.slice.take_events();
+        let news = self.slice.take_events();
+        // In this order: that something is written is said after what it belongs to.
         if !news.is_empty() {
-            let unwritten: Vec<Unwritten> = news.iter_mut().filter_map(TaskEvent::take_unwritten).collect();
-            // In this order: that something is written is said after what it belongs to.
             (self.events)(SlotEvent::Tasks(news));
-            unwritten.into_iter().for_each(&self.freeze);
         }
+        self.slice.take_unwritten().into_iter().for_each(&self.freeze);
         Ok(step)
     }
 

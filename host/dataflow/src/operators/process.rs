@@ -235,17 +235,21 @@ impl Operator for Process {
         self.go_on(out)
     }
 
-    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Option<Box<dyn StateSnapshot>>> {
+    fn freeze(&mut self, kind: SnapshotKind) -> Result<bool> {
         let engine = &self.engine;
         if !engine.is_keyed {
-            return Ok(None);
+            return Ok(false);
         }
         // What is in hand holds slots of its entries.
         if self.work.is_none() {
             engine.states.clean_up(self.clock.now().0, 0)?;
         }
-        let snapshot = engine.states.lock().snapshot(kind)?;
-        Ok(Some(snapshot))
+        engine.states.lock().freeze(kind)?;
+        Ok(true)
+    }
+
+    fn copy_frozen(&mut self) -> Result<Option<Box<dyn StateSnapshot>>> {
+        self.engine.states.lock().copy_frozen()
     }
 
     fn snapshot_unkeyed(&mut self, kind: SnapshotKind) -> Result<Vec<UnkeyedSnapshot>> {

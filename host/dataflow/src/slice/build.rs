@@ -303,6 +303,8 @@ impl Assembler<'_> {
             signals: self.signals.clone(),
             overtaken: self.start.passed(),
             events: Vec::new(),
+            copying: Vec::new(),
+            unwritten: Vec::new(),
             announced: false,
             finished: false,
         })

@@ -11,6 +11,7 @@ use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::{Epoch, InputIndex, Port, SubtaskId};
 use tidemill_core::metrics::TaskMetrics;
 use tidemill_core::operator::{Operator, Output, Progress};
+use tidemill_core::snapshot::StateSnapshot;
 use tidemill_core::time::{Clock, RisingWatermark, Timestamp, Watermark, WatermarkMerge};
 use tidemill_core::{Batch, Error, Result};
 
@@ -86,6 +87,8 @@ pub struct Cell {
     watermark: Watermark,
     /// The checkpoint whose barrier it passed last.
     passed: Epoch,
+    /// Some of what its operator froze then may still have to be copied.
+    copies: bool,
     /// During a call that is finished for a barrier that overtakes: how much it may still emit past full receivers.
     past_full: Option<usize>,
     /// What is left of that for the checkpoint that it was finished for last.
@@ -119,6 +122,7 @@ impl Cell {
             timer: None,
             watermark,
             passed,
+            copies: false,
             past_full: None,
             finishing: (passed, 0),
         };
@@ -262,7 +266,8 @@ impl Cell {
                 (snapshot.splits, snapshot.watermark) = (splits, watermark);
             }
             Work::Operator(operator) => {
-                snapshot.freeze(operator.snapshot(barrier.kind)?, operator.snapshot_unkeyed(barrier.kind)?);
+                self.copies = operator.freeze(barrier.kind)?;
+                snapshot.freeze(self.copies, operator.snapshot_unkeyed(barrier.kind)?);
             }
             Work::Assign(assign) => snapshot.watermark = assign.watermark.get(),
             Work::Sink(sink) => {
@@ -270,6 +275,19 @@ impl Cell {
                 snapshot.sink = sink.snapshot()?;
             }
         }
+        Ok(snapshot)
+    }
+
+    /// Whether keyed state that was frozen at the latest barrier has to be copied.
+    pub fn copies(&self) -> bool {
+        self.copies
+    }
+
+    /// Copies a bounded part of it. `Some`: that was all.
+    pub fn copy_frozen(&mut self) -> Result<Option<Box<dyn StateSnapshot>>> {
+        let Work::Operator(operator) = &mut self.work else { return Ok(None) };
+        let snapshot = operator.copy_frozen().map_err(|e| e.at(&self.subtask, "taking a checkpoint"))?;
+        self.copies = snapshot.is_none();
         Ok(snapshot)
     }
 

@@ -14,7 +14,6 @@ use super::{Origin, Slice, Waits};
 use crate::element::{Barrier, Element};
 use crate::exchange::queue::QueueReceiver;
 use crate::in_flight::{ChannelContent, Overtaken};
-use crate::snapshot::TaskEvent;
 
 impl Slice {
     /// Has the next cell pass the barrier, or get ready for it; whether one did.
@@ -60,8 +59,7 @@ impl Slice {
                 from.drop_barriers(epoch);
             }
         }
-        self.events.push(TaskEvent::Passed(snapshot));
-        self.pass_letters()
+        self.passed(at, snapshot)
     }
 
     /// Whether nothing more can come that belongs before the barrier: it, or the end, stands on every channel that owes it.

@@ -39,11 +39,6 @@ impl Marks {
         }
     }
 
-    /// Whether all that are live count as marked.
-    pub(crate) fn are_all(&self) -> bool {
-        self.all
-    }
-
     pub(crate) fn has(&self, slot: Slot) -> bool {
         self.all || self.bits.has(slot)
     }
@@ -58,15 +53,18 @@ impl Marks {
         (self.all, self.since) = (false, 0);
     }
 
-    /// Unmarks all, and sets their bits.
-    pub(crate) fn move_to(&mut self, to: &mut Bits) {
-        self.bits.move_to(to);
-        (self.all, self.since) = (false, 0);
-    }
-
-    /// Those of these slots that are marked, ascending; `None`: all that are live.
-    pub(crate) fn among(&self, slots: Range<usize>) -> Option<Vec<Slot>> {
-        (!self.all).then(|| self.bits.among(slots))
+    /// Unmarks all, and answers their bits; `None`: of all that are live. `empty`, of which no bit is set, is what the
+    /// marks are kept in from now on.
+    pub(crate) fn take(&mut self, empty: &mut Bits) -> Option<Bits> {
+        self.since = 0;
+        let slots = self.bits.slots();
+        if std::mem::take(&mut self.all) {
+            self.bits.clear();
+            self.bits.grow(slots);
+            return None;
+        }
+        empty.grow(slots);
+        Some(std::mem::replace(&mut self.bits, std::mem::take(empty)))
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -74,11 +72,29 @@ impl Marks {
     }
 }
 
-/// Words that are looked at together.
-const LINE: usize = 8;
-
 /// The slots of a word.
-pub(crate) const WORD_SLOTS: usize = u64::BITS as usize;
+const WORD_SLOTS: usize = u64::BITS as usize;
+
+/// A word of which so many bits are set, the lowest.
+fn below(slots: usize) -> u64 {
+    1_u64.checked_shl(slots as u32).map_or(u64::MAX, |bit| bit - 1)
+}
+
+/// The slots of a word's set bits.
+struct Ones {
+    first: Slot,
+    word: u64,
+}
+
+impl Iterator for Ones {
+    type Item = Slot;
+
+    fn next(&mut self) -> Option<Slot> {
+        let next = (self.word != 0).then(|| self.first + self.word.trailing_zeros());
+        self.word &= self.word.wrapping_sub(1);
+        next
+    }
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Bits(Vec<u64>);
@@ -119,12 +135,28 @@ impl Bits {
         self.0.clear();
     }
 
-    /// Unsets all, and sets them in another.
-    pub(crate) fn move_to(&mut self, to: &mut Self) {
-        to.0.resize(self.0.len().max(to.0.len()), 0);
-        for (from, to) in self.0.iter_mut().zip(&mut to.0) {
-            *to |= std::mem::take(from);
+    /// Sets a range.
+    pub(crate) fn set_all(&mut self, slots: Range<usize>) {
+        self.grow(slots.end);
+        for (word, bits) in self.0.iter_mut().enumerate().skip(slots.start / WORD_SLOTS) {
+            let first = word * WORD_SLOTS;
+            let from = slots.start.saturating_sub(first).min(WORD_SLOTS);
+            let to = slots.end.saturating_sub(first).min(WORD_SLOTS);
+            // The bits below `to` without those below `from`.
+            *bits |= below(to) & !below(from);
         }
+    }
+
+    /// Becomes equal to another, in its own memory.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        self.0.clear();
+        self.0.extend_from_slice(&other.0);
+    }
+
+    /// Sets what is set in another, too.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.grow(other.slots());
+        self.0.iter_mut().zip(&other.0).for_each(|(to, from)| *to |= from);
     }
 
     /// So many are set.
@@ -132,26 +164,19 @@ impl Bits {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// Those of these slots that are set, ascending. Few among many cost little more than a look at the memory. The
-    /// range begins and ends with the first slot of a word, or ends with the last of all.
-    pub(crate) fn among(&self, slots: Range<usize>) -> Vec<Slot> {
-        let end = slots.end.div_ceil(WORD_SLOTS).min(self.0.len());
-        let first = (slots.start / WORD_SLOTS).min(end);
-        let words = self.0.get(first..end).unwrap_or_default();
-        let mut found = Vec::with_capacity(words.iter().map(|word| word.count_ones() as usize).sum());
-        for (i, line) in words.chunks(LINE).enumerate() {
-            if line.iter().fold(0, |all, word| all | word) == 0 {
-                continue;
-            }
-            for (j, &word) in line.iter().enumerate() {
-                let (first, mut word) = (((first + i * LINE + j) * 64) as Slot, word);
-                while word != 0 {
-                    found.push(first + word.trailing_zeros());
-                    word &= word - 1;
-                }
-            }
-        }
-        found
+    /// Those that are set from a slot on, ascending. Few among many cost little more than a look at the memory.
+    pub(crate) fn from(&self, slot: usize) -> impl Iterator<Item = Slot> + '_ {
+        let words = self.0.iter().copied().enumerate().skip(slot / WORD_SLOTS);
+        let of_word = move |(number, word): (usize, u64)| {
+            let first = number * WORD_SLOTS;
+            Ones { first: first as Slot, word: word & !below(slot.saturating_sub(first).min(WORD_SLOTS)) }
+        };
+        words.filter(|(_, word)| *word != 0).flat_map(of_word)
+    }
+
+    /// Room for so many slots.
+    fn slots(&self) -> usize {
+        self.0.len() * WORD_SLOTS
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -164,43 +189,61 @@ mod tests {
     use super::*;
 
     impl Bits {
-        fn slots(&self) -> Vec<Slot> {
-            self.among(0..usize::MAX)
+        fn set_slots(&self) -> Vec<Slot> {
+            self.from(0).collect()
         }
     }
 
     impl Marks {
         fn slots(&self) -> Option<Vec<Slot>> {
-            self.among(0..usize::MAX)
+            (!self.all).then(|| self.bits.set_slots())
+        }
+
+        fn unmark(&mut self) {
+            self.take(&mut Bits::default());
         }
     }
 
     #[test]
-    fn each_range_has_its_own() {
+    fn from_each_slot_on_there_are_the_later_ones() {
         let mut bits = Bits::default();
         bits.grow(2000);
         let set: Vec<Slot> = (0..2000).filter(|slot| slot % 700 > 600 || slot % 64 == 63).collect();
         set.iter().for_each(|&slot| bits.set(slot));
-        for middle in (0..2100).step_by(WORD_SLOTS) {
-            assert_eq!([bits.among(0..middle), bits.among(middle..2000)].concat(), set, "{middle}");
+        for from in 0..2100 {
+            let later: Vec<Slot> = set.iter().copied().filter(|slot| *slot as usize >= from).collect();
+            assert_eq!(bits.from(from).collect::<Vec<_>>(), later, "{from}");
         }
     }
 
     #[test]
-    fn what_is_set_is_found_and_moves() {
+    fn a_range_is_set_and_nothing_beside_it() {
+        for (from, to) in [(0, 0), (0, 64), (3, 5), (60, 70), (64, 128), (63, 200), (130, 130), (0, 1)] {
+            let mut bits = Bits::default();
+            bits.grow(10);
+            bits.set_all(from..to);
+            assert_eq!(bits.set_slots(), (from as Slot..to as Slot).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn what_is_set_is_found_and_copied() {
         let (mut bits, mut others) = (Bits::default(), Bits::default());
         bits.grow(2000);
         let set = [0, 1, 63, 64, 700, 1999];
         set.iter().for_each(|&slot| bits.set(slot));
-        assert_eq!(bits.slots(), set);
+        assert_eq!((bits.set_slots(), bits.count()), (set.to_vec(), 6));
         assert!(bits.take(64) && !bits.take(64) && !bits.take(65));
-        bits.move_to(&mut others);
-        assert_eq!((bits.slots(), others.slots()), (vec![], vec![0, 1, 63, 700, 1999]));
+        others.set_all(2..3);
+        others.add(&bits);
+        assert_eq!(others.set_slots(), [0, 1, 2, 63, 700, 1999]);
+        others.copy_from(&bits);
+        assert_eq!(others.set_slots(), [0, 1, 63, 700, 1999]);
     }
 
     #[test]
     fn once_nearly_all_are_marked_all_are_until_the_marks_are_taken() {
-        let (mut marks, mut known) = (Marks::default(), Bits::default());
+        let mut marks = Marks::default();
         marks.grow(1000);
         let most: Vec<Slot> = (0..930).collect();
         marks.set(&most, 1000);
@@ -216,13 +259,13 @@ mod tests {
         // Vacant, and another entry's: marked, as all are.
         marks.unset(3);
         assert!(marks.has(3));
-        marks.move_to(&mut known);
+        marks.unmark();
         assert!(marks.slots() == Some(vec![]) && !marks.has(0));
         marks.set(&most[..500], 1000);
         marks.set(&most[..499], 1000);
         assert_eq!(marks.slots().map(|slots| slots.len()), Some(500));
         // Marks from before they were taken do not bring the next count nearer.
-        marks.move_to(&mut known);
+        marks.unmark();
         let nearly_all: Vec<Slot> = (0..950).collect();
         marks.set(&nearly_all, 1000);
         assert_eq!(marks.slots(), Some(nearly_all));

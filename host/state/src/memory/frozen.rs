@@ -13,6 +13,7 @@ use tidemill_core::snapshot::KeyGroupRange;
 use tidemill_core::state::{Slot, ValueColumn, ValueSpec, Values};
 use tidemill_core::{Batch, Error, Result};
 
+use super::space::Space;
 use crate::column::{self, ColumnCodec};
 use crate::format::PartKind;
 
@@ -93,10 +94,20 @@ impl KeyBytes {
     }
 
     pub(crate) fn append(&mut self, other: &mut Self) {
+        if self.is_empty() {
+            return std::mem::swap(self, other);
+        }
         match (self, other) {
             (Self::Fixed(keys), Self::Fixed(others)) => keys.append(others),
             (Self::Rows(keys), Self::Rows(others)) => keys.append(others),
             _ => {}
+        }
+    }
+
+    fn reserve(&mut self, more: usize) {
+        match self {
+            Self::Fixed(keys) => keys.reserve(more),
+            Self::Rows(keys) => keys.ends.reserve(more),
         }
     }
 
@@ -179,8 +190,24 @@ impl TableChunk {
         Self { runs: Vec::new(), keys: KeyBytes::new(fixed), columns: Vec::new() }
     }
 
-    /// Takes all of another one.
-    pub(crate) fn append(&mut self, other: &mut Self) {
+    /// Takes all of others.
+    pub(crate) fn append_all(&mut self, others: Vec<Self>) {
+        let entries = others.iter().map(|other| other.keys.len()).sum();
+        let mut others = others.into_iter();
+        if self.keys.is_empty()
+            && let Some(first) = others.next()
+        {
+            *self = first;
+        }
+        self.keys.reserve(entries);
+        self.columns.iter_mut().for_each(|(column, present)| {
+            present.reserve(entries);
+            column.reserve(entries);
+        });
+        others.for_each(|mut other| self.append(&mut other));
+    }
+
+    fn append(&mut self, other: &mut Self) {
         self.runs.append(&mut other.runs);
         self.keys.append(&mut other.keys);
         if self.columns.is_empty() {
@@ -192,7 +219,7 @@ impl TableChunk {
         }
     }
 
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let columns = self.columns.iter().map(|(column, present)| match column {
             FrozenColumn::Plain(_) => present.len() * 9,
             FrozenColumn::Encoded(bytes) => bytes.memory_bytes() + present.len(),
@@ -235,6 +262,13 @@ impl FrozenColumn {
             (Self::Plain(to), Self::Plain(from)) => column::append(from, to),
             (Self::Encoded(to), Self::Encoded(from)) => to.append(from),
             _ => {}
+        }
+    }
+
+    fn reserve(&mut self, more: usize) {
+        match self {
+            Self::Plain(column) => column::reserve(column, more),
+            Self::Encoded(bytes) => bytes.ends.reserve(more),
         }
     }
 
@@ -310,18 +344,29 @@ pub(crate) struct FrozenState {
     pub(crate) parts: Vec<(PartAbout, FrozenPart)>,
 }
 
-/// The same, as a slot leaves it: of the first parts, half of what was put is still for itself.
+/// The same, as a slot leaves it: of the first parts, which are tables, what was put is still in pieces. To put it together
+/// takes time that the slot need not spend.
 #[derive(Debug)]
-pub(crate) struct Halves {
+pub(crate) struct InPieces {
     pub(crate) state: FrozenState,
-    pub(crate) rests: Vec<TableChunk>,
+    pub(crate) tables: Vec<Copies>,
 }
 
-impl Halves {
-    /// Puts the halves together.
+/// What of a table was copied.
+#[derive(Debug, Default)]
+pub(crate) struct Copies {
+    pub(crate) pieces: Vec<TableChunk>,
+    /// Namespaces that were dropped since, with what was not copied.
+    pub(crate) dropped: Vec<Space>,
+}
+
+impl InPieces {
+    /// Puts it together.
     pub(crate) fn join(mut self) -> FrozenState {
-        let parts = self.state.parts.iter_mut();
-        parts.zip(&mut self.rests).for_each(|((_, part), rest)| part.put.append(rest));
+        for ((_, part), Copies { mut pieces, dropped }) in self.state.parts.iter_mut().zip(self.tables) {
+            dropped.into_iter().for_each(|mut space| pieces.append(&mut space.copy_all()));
+            part.put.append_all(pieces);
+        }
         self.state
     }
 }
@@ -342,4 +387,9 @@ impl FrozenState {
 
 pub(crate) fn disagree(what: &str) -> Error {
     Error::internal(format!("frozen state in which the {what} disagree"))
+}
+
+/// Somebody waits for a snapshot that was not begun.
+pub(crate) fn not_frozen() -> Error {
+    Error::internal("nothing is frozen that could be copied")
 }

@@ -15,7 +15,7 @@ use tidemill_core::snapshot::KeyGroupRange;
 use tidemill_core::state::{NO_SLOT, Namespace, Slot, ValueSpec};
 use tidemill_core::{Batch, Error, Result};
 
-use super::frozen::{About, FrozenPart, FrozenState, PartAbout, TableChunk};
+use super::frozen::{About, Copies, FrozenPart, FrozenState, PartAbout};
 use super::log::Log;
 use super::space::Space;
 use super::table::Table;
@@ -249,17 +249,33 @@ impl Parts {
     }
 }
 
+/// At once.
 pub(crate) fn freeze_table(table: &mut Table, fixed: bool) -> (PartAbout, FrozenPart) {
-    let (about, mut part, mut rest) = freeze_halves(table, fixed);
-    part.put.append(&mut rest);
+    let (about, mut part) = begin_table(table, fixed);
+    let copies = copy_all(std::slice::from_mut(table));
+    copies.into_iter().for_each(|copies| part.put.append_all(copies.pieces));
     (about, part)
 }
 
-/// The same with the second half of what was put for itself: to put it to the first takes time, which a slot need not spend.
-pub(crate) fn freeze_halves(table: &mut Table, fixed: bool) -> (PartAbout, FrozenPart, TableChunk) {
+/// The same, of which what is put is still to be copied.
+pub(crate) fn begin_table(table: &mut Table, fixed: bool) -> (PartAbout, FrozenPart) {
     let about = PartAbout { kind: PartKind::Table, name: table.name.clone(), values: table.values() };
-    let (part, rest) = table.freeze(fixed);
-    (about, part, rest)
+    (about, table.freeze(fixed))
+}
+
+/// Copies up to `entries` of what was frozen of tables. `Some`: all of it.
+pub(crate) fn copy_some(tables: &mut [Table], mut entries: usize) -> Option<Vec<Copies>> {
+    let complete = tables.iter_mut().all(|table| table.copy_some(&mut entries));
+    complete.then(|| tables.iter_mut().map(Table::take_copies).collect())
+}
+
+/// Copies all that was frozen of tables.
+pub(crate) fn copy_all(tables: &mut [Table]) -> Vec<Copies> {
+    loop {
+        if let Some(copies) = copy_some(tables, usize::MAX) {
+            return copies;
+        }
+    }
 }
 
 pub(crate) fn freeze_log(log: &mut Log, fixed: bool) -> (PartAbout, FrozenPart) {

@@ -6,20 +6,20 @@
 #![allow(clippy::indexing_slicing, reason = "slots come out of the index of the same space, or were answered by it")]
 
 mod bulk;
+mod freeze;
 
 use std::collections::HashSet;
-use std::ops::Range;
 
 use hashbrown::HashTable;
 use tidemill_core::keys::{KeyCodec, KeyData, Keys, hash_fixed, hash_row};
 use tidemill_core::state::{NO_SLOT, Slot, ValueColumn, Values};
 use tidemill_core::{Error, Result};
 
-use super::bits::{Bits, Marks, WORD_SLOTS};
-use super::frozen::{KeyBytes, TableChunk, push_values};
+use self::freeze::Uncopied;
+use super::bits::{Bits, Marks};
+use super::frozen::KeyBytes;
 use super::table::Expiring;
 use crate::column::{self, ColumnCodec};
-use crate::helpers::both;
 
 /// Above this many slots, a space that loses its last entry gives its memory back at once: below, the memory is worth
 /// less than what growing again costs a job whose keys come and go with each batch.
@@ -36,17 +36,15 @@ struct Entry {
 /// less than one of the changes, and memory stays bounded if snapshots end.
 pub(crate) const KEPT_REMOVALS: usize = 1024;
 
-/// Of so many slots, two threads copy one half each: looking for what changed, and copying it, takes a millisecond or more if
-/// much did.
-const HALVED: usize = 1 << 16;
-
 #[derive(Debug)]
 pub(crate) struct Space {
     index: HashTable<Entry>,
     /// From this slot on, what was appended is not in the index yet.
     unindexed: Option<usize>,
     keys: SlotKeys,
-    live: Vec<bool>,
+    /// Number of slots, vacant ones too.
+    slots: usize,
+    live: Bits,
     free: Vec<Slot>,
     pub(crate) values: Values,
     /// Bytes that encoded values own.
@@ -62,6 +60,10 @@ pub(crate) struct Space {
     stored: bool,
     /// Stored keys that were removed since the latest snapshot.
     removed: KeyBytes,
+    /// What the latest snapshot froze of it and does not have yet.
+    uncopied: Option<Box<Uncopied>>,
+    /// No bit is set: memory for the next snapshot's.
+    no_bits: Bits,
     /// Where the search for values that are over goes on.
     cleaned: usize,
     /// What a disk has beyond what is resident; `None`: there is no disk.
@@ -112,7 +114,8 @@ impl Space {
             index: HashTable::new(),
             unindexed: None,
             keys: if fixed { SlotKeys::Fixed(Vec::new()) } else { SlotKeys::Rows(RowKeys::default()) },
-            live: Vec::new(),
+            slots: 0,
+            live: Bits::default(),
             free: Vec::new(),
             values: Values {
                 columns: columns.iter().map(ColumnCodec::new_column).collect(),
@@ -124,6 +127,8 @@ impl Space {
             whole: true,
             stored: false,
             removed: KeyBytes::new(fixed),
+            uncopied: None,
+            no_bits: Bits::default(),
             cleaned: 0,
             disk: None,
         }
@@ -146,13 +151,13 @@ impl Space {
 
     /// Number of slots, vacant ones too.
     pub(crate) fn slots(&self) -> usize {
-        self.live.len()
+        self.slots
     }
 
     /// Slots of keys, added where absent. They count as changed.
     pub(crate) fn resolve(&mut self, keys: &Keys, rows: Option<&[u32]>, slots: &mut Vec<Slot>) -> Result<()> {
         self.slots_of(keys, rows, slots)?;
-        self.written(slots);
+        self.change(slots);
         Ok(())
     }
 
@@ -163,11 +168,11 @@ impl Space {
         added.iter_mut().for_each(Vec::clear);
         // A batch adds at most its own number of slots, so one check before it is enough.
         self.check_room(keys.len())?;
-        let adds_before = self.live.len();
+        let slots_before = self.slots;
         match (&mut self.keys, &keys.data) {
             (SlotKeys::Fixed(stored), KeyData::Fixed(values)) => {
                 let (index, live, free) = (&mut self.index, &mut self.live, &mut self.free);
-                let mut adder = Adder { index, live, free, added: added.as_mut() };
+                let mut adder = Adder { index, slots: &mut self.slots, live, free, added: added.as_mut() };
                 let mut one = |key: u64, hash: u64| match adder.index.find(spread(hash), |e| e.word == key) {
                     Some(entry) => entry.slot,
                     None => adder.add_fixed(stored, key, hash),
@@ -179,7 +184,7 @@ impl Space {
             }
             (SlotKeys::Rows(stored), KeyData::Rows(encoded)) => {
                 let (index, live, free) = (&mut self.index, &mut self.live, &mut self.free);
-                let mut adder = Adder { index, live, free, added: added.as_mut() };
+                let mut adder = Adder { index, slots: &mut self.slots, live, free, added: added.as_mut() };
                 let mut one = |row: usize| {
                     let (bytes, hash) = (encoded.row(row), keys.hashes[row]);
                     let same = |e: &Entry| e.word == hash && stored.get(e.slot) == bytes.as_ref();
@@ -195,7 +200,7 @@ impl Space {
             }
             _ => return Err(other_codec()),
         }
-        if self.live.len() > adds_before {
+        if self.slots > slots_before {
             self.grow_values();
         }
         if let (Some(disk), Some(added)) = (&mut self.disk, added) {
@@ -205,7 +210,7 @@ impl Space {
     }
 
     fn check_room(&self, more: usize) -> Result<()> {
-        if self.live.len() + more < NO_SLOT as usize {
+        if self.slots + more < NO_SLOT as usize {
             return Ok(());
         }
         Err(Error::new(tidemill_core::ErrorKind::Limit, "a table has four billion entries")
@@ -258,8 +263,7 @@ impl Space {
     pub(crate) fn scan(&self, after: Option<Slot>, limit: usize, slots: &mut Vec<Slot>) {
         slots.clear();
         let from = after.map_or(0, |slot| slot as usize + 1);
-        let to = self.live.len() as u32;
-        slots.extend((from as u32..to).filter(|&slot| self.live[slot as usize]).take(limit));
+        slots.extend(self.live.from(from).take(limit));
     }
 
     /// Removes those of these entries that have no value.
@@ -286,12 +290,12 @@ impl Space {
 
     /// Removes values that are over, of up to `looks` slots, and entries of which nothing is left.
     pub(crate) fn clean_up(&mut self, expiring: &[Expiring], now: i64, looks: usize) {
-        let slots = self.live.len();
+        let slots = self.slots;
         let mut vacant = Vec::new();
         for _ in 0..looks.min(slots) {
             let slot = self.cleaned % slots;
             self.cleaned = slot + 1;
-            if self.live[slot] && self.expire(expiring, slot, now) {
+            if self.live.has(slot as Slot) && self.expire(expiring, slot, now) {
                 vacant.push(slot as Slot);
             }
         }
@@ -308,15 +312,14 @@ impl Space {
             if !self.values.present[*time][slot] || !last_access.is_over(times[slot], now) {
                 continue;
             }
+            if !std::mem::replace(&mut expired, true) {
+                self.change(&[slot as Slot]);
+            }
             for column in [*value, *time] {
                 let bytes = column::vacate(&mut self.values.columns[column], slot as Slot);
                 self.owned_bytes = self.owned_bytes.saturating_sub(bytes);
                 self.values.present[column][slot] = false;
             }
-            expired = true;
-        }
-        if expired {
-            self.written(&[slot as Slot]);
         }
         expired && !self.values.present.iter().any(|present| present[slot])
     }
@@ -331,6 +334,7 @@ impl Space {
     fn clear(&mut self) {
         self.index.clear();
         self.unindexed = None;
+        self.slots = 0;
         self.live.clear();
         self.changed.clear();
         self.known.clear();
@@ -350,8 +354,9 @@ impl Space {
         }
     }
 
-    /// The values at these slots change.
-    pub(crate) fn written(&mut self, slots: &[Slot]) {
+    /// The values at these slots are about to change.
+    pub(crate) fn change(&mut self, slots: &[Slot]) {
+        self.copy_first(slots);
         if !self.whole {
             self.changed.set(slots, self.index.len());
         }
@@ -377,84 +382,20 @@ impl Space {
 
     fn know_all(&mut self) {
         self.changed.clear();
-        self.changed.grow(self.live.len());
-        self.known.grow(self.live.len());
-        for (slot, live) in (0..).zip(&self.live) {
-            if *live {
-                self.known.set(slot);
-            } else {
-                self.known.take(slot);
-            }
-        }
+        self.changed.grow(self.slots);
+        self.known.copy_from(&self.live);
     }
 
     /// Makes room for more entries.
     pub(crate) fn reserve(&mut self, entries: usize) {
         let fixed = matches!(self.keys, SlotKeys::Fixed(_));
         self.index.reserve(entries, |e| spread(if fixed { hash_fixed(e.word) } else { e.word }));
-        self.live.reserve(entries);
         self.values.columns.iter_mut().for_each(|c| column::reserve(c, entries));
         self.values.present.iter_mut().for_each(|p| p.reserve(entries));
         match &mut self.keys {
             SlotKeys::Fixed(stored) => stored.reserve(entries),
             SlotKeys::Rows(stored) => stored.spans.reserve(entries),
         }
-    }
-
-    /// Copies what changed since the latest snapshot, removed keys and entries, and begins anew. The entries of the second
-    /// half of the slots go to `rest`. Answers whether earlier snapshots' entries of the namespace are all replaced.
-    pub(crate) fn freeze(
-        &mut self,
-        namespace: i64,
-        removed: &mut TableChunk,
-        put: &mut TableChunk,
-        rest: &mut TableChunk,
-    ) -> bool {
-        let replaces = self.whole && self.stored;
-        if let Some(disk) = &mut self.disk {
-            let [fresh, frozen] = &mut disk.gone;
-            frozen.extend(fresh.drain());
-        }
-        let all = self.whole || self.changed.are_all();
-        let slots = self.live.len();
-        let middle = (slots / 2).next_multiple_of(WORD_SLOTS).min(slots);
-        let (mut first, mut second) = (Vec::new(), Vec::new());
-        both(
-            slots >= HALVED,
-            || second = self.copy_entries(middle..slots, all, namespace, rest),
-            || first = self.copy_entries(0..middle, all, namespace, put),
-        );
-        if !self.removed.is_empty() {
-            removed.runs.push((namespace, self.removed.len()));
-            removed.keys.append(&mut self.removed);
-        }
-        if all {
-            self.know_all();
-        } else {
-            self.changed.move_to(&mut self.known);
-        }
-        (self.whole, self.stored) = (false, true);
-        if self.disk.as_ref().is_some_and(|disk| disk.stays_changed) {
-            self.written(&first);
-            self.written(&second);
-        }
-        replaces
-    }
-
-    /// Copies those of these slots' entries that changed, or all. Answers their slots.
-    fn copy_entries(&self, slots: Range<usize>, all: bool, namespace: i64, to: &mut TableChunk) -> Vec<Slot> {
-        let changed = if all { None } else { self.changed.among(slots.clone()) };
-        let live = || (slots.start as Slot..slots.end as Slot).filter(|&slot| self.live[slot as usize]);
-        let slots = changed.unwrap_or_else(|| live().collect());
-        if !slots.is_empty() {
-            to.runs.push((namespace, slots.len()));
-            match &self.keys {
-                SlotKeys::Fixed(stored) => to.keys.extend_fixed(slots.iter().map(|&slot| stored[slot as usize])),
-                SlotKeys::Rows(stored) => slots.iter().for_each(|&slot| to.keys.push_row(stored.get(slot))),
-            }
-            push_values(&mut to.columns, &self.values, &slots);
-        }
-        slots
     }
 
     /// Encoded values grew by so much.
@@ -475,11 +416,13 @@ impl Space {
             + keys
             + columns
             + present
-            + self.live.capacity()
+            + self.live.memory_bytes()
             + free
             + self.owned_bytes
             + self.changed.memory_bytes()
             + self.known.memory_bytes()
+            + self.no_bits.memory_bytes()
+            + self.uncopied.as_ref().map_or(0, |uncopied| uncopied.bits_bytes())
             + self.removed.memory_bytes()
             + self.disk.as_ref().map_or(0, OnDisk::memory_bytes)
     }
@@ -494,7 +437,7 @@ impl Space {
             ValueColumn::Encoded(_) => size_of::<Box<[u8]>>() + 1,
             _ => 9,
         };
-        // An index is nine sixteenths full on average.
+        // An index is nine sixteenths full on average; the bits of a slot take less than a byte.
         let entry = 1 + size_of::<Entry>() * 16 / 9 + key + self.values.columns.iter().map(value).sum::<usize>();
         let gone = self.removed.memory_bytes() + self.disk.as_ref().map_or(0, OnDisk::memory_bytes);
         self.resident() * entry + self.owned_bytes + gone
@@ -518,7 +461,7 @@ impl Space {
 
     /// An added entry was read from disk: a snapshot has it.
     pub(crate) fn loaded(&mut self, slot: Slot, owned_bytes: usize) {
-        self.known.grow(self.live.len());
+        self.known.grow(self.slots);
         self.known.set(slot);
         self.owned_bytes += owned_bytes;
         if let Some(disk) = &mut self.disk {
@@ -529,7 +472,7 @@ impl Space {
     /// Makes up to `want` entries absent, of those that the disk has as they are, and not these (ascending). The disk
     /// must have what was frozen.
     pub(crate) fn evict(&mut self, want: usize, pinned: &[Slot]) -> usize {
-        let slots = self.live.len();
+        let slots = self.slots;
         if self.whole || self.disk.is_none() || slots == 0 {
             return 0;
         }
@@ -540,7 +483,7 @@ impl Space {
             }
             let slot = at as Slot;
             at = (at + 1) % slots;
-            let clean = self.live[slot as usize] && self.known.has(slot) && !self.changed.has(slot);
+            let clean = self.live.has(slot) && self.known.has(slot) && !self.changed.has(slot);
             if clean && pinned.binary_search(&slot).is_err() {
                 self.known.take(slot);
                 self.forget_one(slot, false);
@@ -558,14 +501,17 @@ impl Space {
     }
 
     fn grow_values(&mut self) {
-        let slots = self.live.len();
+        let slots = self.slots;
         self.changed.grow(slots);
+        // A snapshot would otherwise have to make room for them, of which much is slow.
+        self.known.grow(slots);
+        self.no_bits.grow(slots);
         self.values.columns.iter_mut().for_each(|c| column::grow(c, slots));
         self.values.present.iter_mut().for_each(|p| p.resize(slots, false));
     }
 
     fn remove_one(&mut self, slot: Slot) {
-        if !self.live[slot as usize] {
+        if !self.live.has(slot) {
             return;
         }
         self.changed.unset(slot);
@@ -587,7 +533,8 @@ impl Space {
 
     /// Makes a live slot vacant.
     fn forget_one(&mut self, slot: Slot, tell: bool) {
-        self.live[slot as usize] = false;
+        self.copy_first(&[slot]);
+        self.live.take(slot);
         let word_hash = match &mut self.keys {
             SlotKeys::Fixed(stored) => {
                 let key = stored[slot as usize];
@@ -629,7 +576,7 @@ impl Space {
             self.removed.clear();
         }
         if self.index.is_empty() {
-            let large = self.live.len() > KEPT_SLOTS;
+            let large = self.slots > KEPT_SLOTS;
             self.clear();
             if large {
                 self.give_back();
@@ -641,7 +588,7 @@ impl Space {
 
     fn give_back(&mut self) {
         self.index = HashTable::new();
-        self.live = Vec::new();
+        self.live = Bits::default();
         self.free = Vec::new();
         self.values.present.iter_mut().for_each(Vec::shrink_to_fit);
         for column in &mut self.values.columns {
@@ -669,7 +616,8 @@ impl OnDisk {
 /// The parts of a space that adding an entry touches.
 struct Adder<'a> {
     index: &'a mut HashTable<Entry>,
-    live: &'a mut Vec<bool>,
+    slots: &'a mut usize,
+    live: &'a mut Bits,
     free: &'a mut Vec<Slot>,
     /// Told of the added ones.
     added: Option<&'a mut Vec<Slot>>,
@@ -695,16 +643,12 @@ impl Adder<'_> {
     }
 
     fn slot(&mut self) -> Slot {
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.live[slot as usize] = true;
-                slot
-            }
-            None => {
-                self.live.push(true);
-                (self.live.len() - 1) as Slot
-            }
-        };
+        let slot = self.free.pop().unwrap_or_else(|| {
+            *self.slots += 1;
+            self.live.grow(*self.slots);
+            (*self.slots - 1) as Slot
+        });
+        self.live.set(slot);
         if let Some(added) = &mut self.added {
             added.push(slot);
         }

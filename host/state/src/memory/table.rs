@@ -6,7 +6,7 @@ use arrow::array::ArrayRef;
 use tidemill_core::state::{LastAccess, NO_SLOT, Namespace, Slot, ValueColumn, ValueSpec, Values};
 use tidemill_core::{Error, Result};
 
-use super::frozen::{FrozenPart, TableChunk};
+use super::frozen::{Copies, FrozenPart};
 use super::space::{OnDisk, Space};
 use crate::column::ColumnCodec;
 
@@ -23,6 +23,10 @@ pub(crate) struct Table {
     pub(crate) spare: Vec<Space>,
     /// Namespaces that earlier snapshots have and that were dropped since the latest.
     dropped: BTreeSet<Namespace>,
+    /// Namespaces that the latest snapshot waits for, last first. Some may be gone.
+    uncopied: Vec<Namespace>,
+    /// What was copied for it.
+    copies: Copies,
     /// Entries may be on disk only.
     pub(crate) backed: bool,
 }
@@ -41,8 +45,9 @@ impl Table {
     pub(crate) fn new(name: &str, values: &[ValueSpec]) -> Result<Self> {
         let columns = values.iter().map(ColumnCodec::new).collect::<Result<_>>()?;
         let expiring = expiring(name, values)?;
-        let (spaces, spare, dropped) = Default::default();
-        Ok(Self { name: name.to_owned(), columns, expiring, spaces, spare, dropped, backed: false })
+        let (spaces, spare, dropped, uncopied, copies) = Default::default();
+        let name = name.to_owned();
+        Ok(Self { name, columns, expiring, spaces, spare, dropped, uncopied, copies, backed: false })
     }
 
     /// What its values are called and of which types they are.
@@ -169,11 +174,11 @@ impl Table {
         let absent = || Error::internal(format!("value {value} of table '{}'", self.name));
         let column = self.columns.get(value).ok_or_else(absent)?;
         let space = self.spaces.get_mut(&namespace).ok_or_else(absent)?;
+        space.change(slots);
         let resident = space.values.columns.get_mut(value).zip(space.values.present.get_mut(value));
         let (to, present) = resident.ok_or_else(absent)?;
         let grown = change(column, to, present)?;
         space.grew(grown);
-        space.written(slots);
         Ok(())
     }
 
@@ -182,7 +187,9 @@ impl Table {
             if space.is_stored() {
                 self.dropped.insert(namespace);
             }
-            if self.spare.len() < SPARE_SPACES {
+            if space.is_frozen() {
+                self.copies.dropped.push(space);
+            } else if self.spare.len() < SPARE_SPACES {
                 space.reset();
                 self.spare.push(space);
             }
@@ -208,16 +215,39 @@ impl Table {
         self.spaces.values_mut().for_each(Space::settle);
     }
 
-    /// What changed since the latest snapshot, in two halves.
-    pub(crate) fn freeze(&mut self, fixed: bool) -> (FrozenPart, TableChunk) {
-        let (mut part, mut rest) = (FrozenPart::new(fixed), TableChunk::new(fixed));
+    /// What changed since the latest snapshot, but for what is put: that is copied by `copy_some`.
+    pub(crate) fn freeze(&mut self, fixed: bool) -> FrozenPart {
+        let mut part = FrozenPart::new(fixed);
         for (namespace, space) in &mut self.spaces {
-            if space.freeze(namespace.0, &mut part.removed, &mut part.put, &mut rest) {
+            if space.freeze(namespace.0, &mut part.removed) {
                 self.dropped.insert(*namespace);
             }
+            self.uncopied.extend(space.is_frozen().then_some(*namespace));
         }
         part.dropped = std::mem::take(&mut self.dropped).into_iter().map(|namespace| namespace.0).collect();
-        (part, rest)
+        part
+    }
+
+    /// Copies up to `entries` that the latest snapshot waits for, and takes them off. Whether all is copied.
+    pub(crate) fn copy_some(&mut self, entries: &mut usize) -> bool {
+        while let Some(namespace) = self.uncopied.last() {
+            if let Some(space) = self.spaces.get_mut(namespace).filter(|space| space.is_frozen()) {
+                if *entries == 0 {
+                    return false;
+                }
+                match space.copy_some(entries) {
+                    Some(mut copies) => self.copies.pieces.append(&mut copies),
+                    None => return false,
+                }
+            }
+            self.uncopied.pop();
+        }
+        true
+    }
+
+    /// What was copied for the latest snapshot.
+    pub(crate) fn take_copies(&mut self) -> Copies {
+        std::mem::take(&mut self.copies)
     }
 }
 

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
@@ -25,7 +25,7 @@ use super::changes::{Changes, each_change};
 use super::expiry::{Expiry, Filters};
 
 use crate::helpers::in_pieces;
-use crate::memory::frozen::FrozenState;
+use crate::memory::frozen::{FrozenState, InPieces};
 
 /// From so many changes on, a sorted file that is taken in as it is costs less than passing the write buffer.
 const FILE_CHANGES: usize = 2_000;
@@ -57,7 +57,8 @@ struct Queue {
 
 struct Pending {
     number: u64,
-    frozen: FrozenState,
+    /// Put together by whoever writes it.
+    frozen: LazyLock<FrozenState, Box<dyn FnOnce() -> FrozenState + Send>>,
     /// Whether the snapshot will be written.
     wanted: Arc<AtomicBool>,
 }
@@ -101,7 +102,8 @@ impl Local {
     }
 
     /// Queues what a snapshot froze.
-    pub(super) fn queue(&self, number: u64, frozen: FrozenState, wanted: Arc<AtomicBool>) {
+    pub(super) fn queue(&self, number: u64, frozen: InPieces, wanted: Arc<AtomicBool>) {
+        let frozen = LazyLock::new(Box::new(move || frozen.join()) as Box<dyn FnOnce() -> FrozenState + Send>);
         self.queue_now().pending.push_back(Arc::new(Pending { number, frozen, wanted }));
         self.unapplied.fetch_add(1, Ordering::AcqRel);
     }

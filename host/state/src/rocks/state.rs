@@ -24,7 +24,7 @@ use super::snapshot::{RocksSnapshot, Uploads, buckets};
 use super::timers::DiskTimers;
 use crate::format::{PartKind, divided};
 use crate::memory::evolve;
-use crate::memory::frozen::{About, FrozenState, no_time};
+use crate::memory::frozen::{About, FrozenState, InPieces, no_time, not_frozen};
 use crate::memory::log::Log;
 use crate::memory::parts::{self, Parts, log_values, same_values};
 use crate::memory::space::{OnDisk, Space};
@@ -52,6 +52,7 @@ pub(super) struct RocksState {
     allow_non_restored: bool,
     /// Number of snapshots taken.
     frozen: u64,
+    freezing: Freezing,
     /// Keys that a database which was not written yet may still have are remembered until it is.
     remembers: bool,
     reported: usize,
@@ -61,6 +62,15 @@ pub(super) struct RocksState {
     /// The slots of the latest scan, ascending.
     pinned: Option<(usize, Namespace, Vec<Slot>)>,
     lookup: Lookup,
+}
+
+/// The latest snapshot, until it is taken off.
+enum Freezing {
+    Nothing,
+    /// Some of it is to be copied.
+    Begun(FrozenState, Box<RocksSnapshot>),
+    /// All is copied and queued.
+    Queued(Box<RocksSnapshot>),
 }
 
 /// A key that is looked up.
@@ -148,6 +158,7 @@ impl RocksState {
             restored: opened.inventory,
             allow_non_restored: spec.restored.is_some_and(|from| from.allow_non_restored),
             frozen: 0,
+            freezing: Freezing::Nothing,
             remembers: false,
             reported: 0,
             table_bytes: 0,
@@ -225,26 +236,49 @@ impl RocksState {
         Ok(())
     }
 
-    /// What changed since the freeze before.
-    fn freeze(&mut self) -> FrozenState {
+    /// What changed since the freeze before. The entries of tables are still to be copied.
+    fn begin_freezing(&mut self) -> FrozenState {
         let fixed = self.about.codec.is_fixed();
         let mut parts = Vec::with_capacity(self.tables.len() + self.logs.len() + 2);
-        parts.extend(self.tables.iter_mut().map(|table| parts::freeze_table(table, fixed)));
+        parts.extend(self.tables.iter_mut().map(|table| parts::begin_table(table, fixed)));
         parts.extend(self.logs.iter_mut().map(|log| parts::freeze_log(log, fixed)));
         let (event, processing) = (&mut self.event_timers.resident, &mut self.processing_timers.resident);
         parts.extend(parts::freeze_timers(event, processing, fixed));
         FrozenState { about: Arc::clone(&self.about), whole: false, parts }
     }
 
+    /// Copies a part of what was frozen; queues it once all is copied.
+    fn go_on_freezing(&mut self, entries: usize) {
+        match std::mem::replace(&mut self.freezing, Freezing::Nothing) {
+            Freezing::Begun(state, snapshot) => match parts::copy_some(&mut self.tables, entries) {
+                Some(tables) => {
+                    self.local.queue(snapshot.number, InPieces { state, tables }, Arc::clone(&snapshot.wanted));
+                    self.freezing = Freezing::Queued(snapshot);
+                }
+                None => self.freezing = Freezing::Begun(state, snapshot),
+            },
+            other => self.freezing = other,
+        }
+    }
+
+    /// Before anything is written or becomes absent, what was frozen earlier is queued.
+    fn finish_freezing(&mut self) {
+        while matches!(self.freezing, Freezing::Begun(..)) {
+            self.go_on_freezing(usize::MAX);
+        }
+    }
+
     /// Writes everything that the database does not have yet. Before a commit, what is resolved may still be written to,
     /// so it stays changed.
     fn flush(&mut self, committed: bool) -> Result<()> {
+        self.finish_freezing();
         let spaces = |tables: &mut Vec<Table>, stays: bool| {
             let disks = tables.iter_mut().flat_map(|t| t.spaces.values_mut()).filter_map(|s| s.disk.as_mut());
             disks.for_each(|disk| disk.stays_changed = stays);
         };
         spaces(&mut self.tables, !committed);
-        let frozen = self.freeze();
+        let state = self.begin_freezing();
+        let frozen = InPieces { state, tables: parts::copy_all(&mut self.tables) }.join();
         spaces(&mut self.tables, false);
         self.local.apply(Some(&frozen).filter(|frozen| !frozen.is_empty()))?;
         self.forget_gone();
@@ -269,6 +303,7 @@ impl RocksState {
     /// Makes entries absent until this state takes so many bytes.
     fn shrink(&mut self, target: usize) -> Result<()> {
         self.table_bytes = self.local.table_bytes();
+        self.finish_freezing();
         self.local.apply(None)?;
         self.forget_gone();
         // First what was not used since it was written last; there is nothing to write for that.
@@ -780,7 +815,8 @@ impl KeyedState for RocksState {
         let all = others.wrapping_sub(self.reported).wrapping_add(bytes);
         let before = std::mem::replace(&mut self.reported, bytes);
         let refused = self.shared.account.resize(Owner::State, before as u64, bytes as u64).err();
-        if self.remembers && !self.local.is_behind() {
+        let behind = self.local.is_behind() || matches!(self.freezing, Freezing::Begun(..));
+        if self.remembers && !behind {
             self.forget_gone();
         }
         // Its part of the limit, or what others leave of it; the indexes of the files are in it too.
@@ -790,7 +826,7 @@ impl KeyedState for RocksState {
         let share = (limit / states).max(limit.saturating_sub(others));
         let share = share - self.table_bytes.min(share / 2);
         // While a snapshot is being written, a little more is better than waiting for it.
-        let patience = if self.local.is_behind() { share / 4 } else { 0 };
+        let patience = if behind { share / 4 } else { 0 };
         if bytes > share + patience {
             self.shrink(share / 8 * 5)?;
         } else if refused.is_some() {
@@ -809,13 +845,12 @@ impl KeyedState for RocksState {
         Ok(())
     }
 
-    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Box<dyn StateSnapshot>> {
-        let frozen = self.freeze();
+    fn freeze(&mut self, kind: SnapshotKind) -> Result<()> {
+        self.finish_freezing();
+        let state = self.begin_freezing();
         self.frozen += 1;
         self.remembers = true;
-        let wanted = Arc::new(AtomicBool::new(true));
-        self.local.queue(self.frozen, frozen, Arc::clone(&wanted));
-        Ok(Box::new(RocksSnapshot {
+        let snapshot = Box::new(RocksSnapshot {
             about: Arc::clone(&self.about),
             shared: Arc::clone(&self.shared),
             local: Arc::clone(&self.local),
@@ -823,8 +858,22 @@ impl KeyedState for RocksState {
             number: self.frozen,
             kind,
             inventory: self.inventory(),
-            wanted,
-        }))
+            wanted: Arc::new(AtomicBool::new(true)),
+        });
+        self.freezing = Freezing::Begun(state, snapshot);
+        Ok(())
+    }
+
+    fn copy_frozen(&mut self) -> Result<Option<Box<dyn StateSnapshot>>> {
+        self.go_on_freezing(self.shared.settings.copied_at_once);
+        match std::mem::replace(&mut self.freezing, Freezing::Nothing) {
+            Freezing::Nothing => Err(not_frozen()),
+            Freezing::Queued(snapshot) => Ok(Some(snapshot)),
+            begun @ Freezing::Begun(..) => {
+                self.freezing = begun;
+                Ok(None)
+            }
+        }
     }
 
     fn entries(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! The backends that the same tests run on.
 
 use tidemill_core::state::StateBackend;
-use tidemill_state::MemoryBackend;
+use tidemill_state::{MemoryBackend, SnapshotLimits};
 
 /// A backend, and what of the contract it keeps only nearly.
 pub struct Backend {
@@ -13,7 +13,10 @@ pub struct Backend {
 
 /// Everything is always resident.
 pub fn memory() -> Backend {
-    Backend { backend: Box::new(MemoryBackend::new()), orders_timers: true, in_memory: true }
+    // An entry at a time: what is asked between freezing and the last copy meets a snapshot in every state.
+    let snapshots = SnapshotLimits { copied_at_once: 1, ..SnapshotLimits::default() };
+    let backend = Box::new(MemoryBackend::new().snapshots(snapshots));
+    Backend { backend, orders_timers: true, in_memory: true }
 }
 
 /// On disk, with room for everything.
@@ -44,7 +47,7 @@ pub fn folder() -> std::path::PathBuf {
 #[cfg(feature = "rocksdb")]
 fn rocks(memory_bytes: usize, resident_timers: usize) -> Box<dyn StateBackend> {
     let path = folder();
-    let settings = tidemill_state::RocksSettings { memory_bytes, path, resident_timers };
+    let settings = tidemill_state::RocksSettings { memory_bytes, path, resident_timers, copied_at_once: 1 };
     Box::new(tidemill_state::RocksBackend::new(settings))
 }
 

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use tidemill_core::ids::MaxParallelism;
 use tidemill_core::keys::{KeyCodec, Keys};
 use tidemill_core::plan::{self, State, StateKind};
-use tidemill_core::snapshot::{KeyGroupRange, RestoredState, SnapshotKind, StateHandle, StateSpec};
+use tidemill_core::snapshot::{KeyGroupRange, RestoredState, SnapshotKind, StateHandle, StateSnapshot, StateSpec};
 use tidemill_core::state::{KeyedState, LastAccess, NO_SLOT, Namespace, Slot, TableId, ValueSpec};
 use tidemill_core::types::state_type;
 use tidemill_state::testing::MemoryFiles;
@@ -53,17 +53,34 @@ enum Op {
     Append(Vec<(i64, i64)>),
     Insert(Vec<(i64, u8, i64)>),
     Remove(Vec<(i64, u8)>),
-    Clear { column: usize, keys: Vec<i64> },
-    Write { keys: Vec<i64>, value: Option<u8> },
+    Clear {
+        column: usize,
+        keys: Vec<i64>,
+    },
+    Write {
+        keys: Vec<i64>,
+        value: Option<u8>,
+    },
     Get(Vec<(i64, u8)>),
-    Advance { ms: i64, looks: usize },
-    Reopen { kind: SnapshotKind },
+    Advance {
+        ms: i64,
+        looks: usize,
+    },
+    Reopen {
+        kind: SnapshotKind,
+    },
+    /// Freezes; what comes after it is done while it is being copied, an entry at a time.
+    Freeze {
+        kind: SnapshotKind,
+    },
+    /// Goes back to what was frozen last.
+    GoBack,
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let key = || 0..KEYS;
     let keys = move || prop::collection::vec(key(), 0..8);
-    let kind = prop_oneof![Just(SnapshotKind::Incremental), Just(SnapshotKind::Portable)];
+    let kind = || prop_oneof![Just(SnapshotKind::Incremental), Just(SnapshotKind::Portable)];
     let op = prop_oneof![
         4 => prop::collection::vec((key(), any::<i64>()), 0..20).prop_map(Op::Append),
         4 => prop::collection::vec((key(), 0u8..9, any::<i64>()), 0..20).prop_map(Op::Insert),
@@ -72,7 +89,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => (keys(), prop::option::weighted(0.8, any::<u8>())).prop_map(|(keys, value)| Op::Write { keys, value }),
         2 => prop::collection::vec((key(), 0u8..9), 0..20).prop_map(Op::Get),
         3 => (0i64..70, 0usize..8).prop_map(|(ms, looks)| Op::Advance { ms, looks }),
-        2 => kind.prop_map(|kind| Op::Reopen { kind }),
+        2 => kind().prop_map(|kind| Op::Reopen { kind }),
+        2 => kind().prop_map(|kind| Op::Freeze { kind }),
+        2 => Just(Op::GoBack),
     ];
     prop::collection::vec(op, 0..50)
 }
@@ -115,13 +134,15 @@ struct Under<'a> {
     state: Box<dyn KeyedState>,
     table: TableId,
     now: i64,
+    /// What was frozen last, and its snapshot once it is copied.
+    frozen: Option<(BTreeMap<i64, Kept>, Option<Box<dyn StateSnapshot>>)>,
 }
 
 impl<'a> Under<'a> {
     fn new(backend: &'a Backend, text_keys: bool) -> Self {
         let files = Arc::new(MemoryFiles::new());
         let (state, table) = Self::open(backend, text_keys, None);
-        Self { backend, text_keys, files, state, table, now: 1_000 }
+        Self { backend, text_keys, files, state, table, now: 1_000, frozen: None }
     }
 
     fn open(backend: &Backend, text: bool, restored: Option<RestoredState>) -> (Box<dyn KeyedState>, TableId) {
@@ -219,7 +240,23 @@ impl<'a> Under<'a> {
                 self.state.clean_up(self.now, looks).unwrap();
                 Vec::new()
             }
+            Op::Freeze { kind } => {
+                self.state.clean_up(self.now, 0).unwrap();
+                self.state.freeze(kind).unwrap();
+                self.frozen = Some((model.clone(), None));
+                Vec::new()
+            }
+            Op::GoBack => {
+                self.copy_frozen(usize::MAX);
+                if let Some((frozen, Some(snapshot))) = self.frozen.take() {
+                    let handle = snapshot.write(&*self.files).unwrap();
+                    self.reopen(handle);
+                    *model = frozen;
+                }
+                Vec::new()
+            }
             Op::Reopen { kind } => {
+                self.frozen = None;
                 self.state.clean_up(self.now, 0).unwrap();
                 self.state.commit().unwrap();
                 let handle = self.state.snapshot(kind).unwrap().write(&*self.files).unwrap();
@@ -232,6 +269,16 @@ impl<'a> Under<'a> {
         };
         if !slots.is_empty() {
             self.state.remove_vacant(table, NS, &slots).unwrap();
+        }
+    }
+
+    fn copy_frozen(&mut self, steps: usize) {
+        let Some((_, snapshot)) = &mut self.frozen else { return };
+        for _ in 0..steps {
+            if snapshot.is_some() {
+                return;
+            }
+            *snapshot = self.state.copy_frozen().unwrap();
         }
     }
 
@@ -301,6 +348,7 @@ fn agree(backend: &Backend, text_keys: bool, ops: Vec<Op>) {
     for op in ops {
         under.apply(&mut model, op);
         under.state.commit().unwrap();
+        under.copy_frozen(1);
         under.check(&model);
         under.state.commit().unwrap();
     }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use tidemill_core::Batch;
 use tidemill_core::ids::{MaxParallelism, SubtaskIndex};
 use tidemill_core::keys::{KeyCodec, KeyData, Keys};
-use tidemill_core::snapshot::{KeyGroupRange, RestoredState, SnapshotKind, StateHandle, StateSpec};
+use tidemill_core::snapshot::{KeyGroupRange, RestoredState, SnapshotKind, StateHandle, StateSnapshot, StateSpec};
 use tidemill_core::state::{KeyedState, LogId, NO_SLOT, Namespace, StateBackend, TableId, ValueSpec};
 use tidemill_core::user::TimeDomain;
 use tidemill_state::testing::MemoryFiles;
@@ -55,6 +55,10 @@ enum Op {
     Abandon,
     /// Freezes twice before writing either.
     Overlap,
+    /// Freezes; what comes after it is done while it is being copied, an entry at a time.
+    Freeze {
+        kind: SnapshotKind,
+    },
     /// Stops after a snapshot and goes on with other subtasks.
     Rescale {
         kind: SnapshotKind,
@@ -66,7 +70,7 @@ enum Op {
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
-    // More than a word of the marks has slots for: snapshots copy two ranges of slots.
+    // More than a word of the marks has slots for.
     let keys = || prop::collection::vec(0i64..160, 0..80);
     let namespace = || 0i64..4;
     let timers = || prop::collection::vec((0i64..20, 0i64..6), 0..40);
@@ -85,6 +89,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(kind, fail_after)| Op::Snapshot { kind, fail_after }),
         1 => Just(Op::Abandon),
         1 => Just(Op::Overlap),
+        4 => kind().prop_map(|kind| Op::Freeze { kind }),
         2 => (kind(), 1u32..4, prop_oneof![3 => Just(128u16), 1 => Just(7u16)])
             .prop_map(|(kind, parallelism, max)| Op::Rescale { kind, parallelism, max }),
         2 => Just(Op::Crash),
@@ -122,7 +127,17 @@ struct Operator {
     subtasks: Vec<Subtask>,
     model: Model,
     completed: Option<Completed>,
+    /// A snapshot that is being copied.
+    copying: Option<Copying>,
     rows: i64,
+}
+
+struct Copying {
+    kind: SnapshotKind,
+    /// As it was when it was frozen.
+    model: Model,
+    /// Of each subtask, once it is copied.
+    snapshots: Vec<Option<Box<dyn StateSnapshot>>>,
 }
 
 /// Of whichever codec the rows are.
@@ -151,6 +166,7 @@ impl Operator {
             subtasks: Vec::new(),
             model: Model::default(),
             completed: None,
+            copying: None,
             rows: 0,
         };
         operator.open(1, None);
@@ -219,7 +235,33 @@ impl Operator {
         }
     }
 
+    /// Each subtask copies an entry, or what there is to write is written.
+    fn copy_some(&mut self) {
+        let Some(mut copying) = self.copying.take() else { return };
+        for (subtask, snapshot) in self.subtasks.iter_mut().zip(&mut copying.snapshots) {
+            if snapshot.is_none() {
+                *snapshot = subtask.state.copy_frozen().unwrap();
+            }
+        }
+        if copying.snapshots.iter().any(Option::is_none) {
+            self.copying = Some(copying);
+            return;
+        }
+        let Copying { kind, model, snapshots } = copying;
+        let handles = snapshots.into_iter().flatten().map(|snapshot| snapshot.write(&*self.files)).collect();
+        self.written(kind, handles, model);
+    }
+
+    fn copy_all(&mut self) {
+        while self.copying.is_some() {
+            self.copy_some();
+        }
+    }
+
     fn apply(&mut self, op: Op) {
+        if matches!(op, Op::Snapshot { .. } | Op::Abandon | Op::Overlap | Op::Rescale { .. } | Op::Freeze { .. }) {
+            self.copy_all();
+        }
         let mut slots = Vec::new();
         match op {
             Op::Write { namespace, keys, value } => {
@@ -311,6 +353,11 @@ impl Operator {
                     let _ = second.write(&*self.files);
                 }
             }
+            Op::Freeze { kind } => {
+                self.subtasks.iter_mut().for_each(|s| s.state.freeze(kind).unwrap());
+                let snapshots = self.subtasks.iter().map(|_| None).collect();
+                self.copying = Some(Copying { kind, model: self.model.clone(), snapshots });
+            }
             Op::Rescale { kind, parallelism, max } => {
                 self.snapshot(kind, None);
                 // A chain that was given up fails once, and is whole after that.
@@ -321,6 +368,7 @@ impl Operator {
             }
             Op::Crash => {
                 let Some(completed) = &self.completed else { return };
+                self.copying = None;
                 self.model = completed.model.clone();
                 self.max = completed.max;
                 self.open(completed.parallelism, Some((completed.handles.clone(), completed.max)));
@@ -333,13 +381,18 @@ impl Operator {
         let frozen: Vec<_> = self.subtasks.iter_mut().map(|s| s.state.snapshot(kind).unwrap()).collect();
         let written: Vec<_> = frozen.into_iter().map(|frozen| frozen.write(&*self.files)).collect();
         self.files.fail_after(None);
-        if let Ok(handles) = written.into_iter().collect::<Result<Vec<_>, _>>() {
+        self.written(kind, written.into_iter().collect(), self.model.clone());
+    }
+
+    /// `model`: of when it was frozen.
+    fn written(&mut self, kind: SnapshotKind, handles: tidemill_core::Result<Vec<StateHandle>>, model: Model) {
+        if let Ok(handles) = handles {
             if kind == SnapshotKind::Portable {
                 let files: BTreeSet<_> = handles.iter().flat_map(|h| &h.files).map(|f| f.path.clone()).collect();
                 let before = self.completed.iter().flat_map(|c| &c.handles).flat_map(|h| &h.files);
                 assert!(before.into_iter().all(|f| !files.contains(&f.path)), "a savepoint has files of its own");
             }
-            let (model, max, parallelism) = (self.model.clone(), self.max, self.subtasks.len() as u32);
+            let (max, parallelism) = (self.max, self.subtasks.len() as u32);
             self.completed = Some(Completed { handles, model, max, parallelism });
         }
     }
@@ -387,6 +440,7 @@ fn agree(text_keys: bool, backend: Box<dyn StateBackend>, ops: Vec<Op>) {
     let mut operator = Operator::new(text_keys, backend);
     for op in ops {
         operator.apply(op);
+        operator.copy_some();
         let found = operator.dump();
         assert_eq!(found, operator.model);
         // What was looked at may become absent again.
@@ -395,7 +449,13 @@ fn agree(text_keys: bool, backend: Box<dyn StateBackend>, ops: Vec<Op>) {
 }
 
 fn memory() -> Box<dyn StateBackend> {
-    let limits = SnapshotLimits { file_bytes: 20_000, changes: 3, min_merge_bytes: 10_000, merge_bytes: 30_000 };
+    let limits = SnapshotLimits {
+        file_bytes: 20_000,
+        changes: 3,
+        copied_at_once: 1,
+        min_merge_bytes: 10_000,
+        merge_bytes: 30_000,
+    };
     Box::new(MemoryBackend::new().snapshots(limits))
 }
 

@@ -119,8 +119,12 @@ impl Operator for WindowJoin {
         Ok(Progress::Done)
     }
 
-    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Option<Box<dyn StateSnapshot>>> {
-        self.common.state.snapshot(kind).map(Some)
+    fn freeze(&mut self, kind: SnapshotKind) -> Result<bool> {
+        self.common.state.freeze(kind).map(|()| true)
+    }
+
+    fn copy_frozen(&mut self) -> Result<Option<Box<dyn StateSnapshot>>> {
+        self.common.state.copy_frozen()
     }
 
     fn on_watermark(&mut self, watermark: Watermark, out: &mut dyn Output) -> Result<Progress> {

@@ -156,8 +156,12 @@ impl Operator for SessionWindows {
         self.go_on(out)
     }
 
-    fn snapshot(&mut self, kind: SnapshotKind) -> Result<Option<Box<dyn StateSnapshot>>> {
-        self.core.state.snapshot(kind).map(Some)
+    fn freeze(&mut self, kind: SnapshotKind) -> Result<bool> {
+        self.core.state.freeze(kind).map(|()| true)
+    }
+
+    fn copy_frozen(&mut self) -> Result<Option<Box<dyn StateSnapshot>>> {
+        self.core.state.copy_frozen()
     }
 
     fn next_timer(&self) -> Option<Timestamp> {

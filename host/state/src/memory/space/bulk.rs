@@ -23,7 +23,7 @@ impl Space {
     /// appended has to be indexed. Not where there is a disk.
     pub(crate) fn append(&mut self, keys: &Keys, slots: &mut Vec<Slot>) -> Result<()> {
         self.check_room(keys.len())?;
-        let from = self.live.len();
+        let from = self.slots;
         match (&mut self.keys, &keys.data) {
             (SlotKeys::Fixed(stored), KeyData::Fixed(values)) => {
                 stored.extend_from_slice(values);
@@ -33,11 +33,12 @@ impl Space {
             }
             _ => return Err(other_codec()),
         }
-        self.live.resize(from + keys.len(), true);
+        self.slots += keys.len();
+        self.live.set_all(from..self.slots);
         slots.clear();
-        slots.extend(from as Slot..self.live.len() as Slot);
+        slots.extend(from as Slot..self.slots as Slot);
         self.grow_values();
-        self.written(slots);
+        self.change(slots);
         self.unindexed.get_or_insert(from);
         Ok(())
     }
@@ -45,7 +46,7 @@ impl Space {
     /// Indexes what was appended. Of a key that is there twice, the latest entry stays.
     pub(crate) fn index_appended(&mut self) {
         let Some(appended) = self.unindexed.take() else { return };
-        let slots = appended as Slot..self.live.len() as Slot;
+        let slots = appended as Slot..self.slots as Slot;
         let replaced = match &self.keys {
             SlotKeys::Fixed(stored) => {
                 index_slots(&mut self.index, slots, |slot| stored[slot as usize], hash_fixed, |_, _| true)
