@@ -12,6 +12,8 @@
 //! What counts as changed, for snapshots and for what a backend writes back, is whatever was resolved since the commit
 //! before, or given to `write`. Slots that `find` and `scan` answered may be read through `values`, but not written there.
 
+use std::sync::Arc;
+
 use arrow::array::ArrayRef;
 use arrow::datatypes::DataType;
 
@@ -238,7 +240,7 @@ pub trait KeyedState: Send {
     fn append(&mut self, log: LogId, namespace: Namespace, rows: Batch, keys: Keys) -> Result<()>;
 
     /// The rows of a namespace with their keys, in pieces.
-    fn rows(&mut self, log: LogId, namespace: Namespace) -> Result<&[(Batch, Keys)]>;
+    fn rows(&mut self, log: LogId, namespace: Namespace) -> Result<&[(Batch, Arc<Keys>)]>;
 
     /// Removes a namespace of a log.
     fn drop_rows(&mut self, log: LogId, namespace: Namespace) -> Result<()>;

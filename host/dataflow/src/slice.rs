@@ -30,6 +30,7 @@ use tidemill_core::connector::Committable;
 use tidemill_core::failpoint::Failpoint;
 use tidemill_core::ids::{Epoch, SubtaskId};
 use tidemill_core::memory::JobMemory;
+use tidemill_core::snapshot::StateSnapshot;
 use tidemill_core::time::{Clock, Timestamp, Watermark};
 
 pub(crate) use build::hash_partitioner;
@@ -170,13 +171,22 @@ impl Slice {
     /// who is busy goes on with that. Whether there was any.
     fn copy_frozen(&mut self) -> Result<bool> {
         let Some((at, _)) = self.copying.first() else { return Ok(false) };
+        let at = *at;
         Failpoint::CopyDue.reach();
-        if let Some(snapshot) = self.cells[*at].copy_frozen()? {
-            let (_, mut unwritten) = self.copying.remove(0);
+        let cell = &mut self.cells[at];
+        if let Some(snapshot) = cell.copy_frozen().map_err(|e| e.at(cell.subtask(), "taking a checkpoint"))? {
+            self.copied(at, snapshot);
+        }
+        Ok(true)
+    }
+
+    /// What a cell froze is copied, and can be written.
+    fn copied(&mut self, at: usize, snapshot: Box<dyn StateSnapshot>) {
+        if let Some(place) = self.copying.iter().position(|(cell, _)| *cell == at) {
+            let (_, mut unwritten) = self.copying.remove(place);
             unwritten.keyed = Some(snapshot);
             self.unwritten.push(unwritten);
         }
-        Ok(true)
     }
 
     /// Sends on what waits for a way to other processes: when it has waited long enough, or there is nothing else to do.
@@ -341,8 +351,9 @@ impl Slice {
         let mut event = TaskEvent::Passed(snapshot);
         let unwritten = event.take_unwritten();
         self.events.push(event);
-        // What it still copies for an earlier barrier is of a checkpoint that was given up.
-        self.copying.retain(|(cell, _)| *cell != at);
+        if let Some(snapshot) = self.cells[at].take_copied() {
+            self.copied(at, snapshot);
+        }
         if self.cells[at].copies() {
             self.copying.extend(unwritten.map(|unwritten| (at, unwritten)));
         } else {

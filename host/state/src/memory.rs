@@ -357,7 +357,7 @@ impl KeyedState for MemoryState {
         self.log_at(log)?.append(namespace, rows, keys)
     }
 
-    fn rows(&mut self, log: LogId, namespace: Namespace) -> Result<&[(Batch, Keys)]> {
+    fn rows(&mut self, log: LogId, namespace: Namespace) -> Result<&[(Batch, Arc<Keys>)]> {
         Ok(self.log_at(log)?.rows(namespace))
     }
 
@@ -438,10 +438,8 @@ impl KeyedState for MemoryState {
             self.forget_snapshots();
         }
         let fixed = self.about.codec.is_fixed();
-        let mut parts = Vec::with_capacity(self.tables.len() + self.logs.len() + 2);
-        parts.extend(self.tables.iter_mut().map(|table| parts::begin_table(table, fixed)));
-        parts.extend(self.logs.iter_mut().map(|log| parts::freeze_log(log, fixed)));
-        parts.extend(parts::freeze_timers(&mut self.event_timers, &mut self.processing_timers, fixed));
+        let timers = [&mut self.event_timers, &mut self.processing_timers];
+        let parts = parts::freeze(self.tables.iter_mut(), self.logs.iter_mut(), timers, fixed);
         self.frozen += 1;
         self.freezing = Some((kind, FrozenState { about: Arc::clone(&self.about), whole, parts }));
         Ok(())
@@ -449,11 +447,13 @@ impl KeyedState for MemoryState {
 
     fn copy_frozen(&mut self) -> Result<Option<Box<dyn StateSnapshot>>> {
         let Some((kind, state)) = self.freezing.take() else { return Err(frozen::not_frozen()) };
-        let Some(tables) = parts::copy_some(&mut self.tables, self.backend.snapshots.copied_at_once) else {
+        let (timers, entries) =
+            ([&mut self.event_timers, &mut self.processing_timers], self.backend.snapshots.copied_at_once);
+        let Some(copies) = parts::copy_some(self.tables.iter_mut(), timers, entries) else {
             self.freezing = Some((kind, state));
             return Ok(None);
         };
-        let (chain, number, frozen) = (Arc::clone(&self.chain), self.frozen, Some(InPieces { state, tables }));
+        let (chain, number, frozen) = (Arc::clone(&self.chain), self.frozen, Some(InPieces { state, copies }));
         Ok(Some(Box::new(MemorySnapshot { chain, number, kind, frozen })))
     }
 

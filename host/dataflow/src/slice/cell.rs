@@ -89,6 +89,8 @@ pub struct Cell {
     passed: Epoch,
     /// Some of what its operator froze then may still have to be copied.
     copies: bool,
+    /// What it had frozen at the barrier before, if that was not copied when the latest came.
+    copied: Option<Box<dyn StateSnapshot>>,
     /// During a call that is finished for a barrier that overtakes: how much it may still emit past full receivers.
     past_full: Option<usize>,
     /// What is left of that for the checkpoint that it was finished for last.
@@ -123,6 +125,7 @@ impl Cell {
             watermark,
             passed,
             copies: false,
+            copied: None,
             past_full: None,
             finishing: (passed, 0),
         };
@@ -259,6 +262,10 @@ impl Cell {
     }
 
     fn freeze(&mut self, barrier: Barrier) -> Result<TaskSnapshot> {
+        // Of a checkpoint that was given up; but that it is written is waited for.
+        while self.copies {
+            self.copied = self.copy_frozen()?;
+        }
         let mut snapshot = TaskSnapshot::new(self.subtask.clone(), barrier.epoch, self.watermark);
         match &mut self.work {
             Work::Source(source) => {
@@ -286,9 +293,14 @@ impl Cell {
     /// Copies a bounded part of it. `Some`: that was all.
     pub fn copy_frozen(&mut self) -> Result<Option<Box<dyn StateSnapshot>>> {
         let Work::Operator(operator) = &mut self.work else { return Ok(None) };
-        let snapshot = operator.copy_frozen().map_err(|e| e.at(&self.subtask, "taking a checkpoint"))?;
+        let snapshot = operator.copy_frozen()?;
         self.copies = snapshot.is_none();
         Ok(snapshot)
+    }
+
+    /// What it had frozen at the barrier before the latest, if that was copied only then.
+    pub fn take_copied(&mut self) -> Option<Box<dyn StateSnapshot>> {
+        self.copied.take()
     }
 
     /// Passes a barrier before what stands before it: `in_flight`. Not in the middle of a call.

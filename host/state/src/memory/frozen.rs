@@ -291,6 +291,8 @@ pub(crate) struct FrozenPart {
     pub(crate) put: TableChunk,
     /// Of a log: rows, with the keys and namespaces of `put` in this order.
     pub(crate) rows: Vec<Batch>,
+    /// Of a log that is in pieces: the keys, which belong into `put`.
+    pub(crate) row_keys: Vec<Arc<Keys>>,
     /// Of a log: how many pieces of the same namespace came before each of `rows`.
     pub(crate) sequences: Vec<u64>,
 }
@@ -298,7 +300,8 @@ pub(crate) struct FrozenPart {
 impl FrozenPart {
     pub(crate) fn new(fixed: bool) -> Self {
         let (removed, put) = (TableChunk::new(fixed), TableChunk::new(fixed));
-        Self { dropped: Vec::new(), removed, put, rows: Vec::new(), sequences: Vec::new() }
+        let (dropped, rows, row_keys, sequences) = Default::default();
+        Self { dropped, removed, put, rows, row_keys, sequences }
     }
 }
 
@@ -344,17 +347,25 @@ pub(crate) struct FrozenState {
     pub(crate) parts: Vec<(PartAbout, FrozenPart)>,
 }
 
-/// The same, as a slot leaves it: of the first parts, which are tables, what was put is still in pieces. To put it together
-/// takes time that the slot need not spend.
+/// The same, as a slot leaves it: what was put is still in pieces. To put it together takes time that the slot need not spend.
 #[derive(Debug)]
 pub(crate) struct InPieces {
+    /// Tables come first, timers last.
     pub(crate) state: FrozenState,
-    pub(crate) tables: Vec<Copies>,
+    pub(crate) copies: Copies,
+}
+
+/// What was copied for a snapshot.
+#[derive(Debug, Default)]
+pub(crate) struct Copies {
+    pub(crate) tables: Vec<TableCopies>,
+    /// Of event time and of processing time.
+    pub(crate) timers: [Vec<TableChunk>; 2],
 }
 
 /// What of a table was copied.
 #[derive(Debug, Default)]
-pub(crate) struct Copies {
+pub(crate) struct TableCopies {
     pub(crate) pieces: Vec<TableChunk>,
     /// Namespaces that were dropped since, with what was not copied.
     pub(crate) dropped: Vec<Space>,
@@ -363,9 +374,18 @@ pub(crate) struct Copies {
 impl InPieces {
     /// Puts it together.
     pub(crate) fn join(mut self) -> FrozenState {
-        for ((_, part), Copies { mut pieces, dropped }) in self.state.parts.iter_mut().zip(self.tables) {
+        let Copies { tables, timers } = self.copies;
+        for ((_, part), TableCopies { mut pieces, dropped }) in self.state.parts.iter_mut().zip(tables) {
             dropped.into_iter().for_each(|mut space| pieces.append(&mut space.copy_all()));
             part.put.append_all(pieces);
+        }
+        for ((_, part), pieces) in self.state.parts.iter_mut().rev().zip(timers.into_iter().rev()) {
+            part.put.append_all(pieces);
+        }
+        for (_, part) in &mut self.state.parts {
+            for keys in std::mem::take(&mut part.row_keys) {
+                (0..keys.len()).for_each(|row| part.put.keys.push(&keys, row));
+            }
         }
         self.state
     }

@@ -27,7 +27,7 @@ pub(crate) struct Log {
 
 #[derive(Debug, Default)]
 struct Rows {
-    pieces: Vec<(Batch, Keys)>,
+    pieces: Vec<(Batch, Arc<Keys>)>,
     /// So many pieces are in earlier snapshots.
     frozen: usize,
     bytes: usize,
@@ -61,7 +61,7 @@ impl Log {
         self.spaces.values_mut().for_each(|space| space.frozen = space.pieces.len());
     }
 
-    /// What changed since the latest snapshot.
+    /// What changed since the latest snapshot. Rows and keys are shared with it, since they never change.
     pub(crate) fn freeze(&mut self, fixed: bool) -> FrozenPart {
         let mut part = FrozenPart::new(fixed);
         part.dropped = std::mem::take(&mut self.dropped).into_iter().map(|namespace| namespace.0).collect();
@@ -70,7 +70,7 @@ impl Log {
             for (sequence, (rows, keys)) in (first..).zip(space.pieces.iter().skip(space.frozen)) {
                 part.sequences.push(sequence);
                 part.put.runs.push((namespace.0, keys.len()));
-                (0..keys.len()).for_each(|row| part.put.keys.push(keys, row));
+                part.row_keys.push(Arc::clone(keys));
                 part.rows.push(rows.clone());
             }
             space.frozen = space.pieces.len();
@@ -94,11 +94,11 @@ impl Log {
         space.rows += rows.rows() as u64;
         self.bytes += bytes;
         self.rows += rows.rows() as u64;
-        space.pieces.push((rows, keys));
+        space.pieces.push((rows, Arc::new(keys)));
         Ok(())
     }
 
-    pub(crate) fn rows(&self, namespace: Namespace) -> &[(Batch, Keys)] {
+    pub(crate) fn rows(&self, namespace: Namespace) -> &[(Batch, Arc<Keys>)] {
         self.spaces.get(&namespace).map_or(&[], |space| space.pieces.as_slice())
     }
 
@@ -166,7 +166,7 @@ impl Log {
         space.frozen += pieces.len();
         space.bytes += bytes;
         self.bytes += bytes;
-        space.pieces.splice(..0, pieces);
+        space.pieces.splice(..0, pieces.into_iter().map(|(rows, keys)| (rows, Arc::new(keys))));
     }
 
     /// Per namespace: pieces and rows, absent ones too.

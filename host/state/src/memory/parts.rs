@@ -15,7 +15,7 @@ use tidemill_core::snapshot::KeyGroupRange;
 use tidemill_core::state::{NO_SLOT, Namespace, Slot, ValueSpec};
 use tidemill_core::{Batch, Error, Result};
 
-use super::frozen::{About, Copies, FrozenPart, FrozenState, PartAbout};
+use super::frozen::{About, Copies, FrozenPart, FrozenState, InPieces, PartAbout};
 use super::log::Log;
 use super::space::Space;
 use super::table::Table;
@@ -137,11 +137,12 @@ impl Parts {
         let fixed = self.about.codec.is_fixed();
         let now = self.about.now.load(Ordering::Relaxed);
         self.tables.values_mut().for_each(|table| table.clean_up(now, usize::MAX));
-        let mut parts = Vec::new();
-        parts.extend(self.tables.values_mut().map(|table| freeze_table(table, fixed)));
-        parts.extend(self.logs.values_mut().map(|log| freeze_log(log, fixed)));
-        parts.extend(freeze_timers(&mut self.event_timers, &mut self.processing_timers, fixed));
-        FrozenState { about: Arc::clone(&self.about), whole: true, parts }
+        let timers = [&mut self.event_timers, &mut self.processing_timers];
+        let parts = freeze(self.tables.values_mut(), self.logs.values_mut(), timers, fixed);
+        let state = FrozenState { about: Arc::clone(&self.about), whole: true, parts };
+        let timers = [&mut self.event_timers, &mut self.processing_timers];
+        let copies = copy_all(self.tables.values_mut(), timers);
+        InPieces { state, copies }.join()
     }
 
     /// A file's part is of the codec's keys, and of the shape of those before it. Makes it where it is the first.
@@ -249,43 +250,54 @@ impl Parts {
     }
 }
 
-/// At once.
-pub(crate) fn freeze_table(table: &mut Table, fixed: bool) -> (PartAbout, FrozenPart) {
-    let (about, mut part) = begin_table(table, fixed);
-    let copies = copy_all(std::slice::from_mut(table));
-    copies.into_iter().for_each(|copies| part.put.append_all(copies.pieces));
-    (about, part)
+/// What changed of tables, logs, and timers of event and processing time; what was put is still to be copied.
+pub(crate) fn freeze<'a>(
+    tables: impl Iterator<Item = &'a mut Table>,
+    logs: impl Iterator<Item = &'a mut Log>,
+    [event, processing]: [&mut Timers; 2],
+    fixed: bool,
+) -> Vec<(PartAbout, FrozenPart)> {
+    let of_table = |table: &mut Table| {
+        let about = PartAbout { kind: PartKind::Table, name: table.name.clone(), values: table.values() };
+        (about, table.freeze(fixed))
+    };
+    let of_log = |log: &mut Log| {
+        let about = PartAbout { kind: PartKind::Log, name: log.name().to_owned(), values: log_values(log) };
+        (about, log.freeze(fixed))
+    };
+    let of_timers = |(kind, timers): (PartKind, &mut Timers)| {
+        (PartAbout { kind, name: String::new(), values: Vec::new() }, timers.freeze(fixed))
+    };
+    let timers = [(PartKind::EventTimers, event), (PartKind::ProcessingTimers, processing)];
+    tables.map(of_table).chain(logs.map(of_log)).chain(timers.map(of_timers)).collect()
 }
 
-/// The same, of which what is put is still to be copied.
-pub(crate) fn begin_table(table: &mut Table, fixed: bool) -> (PartAbout, FrozenPart) {
-    let about = PartAbout { kind: PartKind::Table, name: table.name.clone(), values: table.values() };
-    (about, table.freeze(fixed))
+/// Copies about so many `entries` of what was frozen. `Some`: all of it.
+pub(crate) fn copy_some<'a>(
+    tables: impl Iterator<Item = &'a mut Table>,
+    timers: [&mut Timers; 2],
+    mut entries: usize,
+) -> Option<Copies> {
+    let (mut tables, [event, processing]) = (tables.collect::<Vec<_>>(), timers);
+    let complete = tables.iter_mut().all(|table| table.copy_some(&mut entries))
+        && event.copy_some(&mut entries)
+        && processing.copy_some(&mut entries);
+    let take = || Copies {
+        tables: tables.into_iter().map(Table::take_copies).collect(),
+        timers: [event.take_copies(), processing.take_copies()],
+    };
+    complete.then(take)
 }
 
-/// Copies up to `entries` of what was frozen of tables. `Some`: all of it.
-pub(crate) fn copy_some(tables: &mut [Table], mut entries: usize) -> Option<Vec<Copies>> {
-    let complete = tables.iter_mut().all(|table| table.copy_some(&mut entries));
-    complete.then(|| tables.iter_mut().map(Table::take_copies).collect())
-}
-
-/// Copies all that was frozen of tables.
-pub(crate) fn copy_all(tables: &mut [Table]) -> Vec<Copies> {
+/// Copies all of it.
+pub(crate) fn copy_all<'a>(tables: impl Iterator<Item = &'a mut Table>, timers: [&mut Timers; 2]) -> Copies {
+    let (mut tables, [event, processing]) = (tables.collect::<Vec<_>>(), timers);
     loop {
-        if let Some(copies) = copy_some(tables, usize::MAX) {
+        let tables = tables.iter_mut().map(|table| &mut **table);
+        if let Some(copies) = copy_some(tables, [&mut *event, &mut *processing], usize::MAX) {
             return copies;
         }
     }
-}
-
-pub(crate) fn freeze_log(log: &mut Log, fixed: bool) -> (PartAbout, FrozenPart) {
-    let about = PartAbout { kind: PartKind::Log, name: log.name().to_owned(), values: log_values(log) };
-    (about, log.freeze(fixed))
-}
-
-pub(crate) fn freeze_timers(event: &mut Timers, processing: &mut Timers, fixed: bool) -> [(PartAbout, FrozenPart); 2] {
-    [(PartKind::EventTimers, event), (PartKind::ProcessingTimers, processing)]
-        .map(|(kind, timers)| (PartAbout { kind, name: String::new(), values: Vec::new() }, timers.freeze(fixed)))
 }
 
 /// A log's columns have no names.

@@ -6,7 +6,7 @@ use arrow::array::ArrayRef;
 use tidemill_core::state::{LastAccess, NO_SLOT, Namespace, Slot, ValueColumn, ValueSpec, Values};
 use tidemill_core::{Error, Result};
 
-use super::frozen::{Copies, FrozenPart};
+use super::frozen::{FrozenPart, TableCopies};
 use super::space::{OnDisk, Space};
 use crate::column::ColumnCodec;
 
@@ -26,7 +26,7 @@ pub(crate) struct Table {
     /// Namespaces that the latest snapshot waits for, last first. Some may be gone.
     uncopied: Vec<Namespace>,
     /// What was copied for it.
-    copies: Copies,
+    copies: TableCopies,
     /// Entries may be on disk only.
     pub(crate) backed: bool,
 }
@@ -228,7 +228,7 @@ impl Table {
         part
     }
 
-    /// Copies up to `entries` that the latest snapshot waits for, and takes them off. Whether all is copied.
+    /// Copies about so many `entries` that the latest snapshot waits for, and takes them off. Whether all is copied.
     pub(crate) fn copy_some(&mut self, entries: &mut usize) -> bool {
         while let Some(namespace) = self.uncopied.last() {
             if let Some(space) = self.spaces.get_mut(namespace).filter(|space| space.is_frozen()) {
@@ -246,7 +246,7 @@ impl Table {
     }
 
     /// What was copied for the latest snapshot.
-    pub(crate) fn take_copies(&mut self) -> Copies {
+    pub(crate) fn take_copies(&mut self) -> TableCopies {
         std::mem::take(&mut self.copies)
     }
 }

@@ -4,6 +4,8 @@
 //! timer by key and time, so that setting one twice and deleting one cost a look-up; a deleted timer stays in its bucket
 //! as a gap until the bucket is empty or mostly gaps.
 //!
+//! A snapshot is copied after it was frozen, a few buckets at a time, and each before it changes.
+//!
 //! Invariants: `index` has one entry per timer; a bucket in `by_time` has at least one timer.
 #![allow(clippy::indexing_slicing, reason = "buckets and positions come out of the index, which only this file fills")]
 
@@ -15,6 +17,9 @@ use tidemill_core::{Error, Result};
 
 use super::frozen::{FrozenPart, KeyBytes, TableChunk};
 use super::space::KEPT_REMOVALS;
+
+/// A piece of a snapshot ends when it has so many timers, about.
+const PIECE_ENTRIES: usize = 1 << 14;
 
 /// A bucket with fewer gaps than this is left as it is.
 const KEPT_GAPS: u32 = 32;
@@ -42,8 +47,19 @@ struct Bucket {
     first: usize,
     /// Timers before this position are in earlier snapshots.
     stored: usize,
-    /// It is listed as one with timers that no snapshot has.
-    fresh: bool,
+    /// The period in which it was listed as one with timers that no snapshot has; 0: it is not listed.
+    fresh: u64,
+    /// The period in which it was made or copied last.
+    seen: u64,
+}
+
+/// Numbers of buckets.
+#[derive(Debug)]
+enum Uncopied {
+    /// These.
+    Some(Vec<u32>),
+    /// All before this one.
+    Before(usize),
 }
 
 #[derive(Debug)]
@@ -58,6 +74,14 @@ pub(crate) struct Timers {
     bucket_bytes: usize,
     /// Buckets with timers that no snapshot has. Some may have been dropped meanwhile.
     fresh: Vec<u32>,
+    /// Periods lie between freezes. The number of the latest.
+    period: u64,
+    /// The period that began with the latest freeze of all timers: buckets that were not seen since are not copied yet.
+    whole_since: u64,
+    /// Of these buckets, the latest snapshot may have to be given something.
+    uncopied: Uncopied,
+    /// What it was given.
+    copies: Vec<TableChunk>,
     /// Timers that earlier snapshots have and that were deleted since the latest: times and keys.
     removed: Vec<(i64, usize)>,
     removed_keys: KeyBytes,
@@ -82,6 +106,10 @@ impl Timers {
             latest: None,
             bucket_bytes: 0,
             fresh: Vec::new(),
+            period: 1,
+            whole_since: 0,
+            uncopied: Uncopied::Some(Vec::new()),
+            copies: Vec::new(),
             removed: Vec::new(),
             removed_keys: KeyBytes::new(fixed),
             whole: true,
@@ -105,11 +133,12 @@ impl Timers {
                 continue;
             }
             let number = self.bucket(time);
+            self.copy_first(number);
             let bucket = &mut self.buckets[number as usize];
             let before = bucket.memory_bytes();
             let position = bucket.hashes.len() as u32;
             bucket.push(keys, row, hash);
-            if !self.whole && !std::mem::replace(&mut bucket.fresh, true) {
+            if !self.whole && std::mem::replace(&mut bucket.fresh, self.period) != self.period {
                 self.fresh.push(number);
             }
             self.bucket_bytes += bucket.memory_bytes() - before;
@@ -120,7 +149,7 @@ impl Timers {
             if self.backed {
                 self.fresh.sort_unstable();
                 self.fresh.dedup();
-                self.fresh.retain(|&number| self.buckets[number as usize].fresh);
+                self.fresh.retain(|&number| self.buckets[number as usize].fresh == self.period);
             } else {
                 self.become_whole();
             }
@@ -142,6 +171,7 @@ impl Timers {
                 continue;
             };
             let (entry, _) = found.remove();
+            self.copy_first(entry.bucket);
             let bucket = &mut self.buckets[entry.bucket as usize];
             bucket.gaps[entry.position as usize] = true;
             bucket.live -= 1;
@@ -217,32 +247,64 @@ impl Timers {
     pub(crate) fn settle(&mut self) {
         self.become_whole();
         for bucket in &mut self.buckets {
-            (bucket.stored, bucket.fresh) = (bucket.hashes.len(), false);
+            (bucket.stored, bucket.fresh, bucket.seen) = (bucket.hashes.len(), 0, self.period);
         }
         (self.whole, self.stored) = (false, true);
     }
 
-    /// What changed since the latest snapshot.
+    /// What changed since the latest snapshot, but for the timers that were set: these are copied by `copy_some`.
     pub(crate) fn freeze(&mut self, fixed: bool) -> FrozenPart {
         let mut part = FrozenPart::new(fixed);
+        self.period += 1;
         if self.whole {
             part.dropped.extend(self.stored.then_some(0));
-            for (&time, &number) in &self.by_time {
-                self.buckets[number as usize].freeze(0, time, &mut part.put);
-            }
-            self.settle();
+            self.become_whole();
+            self.uncopied = Uncopied::Before(self.buckets.len());
+            self.whole_since = self.period;
+            (self.whole, self.stored) = (false, true);
             return part;
         }
         part.removed.runs = std::mem::take(&mut self.removed);
         part.removed.keys.append(&mut self.removed_keys);
-        for number in std::mem::take(&mut self.fresh) {
-            let bucket = &mut self.buckets[number as usize];
-            if std::mem::take(&mut bucket.fresh) {
-                bucket.freeze(bucket.stored, bucket.time, &mut part.put);
-                bucket.stored = bucket.hashes.len();
-            }
-        }
+        self.uncopied = Uncopied::Some(std::mem::take(&mut self.fresh));
         part
+    }
+
+    /// Copies about so many `entries` that the latest snapshot waits for, and takes them off. Whether all is copied.
+    pub(crate) fn copy_some(&mut self, entries: &mut usize) -> bool {
+        while *entries > 0 {
+            let number = match &mut self.uncopied {
+                Uncopied::Some(numbers) => numbers.pop(),
+                Uncopied::Before(number) => number.checked_sub(1).inspect(|before| *number = *before).map(|n| n as u32),
+            };
+            let Some(number) = number else { return true };
+            // To look at one that was copied already takes as long as an entry.
+            *entries = entries.saturating_sub(1 + self.copy_first(number));
+        }
+        false
+    }
+
+    /// What was copied for the latest snapshot.
+    pub(crate) fn take_copies(&mut self) -> Vec<TableChunk> {
+        std::mem::take(&mut self.copies)
+    }
+
+    /// Copies what the latest snapshot is still to be given of a bucket, before that changes. Answers how many timers.
+    fn copy_first(&mut self, number: u32) -> usize {
+        let Some(bucket) = self.buckets.get_mut(number as usize) else { return 0 };
+        let from = match () {
+            () if bucket.seen < self.whole_since => 0,
+            () if bucket.fresh != 0 && bucket.fresh < self.period => bucket.stored,
+            () => return 0,
+        };
+        (bucket.stored, bucket.fresh, bucket.seen) = (bucket.hashes.len(), 0, self.period);
+        if !self.copies.last().is_some_and(|piece| piece.keys.len() < PIECE_ENTRIES) {
+            self.copies.push(TableChunk::new(matches!(self.removed_keys, KeyBytes::Fixed(_))));
+        }
+        let (bucket, Some(piece)) = (&self.buckets[number as usize], self.copies.last_mut()) else { return 0 };
+        let before = piece.keys.len();
+        bucket.copy_from(from, piece);
+        piece.keys.len() - before
     }
 
     fn become_whole(&mut self) {
@@ -309,7 +371,10 @@ impl Timers {
                 (self.buckets.len() - 1) as u32
             }
         });
-        self.buckets[number as usize].time = time;
+        let bucket = &mut self.buckets[number as usize];
+        if bucket.hashes.is_empty() {
+            (bucket.time, bucket.seen) = (time, self.period);
+        }
         self.latest = Some((time, number));
         number
     }
@@ -321,16 +386,16 @@ impl Timers {
         self.latest = self.latest.filter(|(_, latest)| *latest != number);
         self.free.push(number);
         if self.by_time.is_empty() && self.buckets.len() > 1 << 16 && !self.backed {
-            let stored = self.stored;
-            *self = Self::new(matches!(self.removed_keys, KeyBytes::Fixed(_)));
-            self.stored = stored;
+            let (stored, period, copies) = (self.stored, self.period, std::mem::take(&mut self.copies));
+            let empty = Self::new(matches!(self.removed_keys, KeyBytes::Fixed(_)));
+            *self = Self { stored, period, copies, ..empty };
         }
     }
 
     fn close_gaps(&mut self, number: u32) {
         let bucket = &mut self.buckets[number as usize];
         let old = std::mem::take(bucket);
-        (bucket.time, bucket.fresh) = (old.time, old.fresh);
+        (bucket.time, bucket.fresh, bucket.seen) = (old.time, old.fresh, old.seen);
         for position in 0..old.hashes.len() {
             if old.gaps[position] {
                 continue;
@@ -376,7 +441,7 @@ impl Bucket {
     }
 
     /// Copies the timers from a position on.
-    fn freeze(&self, from: usize, time: i64, to: &mut TableChunk) {
+    fn copy_from(&self, from: usize, to: &mut TableChunk) {
         let before = to.keys.len();
         for position in (from..self.hashes.len()).filter(|&p| !self.gaps[p]) {
             match self.fixed.get(position) {
@@ -385,7 +450,7 @@ impl Bucket {
             }
         }
         if to.keys.len() > before {
-            to.runs.push((time, to.keys.len() - before));
+            to.runs.push((self.time, to.keys.len() - before));
         }
     }
 

@@ -229,9 +229,9 @@ impl RocksState {
             parts.tables.insert(name.clone(), Table::new(&name, &stored.values)?);
             read(self.local.db(), &inventory, about.max_parallelism, &mut parts)?;
             let Some(read) = parts.tables.remove(&name) else { continue };
-            let mut adapted = evolve::table(&about.operator, read, Table::new(&name, values)?)?;
-            let part = parts::freeze_table(&mut adapted, about.codec.is_fixed());
-            self.local.apply(Some(&FrozenState { about, whole: true, parts: vec![part] }))?;
+            let adapted = evolve::table(&about.operator, read, Table::new(&name, values)?)?;
+            parts.tables.insert(name.clone(), adapted);
+            self.local.apply(Some(&parts.freeze()))?;
         }
         Ok(())
     }
@@ -239,24 +239,24 @@ impl RocksState {
     /// What changed since the freeze before. The entries of tables are still to be copied.
     fn begin_freezing(&mut self) -> FrozenState {
         let fixed = self.about.codec.is_fixed();
-        let mut parts = Vec::with_capacity(self.tables.len() + self.logs.len() + 2);
-        parts.extend(self.tables.iter_mut().map(|table| parts::begin_table(table, fixed)));
-        parts.extend(self.logs.iter_mut().map(|log| parts::freeze_log(log, fixed)));
-        let (event, processing) = (&mut self.event_timers.resident, &mut self.processing_timers.resident);
-        parts.extend(parts::freeze_timers(event, processing, fixed));
+        let timers = [&mut self.event_timers.resident, &mut self.processing_timers.resident];
+        let parts = parts::freeze(self.tables.iter_mut(), self.logs.iter_mut(), timers, fixed);
         FrozenState { about: Arc::clone(&self.about), whole: false, parts }
     }
 
     /// Copies a part of what was frozen; queues it once all is copied.
     fn go_on_freezing(&mut self, entries: usize) {
         match std::mem::replace(&mut self.freezing, Freezing::Nothing) {
-            Freezing::Begun(state, snapshot) => match parts::copy_some(&mut self.tables, entries) {
-                Some(tables) => {
-                    self.local.queue(snapshot.number, InPieces { state, tables }, Arc::clone(&snapshot.wanted));
-                    self.freezing = Freezing::Queued(snapshot);
-                }
-                None => self.freezing = Freezing::Begun(state, snapshot),
-            },
+            Freezing::Begun(state, snapshot) => {
+                let timers = [&mut self.event_timers.resident, &mut self.processing_timers.resident];
+                self.freezing = match parts::copy_some(self.tables.iter_mut(), timers, entries) {
+                    Some(copies) => {
+                        self.local.queue(snapshot.number, InPieces { state, copies }, Arc::clone(&snapshot.wanted));
+                        Freezing::Queued(snapshot)
+                    }
+                    None => Freezing::Begun(state, snapshot),
+                };
+            }
             other => self.freezing = other,
         }
     }
@@ -278,7 +278,9 @@ impl RocksState {
         };
         spaces(&mut self.tables, !committed);
         let state = self.begin_freezing();
-        let frozen = InPieces { state, tables: parts::copy_all(&mut self.tables) }.join();
+        let timers = [&mut self.event_timers.resident, &mut self.processing_timers.resident];
+        let copies = parts::copy_all(self.tables.iter_mut(), timers);
+        let frozen = InPieces { state, copies }.join();
         spaces(&mut self.tables, false);
         self.local.apply(Some(&frozen).filter(|frozen| !frozen.is_empty()))?;
         self.forget_gone();
@@ -761,7 +763,7 @@ impl KeyedState for RocksState {
         self.log_at(log)?.append(namespace, rows, keys)
     }
 
-    fn rows(&mut self, log: LogId, namespace: Namespace) -> Result<&[(Batch, Keys)]> {
+    fn rows(&mut self, log: LogId, namespace: Namespace) -> Result<&[(Batch, Arc<Keys>)]> {
         let (local, about) = (Arc::clone(&self.local), Arc::clone(&self.about));
         let log = self.log_at(log)?;
         let absent = log.absent(namespace);

@@ -13,6 +13,7 @@
 #![allow(clippy::indexing_slicing, reason = "rows are numbered by the index that found them, and times are per row")]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use arrow::array::UInt32Array;
 use arrow::buffer::ScalarBuffer;
@@ -295,7 +296,7 @@ impl Bucket {
     }
 
     /// Indexes the rows that are not yet.
-    fn catch_up(&mut self, pieces: &[(Batch, Keys)]) -> Result<()> {
+    fn catch_up(&mut self, pieces: &[(Batch, Arc<Keys>)]) -> Result<()> {
         let mut first = 0;
         for (batch, keys) in pieces {
             let end = first + batch.rows();
@@ -324,7 +325,7 @@ struct Gather {
 
 impl Gather {
     /// Adds these rows, numbered over all pieces.
-    fn add(&mut self, pieces: &[(Batch, Keys)], rows: &[u32]) {
+    fn add(&mut self, pieces: &[(Batch, Arc<Keys>)], rows: &[u32]) {
         let mut starts = Vec::with_capacity(pieces.len());
         pieces.iter().fold(0, |start, (batch, _)| {
             starts.push(start);

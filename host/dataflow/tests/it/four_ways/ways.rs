@@ -14,7 +14,7 @@ use tidemill_core::keys::hash_fixed;
 use tidemill_core::plan::NodeKind;
 use tidemill_core::state::StateBackend;
 use tidemill_dataflow::{Checkpoints, JobSettings, JobSpec, Stepped, Stepper, commit_ended};
-use tidemill_state::MemoryBackend;
+use tidemill_state::{MemoryBackend, SnapshotLimits};
 
 use super::code::Code;
 use super::world::{self, Act, Input, Sinking, Splits, World};
@@ -149,13 +149,19 @@ impl<'a> Run<'a> {
     }
 
     fn backend(&self) -> Arc<dyn StateBackend> {
+        // Snapshots are copied while rows are processed, or nearly at once.
+        let copied_at_once = [1, 3, 1 << 14][(hash_fixed(self.dice.0) % 3) as usize];
         match &self.disk {
             #[cfg(feature = "rocksdb")]
             Some(folder) => {
                 let settings = tidemill_state::RocksSettings::new(LITTLE_MEMORY, folder.path().to_owned());
+                let settings = tidemill_state::RocksSettings { copied_at_once, ..settings };
                 Arc::new(tidemill_state::RocksBackend::new(settings))
             }
-            _ => Arc::new(MemoryBackend::new()),
+            _ => {
+                let snapshots = SnapshotLimits { copied_at_once, ..SnapshotLimits::default() };
+                Arc::new(MemoryBackend::new().snapshots(snapshots))
+            }
         }
     }
 

@@ -14,11 +14,12 @@ use super::{SlotKeys, Space};
 use crate::memory::bits::Bits;
 use crate::memory::frozen::{TableChunk, push_values};
 
-/// A step ends when it has copied so many bytes beside the columns, about; so does a piece.
-const STEP_BYTES: usize = 1 << 20;
+/// To copy so many bytes beside the columns takes about as long as an entry.
+const ENTRY_BYTES: usize = 64;
 
-/// A piece ends when it has so many entries, about.
+/// A piece ends when it has so many entries, about, or bytes.
 const PIECE_ENTRIES: usize = 1 << 14;
+const PIECE_BYTES: usize = 1 << 21;
 
 /// What of a space belongs to a snapshot.
 #[derive(Debug)]
@@ -81,18 +82,18 @@ impl Space {
         self.uncopied.is_some()
     }
 
-    /// Copies up to `entries` that a snapshot waits for; takes them off. Answers all copies once they are complete.
+    /// Copies about so many `entries` that a snapshot waits for, and takes them off. Answers all copies once they are
+    /// complete.
     pub(crate) fn copy_some(&mut self, entries: &mut usize) -> Option<Vec<TableChunk>> {
         let uncopied = self.uncopied.as_mut()?;
-        let (mut slots, mut bytes) = (Vec::new(), 0);
-        for slot in uncopied.left.from(uncopied.from).take(*entries) {
-            bytes += owned_bytes(&self.values, slot);
-            slots.push(slot);
-            if bytes >= STEP_BYTES {
+        let mut slots = Vec::new();
+        for slot in uncopied.left.from(uncopied.from) {
+            if *entries == 0 {
                 break;
             }
+            *entries = entries.saturating_sub(1 + owned_bytes(&self.values, slot) / ENTRY_BYTES);
+            slots.push(slot);
         }
-        *entries = if bytes >= STEP_BYTES { 0 } else { *entries - slots.len() };
         slots.iter().for_each(|&slot| _ = uncopied.left.take(slot));
         if let Some(&last) = slots.last() {
             uncopied.from = last as usize + 1;
@@ -138,7 +139,7 @@ fn owned_bytes(values: &Values, slot: Slot) -> usize {
 /// Copies entries to the last piece, or to a new one if that is long.
 fn copy(uncopied: &mut Uncopied, keys: &SlotKeys, values: &Values, slots: &[Slot]) {
     let Uncopied { namespace, pieces, .. } = uncopied;
-    let is_short = |piece: &TableChunk| piece.keys.len() < PIECE_ENTRIES && piece.bytes() < 2 * STEP_BYTES;
+    let is_short = |piece: &TableChunk| piece.keys.len() < PIECE_ENTRIES && piece.bytes() < PIECE_BYTES;
     if !pieces.last().is_some_and(is_short) {
         let mut piece = TableChunk::new(matches!(keys, SlotKeys::Fixed(_)));
         piece.runs.push((*namespace, 0));
