@@ -26,7 +26,6 @@ use tidemill_core::state::{KeyedState, LogId, NO_SLOT, Namespace, Slot, StateBac
 use tidemill_core::user::TimeDomain;
 use tidemill_core::{Batch, Error, ErrorKind, Result};
 
-pub(crate) use self::chain::COPIED_AT_ONCE;
 pub use self::chain::SnapshotLimits;
 use self::chain::{Chain, MemorySnapshot};
 use self::frozen::{About, FrozenState, InPieces};

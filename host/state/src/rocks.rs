@@ -32,7 +32,7 @@ use tidemill_core::state::{KeyedState, StateBackend};
 use tidemill_core::{Error, Result};
 
 use self::state::RocksState;
-use crate::memory::COPIED_AT_ONCE;
+use crate::memory::SnapshotLimits;
 
 /// What state on disk is given.
 #[derive(Clone, Debug)]
@@ -50,7 +50,8 @@ pub struct RocksSettings {
 impl RocksSettings {
     /// With the usual number of timers in memory: they take some 3 MB, and are read again in pieces of half as many.
     pub fn new(memory_bytes: usize, path: PathBuf) -> Self {
-        Self { memory_bytes, path, resident_timers: 1 << 16, copied_at_once: COPIED_AT_ONCE }
+        let SnapshotLimits { copied_at_once, .. } = SnapshotLimits::default();
+        Self { memory_bytes, path, resident_timers: 1 << 16, copied_at_once }
     }
 }
 

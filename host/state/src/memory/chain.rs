@@ -22,7 +22,7 @@ use crate::format::{Layout, PortableFile, concatenated, divided, write_files};
 const MAX_PENDING: usize = 8;
 
 /// Some hundreds of microseconds: an entry is one to three cache misses.
-pub(crate) const COPIED_AT_ONCE: usize = 1 << 14;
+const COPIED_AT_ONCE: usize = 1 << 14;
 
 /// A full file has about so many ranges of key groups.
 const BUCKETS: usize = 16;

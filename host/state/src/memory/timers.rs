@@ -298,7 +298,7 @@ impl Timers {
             () => return 0,
         };
         (bucket.stored, bucket.fresh, bucket.seen) = (bucket.hashes.len(), 0, self.period);
-        if !self.copies.last().is_some_and(|piece| piece.keys.len() < PIECE_ENTRIES) {
+        if self.copies.last().is_none_or(|piece| piece.keys.len() >= PIECE_ENTRIES) {
             self.copies.push(TableChunk::new(matches!(self.removed_keys, KeyBytes::Fixed(_))));
         }
         let (bucket, Some(piece)) = (&self.buckets[number as usize], self.copies.last_mut()) else { return 0 };

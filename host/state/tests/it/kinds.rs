@@ -134,8 +134,13 @@ struct Under<'a> {
     state: Box<dyn KeyedState>,
     table: TableId,
     now: i64,
-    /// What was frozen last, and its snapshot once it is copied.
-    frozen: Option<(BTreeMap<i64, Kept>, Option<Box<dyn StateSnapshot>>)>,
+    frozen: Option<Frozen>,
+}
+
+/// What was frozen last, and its snapshot once it is copied.
+struct Frozen {
+    model: BTreeMap<i64, Kept>,
+    snapshot: Option<Box<dyn StateSnapshot>>,
 }
 
 impl<'a> Under<'a> {
@@ -243,12 +248,12 @@ impl<'a> Under<'a> {
             Op::Freeze { kind } => {
                 self.state.clean_up(self.now, 0).unwrap();
                 self.state.freeze(kind).unwrap();
-                self.frozen = Some((model.clone(), None));
+                self.frozen = Some(Frozen { model: model.clone(), snapshot: None });
                 Vec::new()
             }
             Op::GoBack => {
                 self.copy_frozen(usize::MAX);
-                if let Some((frozen, Some(snapshot))) = self.frozen.take() {
+                if let Some(Frozen { model: frozen, snapshot: Some(snapshot) }) = self.frozen.take() {
                     let handle = snapshot.write(&*self.files).unwrap();
                     self.reopen(handle);
                     *model = frozen;
@@ -273,7 +278,7 @@ impl<'a> Under<'a> {
     }
 
     fn copy_frozen(&mut self, steps: usize) {
-        let Some((_, snapshot)) = &mut self.frozen else { return };
+        let Some(Frozen { snapshot, .. }) = &mut self.frozen else { return };
         for _ in 0..steps {
             if snapshot.is_some() {
                 return;

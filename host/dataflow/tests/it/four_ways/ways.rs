@@ -150,7 +150,7 @@ impl<'a> Run<'a> {
 
     fn backend(&self) -> Arc<dyn StateBackend> {
         // Snapshots are copied while rows are processed, or nearly at once.
-        let copied_at_once = [1, 3, 1 << 14][(hash_fixed(self.dice.0) % 3) as usize];
+        let copied_at_once = [5, 50, 1 << 14][(hash_fixed(self.dice.0) % 3) as usize];
         match &self.disk {
             #[cfg(feature = "rocksdb")]
             Some(folder) => {

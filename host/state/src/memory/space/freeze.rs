@@ -139,8 +139,8 @@ fn owned_bytes(values: &Values, slot: Slot) -> usize {
 /// Copies entries to the last piece, or to a new one if that is long.
 fn copy(uncopied: &mut Uncopied, keys: &SlotKeys, values: &Values, slots: &[Slot]) {
     let Uncopied { namespace, pieces, .. } = uncopied;
-    let is_short = |piece: &TableChunk| piece.keys.len() < PIECE_ENTRIES && piece.bytes() < PIECE_BYTES;
-    if !pieces.last().is_some_and(is_short) {
+    let is_full = |piece: &TableChunk| piece.keys.len() >= PIECE_ENTRIES || piece.bytes() >= PIECE_BYTES;
+    if pieces.last().is_none_or(is_full) {
         let mut piece = TableChunk::new(matches!(keys, SlotKeys::Fixed(_)));
         piece.runs.push((*namespace, 0));
         pieces.push(piece);
