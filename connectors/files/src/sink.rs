@@ -45,7 +45,7 @@ use crate::find::io_error;
 const PATH: Key<PathBuf> = Key::new(
     "path",
     "The folder for the part files, made if it is not there, relative to the manifest's folder; or \
-     `s3://BUCKET/PREFIX`, with credentials, region and endpoint from the environment (`AWS_...`), as for checkpoints.",
+     `s3://BUCKET/PREFIX`, with the credentials, region and endpoint that the process has for checkpoints too.",
 )
 .required();
 const ROLL_BYTES: Key<ByteSize> = Key::new("roll-bytes", "A part file is closed when it has this size.").or("128 MiB");

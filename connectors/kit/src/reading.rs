@@ -4,6 +4,7 @@
 //! is here. Invariant: `open` says of every unfinished split where it stands after the last batch that the slot took; what
 //! the thread has read ahead is not in it, and is read again after a restore (where the connector can).
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::thread;
 
@@ -84,13 +85,14 @@ pub fn reader<O: OpenSplits>(
         .name(name)
         .spawn(move || thread.run())
         .map_err(|e| Error::internal(format!("starting a reading thread failed: {e}")))?;
-    Ok(TextReader { context, open: Vec::new(), no_more: false, work, out })
+    Ok(TextReader { context, open: VecDeque::new(), no_more: false, work, out })
 }
 
 /// The slot's side of it.
 pub struct TextReader<P: SplitPosition> {
     context: SourceContext,
-    open: Vec<(SplitId, P)>,
+    /// In the order in which they are read, so that the one that is looked for is the first.
+    open: VecDeque<(SplitId, P)>,
     no_more: bool,
     work: Queue<P>,
     out: Queue<Item<P>>,
@@ -116,7 +118,7 @@ impl<P: SplitPosition> SourceReader for TextReader<P> {
         for split in splits {
             let position = P::from_split(&split)?;
             self.work.push(position.clone(), 0);
-            self.open.push((split.id, position));
+            self.open.push_back((split.id, position));
         }
         Ok(())
     }
@@ -138,7 +140,9 @@ impl<P: SplitPosition> SourceReader for TextReader<P> {
                 Ok(ReaderPoll::Batch { split, batch, rejected: rejects.letters, progress })
             }
             Popped::Item(Item::Finished(split)) => {
-                self.open.retain(|(id, _)| *id != split);
+                if let Some(at) = self.open.iter().position(|(id, _)| *id == split) {
+                    self.open.remove(at);
+                }
                 Ok(ReaderPoll::SplitFinished(split))
             }
             Popped::Item(Item::Failed(error)) => Err(error),

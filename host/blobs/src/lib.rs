@@ -18,7 +18,7 @@ use tidemill_core::error::{Error, ErrorKind, Result};
 
 pub use local::Local;
 pub use memory::Memory;
-pub use s3::{Completion, PendingUpload, S3, Unfinished, Upload, Uploads};
+pub use s3::{Completion, PendingUpload, S3, S3Addressing, S3Credentials, S3Settings, Unfinished, Upload, Uploads};
 
 /// A place for bytes. Every call may block, and repeats what failed for a passing reason before it reports it.
 pub trait Blobs: Send + Sync {

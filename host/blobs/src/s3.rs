@@ -1,7 +1,7 @@
 //! A bucket of an object store that speaks S3.
 //!
-//! Credentials, region and endpoint come from the environment, under the names that the tools of AWS use:
-//! `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL`, and those of web
+//! Credentials, region and endpoint are the process's settings ([`S3Settings`]), or come from the environment, under the names
+//! that the tools of AWS use: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL`, and those of web
 //! identities and of the metadata service. A plain `http://` endpoint is accepted, since naming it is a choice.
 //!
 //! [`Blobs::put_new`] is a `PUT` with `If-None-Match: *`, of which the store lets one win. A store that ignores the
@@ -9,6 +9,7 @@
 //!
 //! Calls block. Their futures run on threads of this module, so that they may come from any thread.
 
+mod settings;
 mod unfinished;
 mod uploads;
 
@@ -30,6 +31,7 @@ use tokio::runtime::Runtime;
 
 use crate::{BlobError, BlobWriter, Blobs, Listed, PutNew, Trouble, at_path};
 
+pub use settings::{S3Addressing, S3Credentials, S3Settings};
 pub use unfinished::Unfinished;
 pub use uploads::{Completion, PendingUpload, Upload, Uploads};
 
@@ -59,18 +61,28 @@ pub struct S3 {
 }
 
 impl S3 {
-    /// The bucket and prefix of `s3://BUCKET/PREFIX`, as the environment says. Nothing is asked of the store yet.
+    /// The bucket and prefix of `s3://BUCKET/PREFIX`, as this process's settings and its environment say. Nothing is asked of
+    /// the store yet.
     pub fn open(url: &str) -> Result<Self> {
         let environment = std::env::vars_os();
         let known = environment.filter_map(|(name, value)| {
             let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
             name.starts_with("AWS_").then_some((name, value))
         });
-        Self::with_settings(url, known)
+        Self::open_with(url, &S3Settings::of_this_process(), known)
     }
 
-    /// The same with settings by the names of the environment. Names that mean nothing here are passed over.
-    pub fn with_settings(url: &str, settings: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+    /// The same with an environment. Names that mean nothing here are passed over.
+    pub fn with_settings(url: &str, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+        Self::open_with(url, &S3Settings::default(), environment)
+    }
+
+    /// The same with settings; what they don't say is the environment's.
+    pub fn open_with(
+        url: &str,
+        settings: &S3Settings,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self> {
         let wrong = |why: &str| Error::invalid(format!("'{url}': {why}")).mend("name it s3://BUCKET/PREFIX");
         let (_, rest) = url.split_once("://").ok_or_else(|| wrong("this is no URL"))?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -79,7 +91,7 @@ impl S3 {
         }
         let prefix = Path::parse(prefix.trim_matches('/')).map_err(|e| wrong(&e.to_string()))?;
         let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
-        for (name, value) in settings {
+        for (name, value) in settings.over(environment, bucket) {
             let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() else { continue };
             if matches!(key, AmazonS3ConfigKey::Endpoint | AmazonS3ConfigKey::S3Endpoint) && value.starts_with("http:")
             {
@@ -98,7 +110,7 @@ impl S3 {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let store = builder.with_client_options(options).with_retry(retry).build().map_err(|e| {
             Error::invalid(format!("'{url}' can't be opened: {e}"))
-                .mend("set AWS_REGION, AWS_ENDPOINT_URL and the like")
+                .mend("set s3-region, s3-endpoint and the like, or AWS_REGION, AWS_ENDPOINT_URL")
         })?;
         Ok(Self { store: Arc::new(store), prefix, location: url.trim_end_matches('/').to_owned() })
     }
@@ -357,7 +369,8 @@ fn failed(doing: &str, whole_path: &str, error: &object_store::Error) -> BlobErr
     use object_store::Error as Object;
     let trouble = match error {
         _ if says(error, "NoSuchBucket") => Trouble::NoSuchPlace,
-        _ if says(error, METADATA_SERVICE) => Trouble::Denied,
+        // Listings have a kind of error of their own for everything.
+        _ if says(error, METADATA_SERVICE) || says(error, "403 Forbidden") => Trouble::Denied,
         _ if says(error, "InvalidPart") || says(error, "EntityTooSmall") => Trouble::Other,
         _ if says(error, "QuotaExceeded") || says(error, "507 Insufficient Storage") => Trouble::Full,
         Object::PermissionDenied { .. } | Object::Unauthenticated { .. } => Trouble::Denied,
@@ -369,7 +382,7 @@ fn failed(doing: &str, whole_path: &str, error: &object_store::Error) -> BlobErr
     let mut message = format!("{doing} '{whole_path}': {}", chain(error));
     if says(error, METADATA_SERVICE) {
         message
-            .push_str("; there is no AWS_ACCESS_KEY_ID, so this machine's metadata service was asked for credentials");
+            .push_str("; there is neither s3-credentials nor AWS_ACCESS_KEY_ID, so this machine's metadata service was asked for credentials");
     }
     BlobError { trouble, in_doubt: false, message }
 }

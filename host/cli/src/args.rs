@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use tidemill_checkpoint::blobs::{S3Addressing, S3Credentials, S3Settings};
 use tidemill_checkpoint::{Origin, Start};
 use tidemill_connector_kit::{ByteSize, OptionValue as _};
 
@@ -136,6 +137,8 @@ pub struct RunArgs {
     /// How progress and the final summary are written, on stderr
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     pub format: Format,
+    #[command(flatten)]
+    pub s3: S3Args,
 }
 
 /// How a job starts, in this process or in a cluster.
@@ -206,11 +209,25 @@ pub enum StateCommand {
     Export(StateExportArgs),
 }
 
+impl StateCommand {
+    /// Whose state.
+    pub fn project(&self) -> &StateProjectArgs {
+        match self {
+            Self::List(args) => args,
+            Self::Inspect(args) => &args.from.project,
+            Self::Query(args) => &args.part.from.project,
+            Self::Export(args) => &args.part.from.project,
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub struct StateProjectArgs {
     /// The project whose manifest says where the checkpoints are: its folder or its manifest
     #[arg(long, default_value = ".", value_name = "PROJECT")]
     pub project: PathBuf,
+    #[command(flatten)]
+    pub s3: S3Args,
 }
 
 #[derive(Args, Debug)]
@@ -450,6 +467,8 @@ pub struct CoordinatorArgs {
     pub logs_age: Duration,
     #[command(flatten)]
     pub tls: TlsArgs,
+    #[command(flatten)]
+    pub s3: S3Args,
     /// All of these, as the API shows them.
     #[arg(skip)]
     pub shown: serde_json::Value,
@@ -506,6 +525,8 @@ pub struct WorkerArgs {
     pub advertise: Option<String>,
     #[command(flatten)]
     pub tls: TlsArgs,
+    #[command(flatten)]
+    pub s3: S3Args,
 }
 
 /// Certificates, PEM. With them, whoever has none of the cluster's is not heard.
@@ -520,6 +541,48 @@ pub struct TlsArgs {
     /// Its private key
     #[arg(long, env = "TIDEMILL_TLS_KEY", value_name = "FILE", requires = "tls_authority")]
     pub tls_key: Option<PathBuf>,
+}
+
+/// The object store of locations `s3://...`. What is not said here is taken from the environment, under the names that the
+/// tools of AWS use.
+#[derive(Args, Debug)]
+pub struct S3Args {
+    /// The URL of the object store behind s3://, if it is not Amazon's. By default, AWS_ENDPOINT_URL
+    #[arg(long, env = "TIDEMILL_S3_ENDPOINT", value_name = "URL", help_heading = S3_HEADING)]
+    pub s3_endpoint: Option<String>,
+    /// Its region. By default, AWS_REGION
+    #[arg(long, env = "TIDEMILL_S3_REGION", value_name = "REGION", help_heading = S3_HEADING)]
+    pub s3_region: Option<String>,
+    /// Where its URLs have the bucket: path (https://HOST/BUCKET), or virtual-host (https://BUCKET.HOST). By default, path
+    #[arg(long, env = "TIDEMILL_S3_ADDRESSING", value_name = "WHERE", help_heading = S3_HEADING, hide_possible_values = true)]
+    pub s3_addressing: Option<S3AddressingArg>,
+    /// A file with the access key and its secret, like ~/.aws/credentials: its section [default]. By default, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
+    #[arg(long, env = "TIDEMILL_S3_CREDENTIALS", value_name = "FILE", help_heading = S3_HEADING)]
+    pub s3_credentials: Option<PathBuf>,
+}
+
+const S3_HEADING: &str = "Object store";
+
+/// How requests name the bucket.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum S3AddressingArg {
+    /// In the path.
+    Path,
+    /// In the name of the host.
+    VirtualHost,
+}
+
+impl S3Args {
+    /// These are the settings of this process from now on.
+    pub fn apply(&self) -> Result<(), tidemill_core::Error> {
+        let addressing = self.s3_addressing.map(|addressing| match addressing {
+            S3AddressingArg::Path => S3Addressing::Path,
+            S3AddressingArg::VirtualHost => S3Addressing::VirtualHost,
+        });
+        let credentials = self.s3_credentials.as_deref().map(S3Credentials::read).transpose()?;
+        let (endpoint, region) = (self.s3_endpoint.clone(), self.s3_region.clone());
+        S3Settings { endpoint, region, addressing, credentials }.use_in_this_process()
+    }
 }
 
 #[derive(Subcommand, Debug)]

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let screen = Screen::new();
     let in_service = matches!(cli.command, Command::Coordinator(_) | Command::Worker(_));
     log_to_stderr(cli.verbose, in_service, screen.clone());
-    match arm_failpoint().and_then(|()| dispatch(cli.command, &screen)) {
+    match arm_failpoint().and_then(|()| object_store(&cli.command)).and_then(|()| dispatch(cli.command, &screen)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
@@ -62,6 +62,18 @@ fn arm_failpoint() -> Outcome {
         Ok(text) => Ok(failpoint::arm(&text)?),
         Err(_) => Ok(()),
     }
+}
+
+/// Says to this process where its object store is, before anything is opened there.
+fn object_store(command: &Command) -> Outcome {
+    let args = match command {
+        Command::Run(args) => &args.s3,
+        Command::Coordinator(args) => &args.s3,
+        Command::Worker(args) => &args.s3,
+        Command::State(command) => &command.project().s3,
+        _ => return Ok(()),
+    };
+    Ok(args.apply()?)
 }
 
 fn dispatch(command: Command, screen: &Screen) -> Outcome {

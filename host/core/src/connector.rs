@@ -42,7 +42,7 @@ impl fmt::Debug for Waker {
     }
 }
 
-/// Names a split for the life of the job; unique in its source.
+/// Names a split; unique among those of its source that are not read to their end.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SplitId(pub String);
 
@@ -104,7 +104,9 @@ pub struct SourceContext {
 
 /// Finds splits. Called off the slot threads; may block.
 pub trait SplitEnumerator: Send {
-    /// Splits not reported before, and when to ask again.
+    /// Splits not reported before, and when to ask again. The enumerator alone remembers for good what it reported, so what that
+    /// costs is its to bound. A name that it reports again is passed over while its split may be unfinished, and is a new split
+    /// afterwards.
     fn discover(&mut self) -> Result<Discovery>;
 
     /// Which splits were reported, for a checkpoint, in the connector's own encoding.

@@ -13,6 +13,7 @@ use tidemill_checkpoint::manifest::{
     Bytes, MANIFEST_VERSION, Manifest, ManifestKind, OperatorState, SplitState, SubtaskState, TargetCommittables,
     UnkeyedState,
 };
+use tidemill_core::connector::SplitId;
 use tidemill_core::ids::{Epoch, MaxParallelism, NodeId, SubtaskId};
 use tidemill_core::time::Watermark;
 use tidemill_core::{Error, Result};
@@ -142,6 +143,12 @@ impl Collector {
             operators: self.operators(),
             committables: self.committables(),
         }
+    }
+
+    /// The splits of a source that were not at their end at the barrier of the latest checkpoint.
+    pub fn unfinished(&self, source: NodeId) -> impl Iterator<Item = SplitId> {
+        let states = self.tasks.iter().filter(move |task| task.subtask.node == source).filter_map(|t| t.state.as_ref());
+        states.flat_map(|state| &state.splits).map(|split| SplitId(split.id.clone()))
     }
 
     /// The latest checkpoint is claimed: what is to be committed now.

@@ -322,7 +322,7 @@ impl Coordinator {
         };
         let barrier = Barrier { epoch: Epoch(epoch), kind, stops };
         Failpoint::BarrierDue.reach();
-        let found = self.enumerations.iter().map(|e| {
+        let found = self.enumerations.iter_mut().map(|e| {
             let found = e.checkpoint(barrier)?;
             Failpoint::BarrierSent.reach();
             Ok((e.node(), found))
@@ -379,7 +379,10 @@ impl Coordinator {
     }
 
     fn completed(&mut self, epoch: u64, purpose: Option<Purpose>, now: Timestamp) -> Result<()> {
-        self.enumerations.iter().for_each(|enumeration| enumeration.completed(Epoch(epoch)));
+        for enumeration in &mut self.enumerations {
+            let unfinished = self.collector.unfinished(enumeration.node());
+            enumeration.completed(Epoch(epoch), unfinished);
+        }
         self.signals.complete(Epoch(epoch));
         let Some(checkpoints) = &mut self.checkpoints else { return Ok(()) };
         let Some((number, manifest)) = checkpoints.claimed.take() else { return Ok(()) };
@@ -514,4 +517,97 @@ fn unsigned(time: Timestamp) -> u64 {
 
 fn signed(ms: u64) -> Timestamp {
     Timestamp(i64::try_from(ms).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use tidemill_checkpoint::blobs::Memory;
+    use tidemill_checkpoint::{Begun, Start};
+    use tidemill_core::connector::{Discovery, Split, SplitEnumerator, SplitId, Waker};
+    use tidemill_core::ids::{MaxParallelism, SubtaskIndex};
+    use tidemill_core::metrics::TaskMetrics;
+    use tidemill_core::time::Watermark;
+
+    use super::*;
+    use crate::job::TaskStatus;
+    use crate::snapshot::{Frozen, TaskSnapshot};
+    use crate::splits::{Mailbox, News};
+
+    fn split() -> Split {
+        Split { id: SplitId("a".to_owned()), description: Vec::new() }
+    }
+
+    /// Finds the same split at each look.
+    struct Same;
+
+    impl SplitEnumerator for Same {
+        fn discover(&mut self) -> Result<Discovery> {
+            Ok(Discovery { splits: vec![split()], again_after_ms: Some(1) })
+        }
+
+        fn snapshot(&self) -> Result<Vec<u8>> {
+            Ok(Vec::new())
+        }
+
+        fn restore(&mut self, _snapshot: &[u8]) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[derive(Default)]
+    struct HandClock(AtomicI64);
+
+    impl Clock for HandClock {
+        fn now(&self) -> Timestamp {
+            Timestamp(self.0.load(Ordering::SeqCst))
+        }
+    }
+
+    #[test]
+    fn who_gives_splits_out_hears_from_each_checkpoint_which_are_unfinished() {
+        let clock = Arc::new(HandClock::default());
+        let reader = Arc::new(Mailbox::new(Waker::new(|| ())));
+        let enumeration = Enumeration::new(NodeId(0), Box::new(Same), vec![reader.clone()], BTreeSet::new());
+        let (job, operator) = ("job".to_owned(), "in".to_owned());
+        let subtask = Arc::new(SubtaskId { job, node: NodeId(0), operator, index: SubtaskIndex(0), parallelism: 1 });
+        let (uid, metrics) = ("in".to_owned(), Arc::new(TaskMetrics::default()));
+        let task = TaskStatus { subtask: subtask.clone(), uid, kind: "source", metrics };
+        let collector = Collector::new("job", MaxParallelism::new(8).unwrap(), &[task], Vec::new());
+        let store = Store::with(Arc::new(Memory::default()), "job", Arc::new(|| "nonce".to_owned()));
+        let Begun::Run(owner) = store.begin(&Start::Anew, 0).unwrap() else { panic!("nothing to run") };
+        let settings = Settings { interval_ms: Some(10), ..Settings::default() };
+        let checkpoints = Checkpoints { store, owner: *owner, settings, retained: 1 };
+        let (signals, committers) = (Arc::new(Signals::new(Vec::new())), BTreeMap::new());
+        let (enumerations, passed) = (vec![enumeration], Epoch(0));
+        let mut coordinator =
+            Coordinator::new(clock.clone(), enumerations, committers, collector, signals, Some(checkpoints), passed);
+        let mut given = |unfinished: bool| {
+            clock.0.fetch_add(10, Ordering::SeqCst);
+            coordinator.tick().unwrap();
+            let (mut given, mut epoch) = (0, None);
+            while let Some(news) = reader.take() {
+                match news {
+                    News::Splits(splits) => given += splits.len(),
+                    News::Barrier(barrier) => epoch = Some(barrier.epoch),
+                    _ => {}
+                }
+            }
+            let snapshot = TaskSnapshot {
+                subtask: subtask.clone(),
+                epoch: epoch.unwrap(),
+                watermark: Watermark::MIN,
+                splits: unfinished.then(|| (split(), Watermark::MIN)).into_iter().collect(),
+                sink: None,
+                prepared: None,
+                frozen: Frozen::Nothing,
+            };
+            coordinator.note(TaskEvent::Passed(snapshot)).unwrap();
+            given
+        };
+        // It is given; it is being read; it was read by the third look, so that it is a new one.
+        assert_eq!([given(true), given(false), given(true), given(true)], [1, 0, 1, 0]);
+    }
 }

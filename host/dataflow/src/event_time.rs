@@ -3,6 +3,8 @@
 //! A watermark is the largest timestamp seen, less the allowed disorder, less 1 ms. A split that was assigned holds its
 //! source's watermark back until it was read, went idle or ended: a file that waits to be read may hold old rows.
 
+use std::collections::HashMap;
+
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::TimestampMillisecondType;
 use tidemill_core::connector::SplitId;
@@ -85,6 +87,8 @@ fn largest(times: &[i64]) -> i64 {
 #[derive(Debug, Default)]
 pub struct SplitWatermarks {
     splits: Vec<SplitState>,
+    /// Where each is: a folder may have very many files.
+    places: HashMap<SplitId, usize>,
     /// The largest of splits that ended.
     ended: RisingWatermark,
     merged: RisingWatermark,
@@ -101,9 +105,7 @@ struct SplitState {
 impl SplitWatermarks {
     /// A split was assigned.
     pub fn add(&mut self, id: SplitId, now: Timestamp) {
-        if !self.splits.iter().any(|s| s.id == id) {
-            self.splits.push(SplitState { id, watermark: RisingWatermark::default(), last_row: now, idle: false });
-        }
+        self.state(&id, now);
     }
 
     /// Goes on with splits as they were, and with a watermark that the reader had reached at least.
@@ -114,8 +116,7 @@ impl SplitWatermarks {
         now: Timestamp,
     ) {
         for (id, watermark) in splits {
-            self.add(id, now);
-            if let Some(split) = self.splits.last_mut() {
+            if let Some(split) = self.state(&id, now) {
                 split.watermark.raise(watermark);
             }
         }
@@ -128,7 +129,8 @@ impl SplitWatermarks {
 
     /// A split's watermark.
     pub fn watermark_of(&self, id: &SplitId) -> Watermark {
-        self.splits.iter().find(|s| s.id == *id).map_or(Watermark::MIN, |s| s.watermark.get())
+        let split = self.places.get(id).and_then(|at| self.splits.get(*at));
+        split.map_or(Watermark::MIN, |split| split.watermark.get())
     }
 
     /// The reader's watermark.
@@ -138,10 +140,7 @@ impl SplitWatermarks {
 
     /// A split gave rows; the reader's watermark, if it rose.
     pub fn rows(&mut self, id: &SplitId, watermark: Watermark, now: Timestamp) -> Option<Watermark> {
-        if !self.splits.iter().any(|s| s.id == *id) {
-            self.add(id.clone(), now);
-        }
-        if let Some(split) = self.splits.iter_mut().find(|s| s.id == *id) {
+        if let Some(split) = self.state(id, now) {
             split.watermark.raise(watermark);
             split.last_row = now;
             split.idle = false;
@@ -151,8 +150,11 @@ impl SplitWatermarks {
 
     /// A split ended; the reader's watermark, if it rose.
     pub fn finish(&mut self, id: &SplitId) -> Option<Watermark> {
-        if let Some(at) = self.splits.iter().position(|s| s.id == *id) {
+        if let Some(at) = self.places.remove(id) {
             self.ended.raise(self.splits.swap_remove(at).watermark.get());
+            if let Some(place) = self.splits.get(at).and_then(|moved| self.places.get_mut(&moved.id)) {
+                *place = at;
+            }
         }
         self.merge()
     }
@@ -183,7 +185,22 @@ impl SplitWatermarks {
         self.splits.iter().all(|s| s.idle)
     }
 
+    /// What is known of a split, also of one that nobody assigned.
+    fn state(&mut self, id: &SplitId, now: Timestamp) -> Option<&mut SplitState> {
+        if !self.places.contains_key(id) {
+            self.places.insert(id.clone(), self.splits.len());
+            let watermark = RisingWatermark::default();
+            self.splits.push(SplitState { id: id.clone(), watermark, last_row: now, idle: false });
+        }
+        self.places.get(id).and_then(|at| self.splits.get_mut(*at))
+    }
+
     fn merge(&mut self) -> Option<Watermark> {
+        // Where many wait to be read, one that holds it back is found at once.
+        let merged = self.merged.get();
+        if self.splits.iter().any(|s| !s.idle && s.watermark.get() <= merged) {
+            return None;
+        }
         let active = self.splits.iter().filter(|s| !s.idle).map(|s| s.watermark.get()).min();
         // Nobody is left to wait for: as far as any came.
         let all = || self.splits.iter().map(|s| s.watermark.get()).chain([self.ended.get()]).max();
@@ -238,5 +255,27 @@ mod tests {
         assert!(splits.all_idle());
         splits.add(b.clone(), Timestamp(200));
         assert_eq!(splits.rows(&b, Watermark(25), Timestamp(200)), None, "a new split may be late");
+    }
+
+    #[test]
+    fn of_many_splits_each_has_its_own_watermark_in_whatever_order_they_end() {
+        let id = |n: i64| SplitId(format!("{n}"));
+        let mut splits = SplitWatermarks::default();
+        let many = 1_000;
+        (0..many).for_each(|n| splits.add(id(n), Timestamp(0)));
+        for n in 0..many {
+            assert_eq!(splits.rows(&id(n), Watermark(n + 1), Timestamp(0)), (n == many - 1).then_some(Watermark(1)));
+        }
+        // From both ends to the middle, so that the last one of the list takes every place.
+        for n in 0..many / 2 {
+            assert_eq!(splits.watermark_of(&id(many - 1 - n)), Watermark(many - n));
+            assert_eq!(splits.finish(&id(many - 1 - n)), None);
+            if n + 1 < many / 2 {
+                assert_eq!(splits.watermark_of(&id(n)), Watermark(n + 1));
+                assert!(splits.finish(&id(n)).is_some_and(|watermark| watermark == Watermark(n + 2)), "{n}");
+            }
+        }
+        assert_eq!(splits.finish(&id(many / 2 - 1)), Some(Watermark(many)));
+        assert!(splits.splits.is_empty() && splits.places.is_empty());
     }
 }

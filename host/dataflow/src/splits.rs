@@ -3,8 +3,12 @@
 //! One [`Enumeration`] per source node; whoever drives the job asks it when it is due. New splits go to the readers
 //! that have fewest. Every reader hears of the first discovery, also when it gets nothing, so that a reader without
 //! splits knows that it need not hold the watermark back.
+//!
+//! What was found is the enumerator's to remember, within its own bounds. Here only those splits are known that somebody
+//! may still be reading, so that none is read by two at once: memory does not grow with what a job has read.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -138,9 +142,14 @@ pub struct Enumeration {
     node: NodeId,
     enumerator: Box<dyn SplitEnumerator>,
     readers: Vec<Arc<Mailbox>>,
-    known: HashSet<SplitId>,
-    /// Of these, those that this enumerator has not found: another one gave them to the readers.
+    /// Those that were given to readers and may not be at their end, each with the epoch of the barrier after which that
+    /// was. Bounded by what is unfinished and what was found since the newest complete checkpoint.
+    unfinished: HashMap<SplitId, Epoch>,
+    /// Those that this enumerator has not found: another one gave them to the readers. Bounded by what that one had found
+    /// since the newest complete checkpoint, for each time that the job was taken over.
     given: BTreeSet<SplitId>,
+    /// Of the newest barrier that was sent.
+    barrier: Epoch,
     first: bool,
     /// `None`: there is nothing more to find.
     due: Option<Timestamp>,
@@ -154,8 +163,8 @@ impl Enumeration {
         readers: Vec<Arc<Mailbox>>,
         given: BTreeSet<SplitId>,
     ) -> Self {
-        let known = given.iter().cloned().collect();
-        Self { node, enumerator, readers, known, given, first: true, due: Some(Timestamp::MIN) }
+        let (unfinished, barrier, due) = (HashMap::new(), Epoch(0), Some(Timestamp::MIN));
+        Self { node, enumerator, readers, unfinished, given, barrier, first: true, due }
     }
 
     /// Whose splits.
@@ -164,8 +173,9 @@ impl Enumeration {
     }
 
     /// Begins a checkpoint: what was found up to now, which is what the readers have been told before the barrier.
-    pub fn checkpoint(&self, barrier: Barrier) -> Result<Found> {
+    pub fn checkpoint(&mut self, barrier: Barrier) -> Result<Found> {
         let found = self.snapshot()?;
+        self.barrier = barrier.epoch;
         self.readers.iter().for_each(|reader| reader.send(News::Barrier(barrier)));
         Ok(found)
     }
@@ -176,8 +186,13 @@ impl Enumeration {
         Ok(Found { snapshot: self.enumerator.snapshot()?, given })
     }
 
-    /// A checkpoint is committed: tells the readers.
-    pub fn completed(&self, epoch: Epoch) {
+    /// A checkpoint is committed: tells the readers. `unfinished`: what they had at its barrier and had not read to the end.
+    /// Whatever else they were given before it is read.
+    pub fn completed(&mut self, epoch: Epoch, unfinished: impl Iterator<Item = SplitId>) {
+        self.unfinished.retain(|_, after| *after >= epoch);
+        for split in unfinished {
+            self.unfinished.entry(split).or_insert(epoch);
+        }
         self.readers.iter().for_each(|reader| reader.send(News::Completed(epoch)));
     }
 
@@ -189,10 +204,18 @@ impl Enumeration {
     /// Looks for splits and hands them out. May block.
     pub fn discover(&mut self, now: Timestamp) -> Result<()> {
         let found = self.enumerator.discover()?;
+        // A job without checkpoints learns only so what was read.
+        if self.readers.iter().all(|reader| reader.unfinished() == 0) {
+            self.unfinished.clear();
+        }
         let mut shares: Vec<Vec<Split>> = self.readers.iter().map(|_| Vec::new()).collect();
         for split in found.splits {
-            self.given.remove(&split.id);
-            if !self.known.insert(split.id.clone()) {
+            let was_given = self.given.remove(&split.id);
+            match self.unfinished.entry(split.id.clone()) {
+                Entry::Occupied(_) => continue,
+                Entry::Vacant(place) => _ = place.insert(self.barrier),
+            }
+            if was_given {
                 continue;
             }
             let open = self.readers.iter().zip(&mut shares).filter(|(reader, _)| !reader.is_closed());
@@ -220,6 +243,7 @@ impl Enumeration {
 #[cfg(test)]
 mod tests {
     use tidemill_core::connector::Discovery;
+    use tidemill_core::snapshot::SnapshotKind;
 
     use super::*;
 
@@ -241,6 +265,28 @@ mod tests {
             self.0 = snapshot[0];
             Ok(())
         }
+    }
+
+    /// Finds what it is told, again and again.
+    struct Told(Arc<Mutex<Vec<String>>>);
+
+    impl SplitEnumerator for Told {
+        fn discover(&mut self) -> Result<Discovery> {
+            let split = |id: &String| Split { id: SplitId(id.clone()), description: Vec::new() };
+            Ok(Discovery { splits: self.0.lock().unwrap().iter().map(split).collect(), again_after_ms: Some(1) })
+        }
+
+        fn snapshot(&self) -> Result<Vec<u8>> {
+            Ok(Vec::new())
+        }
+
+        fn restore(&mut self, _snapshot: &[u8]) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn barrier(epoch: u64) -> Barrier {
+        Barrier { epoch: Epoch(epoch), kind: SnapshotKind::Incremental, stops: false }
     }
 
     fn told(reader: &Mailbox) -> String {
@@ -284,5 +330,62 @@ mod tests {
         let mut all = Enumeration::new(NodeId(0), Box::new(OneByOne(0)), readers.clone(), BTreeSet::new());
         (0..3).for_each(|at| all.discover(Timestamp(at)).unwrap());
         assert_eq!((told(&readers[0]), told(&readers[1])), (String::new(), "0 1 2 no more".to_owned()));
+    }
+
+    /// The names of all splits that were ever found were kept for as long as the process ran.
+    #[test]
+    fn what_was_read_is_not_kept_however_many_splits_there_were_and_whether_there_are_checkpoints_or_not() {
+        for checkpoints in [true, false] {
+            let (readers, found) = (readers(), Arc::<Mutex<Vec<String>>>::default());
+            let mut all = Enumeration::new(NodeId(0), Box::new(Told(found.clone())), readers.clone(), BTreeSet::new());
+            let mut reading: VecDeque<SplitId> = VecDeque::new();
+            for round in 1..1_000_u64 {
+                let new: Vec<String> = (0..10).map(|n| format!("{round}-{n}")).collect();
+                found.lock().unwrap().clone_from(&new);
+                all.discover(Timestamp(0)).unwrap();
+                let given = readers.iter().map(|reader| told(reader)).collect::<Vec<_>>().join(" ");
+                assert_eq!(given.split_whitespace().count(), 10, "round {round}");
+                reading.extend(new.into_iter().map(SplitId));
+                // With checkpoints, somebody always has something to read.
+                let ended = reading.len() - if checkpoints { 5 } else { 0 };
+                reading.drain(..ended);
+                readers.iter().for_each(|reader| reader.splits_finished(reader.unfinished()));
+                if checkpoints {
+                    readers[0].has_splits(reading.len());
+                    all.checkpoint(barrier(round)).unwrap();
+                    all.completed(Epoch(round), reading.iter().cloned());
+                }
+                assert!(all.unfinished.len() <= 25 && all.given.is_empty(), "{}", all.unfinished.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_split_that_may_be_unfinished_is_not_given_again_and_one_that_was_read_is_new() {
+        let (readers, found) = (readers(), Arc::new(Mutex::new(vec!["a".to_owned(), "b".to_owned()])));
+        let mut all = Enumeration::new(NodeId(0), Box::new(Told(found.clone())), readers.clone(), BTreeSet::new());
+        let given = |all: &mut Enumeration| {
+            all.discover(Timestamp(0)).unwrap();
+            let given = readers.iter().map(|reader| told(reader)).collect::<Vec<_>>().join(" ");
+            let mut given: Vec<&str> = given.split_whitespace().collect();
+            given.sort_unstable();
+            given.join(" ")
+        };
+        assert_eq!(given(&mut all), "a b");
+        all.checkpoint(barrier(1)).unwrap();
+        found.lock().unwrap().push("c".to_owned());
+        assert_eq!(given(&mut all), "c");
+        // `c` came after the barrier, so that checkpoint says nothing of it.
+        all.completed(Epoch(1), ["b"].into_iter().map(|id| SplitId(id.to_owned())));
+        assert_eq!(given(&mut all), "a");
+        all.checkpoint(barrier(2)).unwrap();
+        // A checkpoint that is given up says nothing either.
+        all.checkpoint(barrier(3)).unwrap();
+        assert_eq!(given(&mut all), "");
+        all.completed(Epoch(3), ["b", "c"].into_iter().map(|id| SplitId(id.to_owned())));
+        assert_eq!(given(&mut all), "a");
+        all.checkpoint(barrier(4)).unwrap();
+        all.completed(Epoch(4), std::iter::empty());
+        assert_eq!(given(&mut all), "a b c");
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::check;
-use crate::jobs::{Job, Settings};
+use crate::jobs::{Job, Partitions, Settings};
 use crate::process::{Binary, LOOK_EVERY, Process, Start};
 
 const JOB: Job = Job::Keyed;
@@ -21,6 +21,9 @@ const SETTINGS: Settings = Settings {
     batch_rows: 100,
     retained: 3,
     roll_bytes: 1 << 20,
+    roll_after_ms: None,
+    roll_idle_ms: None,
+    partitions: Partitions::None,
     aligned_timeout_ms: None,
 };
 /// How often a moment between two checkpoints is tried to be hit.

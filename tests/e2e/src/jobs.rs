@@ -29,8 +29,10 @@ pub struct SinkSpec {
     pub name: &'static str,
     /// Whether it writes JSON lines; else CSV.
     pub json: bool,
-    /// Its columns that are looked at; of CSV all.
+    /// Its columns that are looked at; none: of CSV all that the file has.
     pub columns: &'static [&'static str],
+    /// Columns that can name folders.
+    pub partition_by: &'static [&'static str],
 }
 
 impl SinkSpec {
@@ -38,20 +40,42 @@ impl SinkSpec {
     pub fn section(&self) -> String {
         if self.name == "dead-letters" { "dead-letter".to_owned() } else { format!("sinks.{}", self.name) }
     }
+
+    /// The same, of which these columns can name folders.
+    const fn by(self, partition_by: &'static [&'static str]) -> Self {
+        Self { partition_by, ..self }
+    }
 }
 
-const fn csv(name: &'static str) -> SinkSpec {
-    SinkSpec { name, json: false, columns: &[] }
+const fn csv(name: &'static str, columns: &'static [&'static str]) -> SinkSpec {
+    SinkSpec { name, json: false, columns, partition_by: &[] }
 }
 
 const fn json(name: &'static str, columns: &'static [&'static str]) -> SinkSpec {
-    SinkSpec { name, json: true, columns }
+    SinkSpec { name, json: true, columns, partition_by: &[] }
 }
 
 /// Records per file of the job `files`: enough for a barrier to come in the middle of one.
 pub const PER_FILE: u64 = 300;
 /// Events per second of real time, while there are kills to come.
 const PACE: u64 = 12_000;
+
+/// Whether sinks that can have folders by value do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partitions {
+    /// No.
+    None,
+    /// They do, and the columns that name them are not in the files.
+    Dropped {
+        /// Files that a slot may have open.
+        max_open_files: u64,
+    },
+    /// They do, and the columns are in the files too.
+    Kept {
+        /// Files that a slot may have open.
+        max_open_files: u64,
+    },
+}
 
 /// What of a manifest is drawn from the seed.
 #[derive(Clone, Copy, Debug)]
@@ -64,8 +88,14 @@ pub struct Settings {
     pub batch_rows: u64,
     /// Checkpoints that are kept.
     pub retained: u64,
-    /// When a part file is closed.
+    /// When a part file is closed: at this size, ...
     pub roll_bytes: u64,
+    /// ... so many milliseconds after its first row, ...
+    pub roll_after_ms: Option<u64>,
+    /// ... and after so many milliseconds without one.
+    pub roll_idle_ms: Option<u64>,
+    /// Whether sinks have folders by value.
+    pub partitions: Partitions,
     /// When a checkpoint turns unaligned, in milliseconds.
     pub aligned_timeout_ms: Option<u64>,
 }
@@ -94,23 +124,29 @@ impl Job {
     /// Its sinks; the dead letters count as one.
     pub fn sinks(self) -> &'static [SinkSpec] {
         const WINDOW: &[&str] = &["key", "start", "end", "rows", "sum"];
+        const COUNTS: &[&str] = &["key", "n"];
         const KEYED: [SinkSpec; 4] = [
-            csv("pass"),
-            json("counts", &["key", "n"]),
-            csv("ranks"),
-            json("blocks", &["key", "second", "rows", "ids"]),
+            csv("pass", &[]),
+            json("counts", COUNTS).by(&["key"]),
+            csv("ranks", &[]),
+            json("blocks", &["key", "second", "rows", "ids"]).by(&["second", "rows"]),
         ];
-        const WINDOWS: [SinkSpec; 5] =
-            [csv("tumbling"), json("sliding", WINDOW), csv("sessions"), json("in-time", &["id", "rows"]), csv("late")];
-        const JOINS: [SinkSpec; 2] = [csv("window-join"), json("interval-join", &["bid", "auction"])];
+        const WINDOWS: [SinkSpec; 5] = [
+            csv("tumbling", WINDOW).by(&["start"]),
+            json("sliding", WINDOW).by(&["start"]),
+            csv("sessions", WINDOW).by(&["rows"]),
+            json("in-time", &["id", "rows"]).by(&["rows"]),
+            csv("late", &[]),
+        ];
+        const JOINS: [SinkSpec; 2] = [csv("window-join", &[]), json("interval-join", &["bid", "auction"])];
         const FILES: [SinkSpec; 4] = [
-            json("pass", &["id", "key", "text"]),
-            csv("counts"),
-            csv("timed"),
+            json("pass", &["id", "key", "text"]).by(&["key"]),
+            csv("counts", COUNTS).by(&["key"]),
+            csv("timed", &[]),
             json("dead-letters", &["reason", "record"]),
         ];
-        const BROADCAST: [SinkSpec; 2] = [csv("told"), json("known", &["key", "rows", "auctions"])];
-        const LISTS: [SinkSpec; 2] = [csv("held"), json("known", &["id"])];
+        const BROADCAST: [SinkSpec; 2] = [csv("told", &[]), json("known", &["key", "rows", "auctions"]).by(&["rows"])];
+        const LISTS: [SinkSpec; 2] = [csv("held", &[]), json("known", &["id"])];
         match self {
             Self::Lists => &LISTS,
             Self::Broadcast => &BROADCAST,
@@ -148,7 +184,7 @@ impl Job {
 
     /// The manifest of a run in a folder.
     pub fn manifest(self, folder: &Path, component: &Path, settings: &Settings) -> String {
-        let Settings { records, interval_ms, batch_rows, retained, roll_bytes, aligned_timeout_ms } = settings;
+        let Settings { records, interval_ms, batch_rows, retained, aligned_timeout_ms, .. } = settings;
         let unaligned = aligned_timeout_ms.map(|ms| format!("aligned-timeout = \"{ms} ms\"\n")).unwrap_or_default();
         let folder = folder.display();
         let mut text = format!(
@@ -178,8 +214,28 @@ impl Job {
                 "\n[{section}]\nconnector = \"files\"\npath = '{folder}/{}'\nformat = \"{format}\"",
                 sink.name
             ));
-            line(format!("timestamps = \"ms\"\nroll-bytes = \"{roll_bytes} B\""));
+            line(format!("timestamps = \"ms\"\n{}", rolling(sink, settings)));
         }
         text
     }
+}
+
+/// When a sink's files are closed, and into which folders they go.
+fn rolling(sink: &SinkSpec, settings: &Settings) -> String {
+    let mut text = format!("roll-bytes = \"{} B\"\n", settings.roll_bytes);
+    for (rule, ms) in [("after", settings.roll_after_ms), ("idle", settings.roll_idle_ms)] {
+        if let Some(ms) = ms {
+            _ = writeln!(text, "roll-{rule} = \"{ms} ms\"");
+        }
+    }
+    let (max_open_files, keep) = match settings.partitions {
+        Partitions::Dropped { max_open_files } => (max_open_files, false),
+        Partitions::Kept { max_open_files } => (max_open_files, true),
+        Partitions::None => return text,
+    };
+    if !sink.partition_by.is_empty() {
+        _ = writeln!(text, "partition-by = {:?}\nkeep-partition-columns = {keep}", sink.partition_by);
+        _ = writeln!(text, "max-open-files = {max_open_files}");
+    }
+    text
 }

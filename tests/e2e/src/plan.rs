@@ -2,7 +2,7 @@
 
 use tidemill_core::failpoint::Failpoint;
 
-use crate::jobs::{Job, PER_FILE, Settings};
+use crate::jobs::{Job, PER_FILE, Partitions, Settings};
 use crate::random::Random;
 
 /// Of so many kills, this one is a failpoint's; the others happen at random moments.
@@ -117,6 +117,18 @@ fn settings(job: Job, kills: u64, random: &mut Random) -> Settings {
         retained: random.between(1, 4),
         roll_bytes: random.one_of(&[500, 4_000, 1 << 20], 4_000),
         aligned_timeout_ms: random.one_in(3).then(|| random.between(0, 4)),
+        roll_after_ms: random.one_in(3).then(|| random.between(1, 60)),
+        roll_idle_ms: random.one_in(3).then(|| random.between(1, 40)),
+        partitions: partitions(random),
+    }
+}
+
+fn partitions(random: &mut Random) -> Partitions {
+    let max_open_files = random.one_of(&[8, 64], 64);
+    match random.between(0, 4) {
+        0 => Partitions::Dropped { max_open_files },
+        1 => Partitions::Kept { max_open_files },
+        _ => Partitions::None,
     }
 }
 
@@ -150,5 +162,21 @@ fn preparation(at: Failpoint) -> Vec<Step> {
         Failpoint::EndedCommitted => dies(Failpoint::CommitDue, Asked::Stop),
         Failpoint::InFlightRestored => dies(Failpoint::InFlightClaimed, Asked::Nothing),
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_has_the_same_plans_again_and_few_of_them_have_every_way_of_closing_files() {
+        let settings = |number| Plan::new(Job::Keyed, 7, number, 8).settings;
+        let all: Vec<Settings> = (0..24).map(settings).collect();
+        assert!(all.iter().zip(0..).all(|(one, number)| format!("{one:?}") == format!("{:?}", settings(number))));
+        let some = |is: fn(&Settings) -> bool| all.iter().any(is) && !all.iter().all(is);
+        assert!(some(|s| s.roll_after_ms.is_some()) && some(|s| s.roll_idle_ms.is_some()));
+        assert!(some(|s| matches!(s.partitions, Partitions::Dropped { .. })));
+        assert!(some(|s| matches!(s.partitions, Partitions::Kept { .. })));
     }
 }

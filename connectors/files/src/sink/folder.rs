@@ -110,7 +110,8 @@ pub(super) struct Folder {
 pub(super) struct HiddenFile {
     path: PathBuf,
     name: String,
-    file: File,
+    /// `None`: closed, since there may be any number of such files until the next checkpoint.
+    file: Option<File>,
     bytes: u64,
     /// Where it will be visible, within the sink's folder.
     folder: String,
@@ -151,7 +152,8 @@ impl Place for Folder {
             match File::create_new(&path) {
                 Ok(file) => {
                     Failpoint::PartCreated.reach();
-                    return Ok(HiddenFile { path, name, file, bytes: 0, folder: folder.to_owned(), prepared: false });
+                    let (file, folder) = (Some(file), folder.to_owned());
+                    return Ok(HiddenFile { path, name, file, bytes: 0, folder, prepared: false });
                 }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.hidden < MAX_HIDDEN => {}
                 Err(e) => return Err(io_error("creating", &path, &e)),
@@ -160,7 +162,7 @@ impl Place for Folder {
     }
 
     fn write(&mut self, part: &mut HiddenFile, text: &mut Vec<u8>) -> Result<()> {
-        part.file.write_all(text).map_err(|e| io_error("writing", &part.path, &e))?;
+        part.open()?.write_all(text).map_err(|e| io_error("writing", &part.path, &e))?;
         Failpoint::PartWritten.reach();
         part.bytes += text.len() as u64;
         text.clear();
@@ -174,7 +176,8 @@ impl Place for Folder {
     fn close(&mut self, part: &mut HiddenFile, mut text: Vec<u8>) -> Result<()> {
         self.write(part, &mut text)?;
         Failpoint::PartUnsynced.reach();
-        part.file.sync_all().map_err(|e| io_error("syncing", &part.path, &e))?;
+        part.open()?.sync_all().map_err(|e| io_error("syncing", &part.path, &e))?;
+        part.file = None;
         Failpoint::PartSynced.reach();
         Ok(())
     }
@@ -188,6 +191,12 @@ impl Place for Folder {
         }
         Failpoint::PartPrepared.reach();
         if files.is_empty() { Ok(None) } else { Prepared { files }.committable().map(Some) }
+    }
+}
+
+impl HiddenFile {
+    fn open(&mut self) -> Result<&mut File> {
+        self.file.as_mut().ok_or_else(|| Error::internal("a part file is written to after it was closed"))
     }
 }
 

@@ -221,6 +221,19 @@ mod tests {
         assert_eq!([1, 2, 3, 4, 5].map(|n| read(n).lines().count()), [3, 2, 2, 1, 1]);
     }
 
+    /// Each closed file kept its descriptor until the next checkpoint, so that a job with many folders ran out of them.
+    #[test]
+    fn a_closed_file_takes_no_descriptor() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut parts = parts(folder.path(), NEVER, 2);
+        parts.write(&rows(&(0..50).collect::<Vec<_>>()), 0).unwrap();
+        let descriptors = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let targets = descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+        let ours = targets.filter(|target| target.starts_with(folder.path().canonicalize().unwrap())).count();
+        assert_eq!((ours, parts.closed.len()), (2, 48));
+        assert_eq!(prepare(&mut parts).len(), 50);
+    }
+
     #[test]
     fn what_open_files_have_gathered_is_counted_while_they_are_open() {
         let folder = tempfile::tempdir().unwrap();

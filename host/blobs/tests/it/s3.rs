@@ -34,6 +34,8 @@ fn wrong_credentials_are_named_as_such() {
     let error = blobs.put_new("log/1", b"x").unwrap_err();
     assert_eq!(error.trouble, Trouble::Denied, "{error}");
     assert!(!error.message.contains("wrong"), "a secret is never shown: {error}");
+    // It was taken for a store that is not up, and asked again and again.
+    assert_eq!(blobs.list("log").unwrap_err().trouble, Trouble::Denied);
 }
 
 #[test]

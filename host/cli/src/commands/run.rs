@@ -1,5 +1,6 @@
 //! `tidemill run`: a job in this process, watched and stopped from the terminal.
 
+mod attempts;
 mod summary;
 mod supervise;
 

@@ -9,6 +9,7 @@
 
 mod manifest;
 mod new;
+mod object_store;
 mod settings;
 
 use std::path::Path;

@@ -11,6 +11,7 @@ use tidemill_core::{Error, ErrorKind};
 use tidemill_dataflow::{Ending, JobSpec};
 use tidemill_job::{Manifest, checkpoints, manifest, sources_total};
 
+use super::attempts::Attempts;
 use super::{interrupts, watch};
 use crate::args::RunArgs;
 use crate::commands::build::say;
@@ -34,9 +35,9 @@ pub fn run(spec: &JobSpec, manifest: &Manifest, args: &RunArgs, screen: &Screen)
         let ended = watch(handle, sources_total(&spec.sources), &interrupts, args.format, screen);
         return said(ended.map_err(Failure::job)?, None);
     };
-    let store = Store::open(&settings.location, &spec.name)?;
+    let attempts = Attempts::new(Store::open(&settings.location, &spec.name)?);
     let mut supervisor =
-        Supervisor { spec, settings, args, screen, store, running, interrupts: &interrupts, ran: false };
+        Supervisor { spec, settings, args, screen, attempts, running, interrupts: &interrupts, ran: false };
     supervisor.run(manifest)
 }
 
@@ -45,7 +46,7 @@ struct Supervisor<'a> {
     settings: &'a manifest::Checkpoints,
     args: &'a RunArgs,
     screen: &'a Screen,
-    store: Store,
+    attempts: Attempts,
     running: Running,
     interrupts: &'a AtomicU32,
     /// Whether an attempt came to run.
@@ -58,7 +59,7 @@ impl Supervisor<'_> {
         let mut start = self.args.start.start();
         loop {
             let error = match self.attempt(&start) {
-                Ok(ending) => return said(ending, Some(&self.store)),
+                Ok(ending) => return said(ending, Some(self.attempts.store())),
                 Err(error) => error,
             };
             // What is wrong with what was typed is said as that.
@@ -75,34 +76,27 @@ impl Supervisor<'_> {
 
     /// Begins an attempt and runs it to its end.
     fn attempt(&mut self, start: &Start) -> Result<Ending, Error> {
-        let owner = match self.store.begin(start, now_ms())? {
-            Begun::Run(owner) => *owner,
-            Begun::Over(_) => return Ok(Ending::Stopped),
+        match self.attempts.begin(start, now_ms())? {
+            Begun::Run(owner) => self.run_owned(*owner).map_err(|error| self.attempts.failed(error)),
+            Begun::Over(_) => Ok(Ending::Stopped),
             Begun::Commit(checkpoint) => {
-                tidemill_dataflow::commit_ended(self.spec, &self.store, &checkpoint)?;
+                tidemill_dataflow::commit_ended(self.spec, self.attempts.store(), &checkpoint)?;
                 say("committed", "what the run before had written when it came to its end");
-                return Ok(Ending::Finished);
+                Ok(Ending::Finished)
             }
-        };
+        }
+    }
+
+    fn run_owned(&mut self, owner: Owner) -> Result<Ending, Error> {
         self.announce(&owner);
-        let generation = owner.generation();
-        let checkpoints = checkpoints(self.settings, self.store.clone(), owner);
+        let checkpoints = checkpoints(self.settings, self.attempts.store().clone(), owner);
         let spec = self.spec.clone();
         let handle = tidemill_dataflow::run_with(spec, Some(checkpoints), self.args.start.allow_non_restored)?;
         self.ran = true;
         self.running.set(Some(handle.control()));
         let ended = watch(handle, sources_total(&self.spec.sources), self.interrupts, self.args.format, self.screen);
         self.running.set(None);
-        ended.map_err(|error| self.overtaken(generation, error))
-    }
-
-    /// Of an attempt that another process has overtaken, whatever it needs may be gone, so what it failed with says nothing; and
-    /// it must not take the job back.
-    fn overtaken(&self, generation: u64, error: Error) -> Error {
-        match self.store.newest_generation() {
-            Ok(Some(newest)) if newest != generation => tidemill_dataflow::fenced(Some(newest)),
-            _ => error,
-        }
+        ended
     }
 
     /// Says from where the attempt goes on.
@@ -135,7 +129,7 @@ impl Supervisor<'_> {
 
 /// How long to wait before the next attempt; `None`: there is none. Only what may pass by itself is worth one: the same
 /// code fails on the same record again.
-fn restart_after(restarts: &mut Restarts, error: &Error) -> Option<Duration> {
+pub(super) fn restart_after(restarts: &mut Restarts, error: &Error) -> Option<Duration> {
     if !matches!(error.kind(), ErrorKind::Retry | ErrorKind::Lost | ErrorKind::Internal) {
         return None;
     }
