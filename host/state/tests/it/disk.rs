@@ -86,6 +86,17 @@ impl Opened {
         self.state.commit().unwrap();
     }
 
+    fn count(&mut self) -> usize {
+        let (mut after, mut count, mut slots) = (None, 0, Vec::new());
+        loop {
+            self.state.scan(self.table, NS, after, 5_000, &mut slots).unwrap();
+            (after, count) = (slots.last().copied(), count + slots.len());
+            if after.is_none() {
+                return count;
+            }
+        }
+    }
+
     fn remove(&mut self, keys: std::ops::Range<i64>) {
         let (encoded, mut slots) = (self.encode(keys), Vec::new());
         self.state.find(self.table, NS, &encoded, &mut slots).unwrap();
@@ -252,4 +263,49 @@ fn what_a_killed_process_left_behind_is_removed() {
     assert!(path.join("1/0/db").exists(), "the first is in use");
     drop((one, other, first, second));
     assert!(!path.join("0").exists() && !path.join("1").exists());
+}
+
+/// What is frozen and not copied is in memory only, while memory is short: it is read, scanned, removed and evicted.
+#[test]
+fn what_is_frozen_and_not_copied_is_lost_to_nobody() {
+    const BATCH: i64 = 1_000;
+    let files = Arc::new(MemoryFiles::new());
+    let settings = RocksSettings { copied_at_once: 1, ..RocksSettings::new(1 << 20, backends::folder()) };
+    let backend = Box::new(RocksBackend::new(settings));
+    let backend = Backend { backend, orders_timers: true, in_memory: false };
+    let mut state = open(&backend, None).unwrap();
+    let (mut model, mut saved, mut frozen) = (BTreeMap::new(), Vec::new(), None);
+    for part in 0..60 {
+        let keys = part * BATCH..(part + 1) * BATCH;
+        state.put(keys.clone(), part);
+        model.extend(keys.map(|key| (key, part)));
+        if part % 4 == 2 {
+            // Of which some are on disk only.
+            let gone = part * BATCH / 2..part * BATCH / 2 + 50;
+            state.remove(gone.clone());
+            model.retain(|key, _| !gone.contains(key));
+        }
+        if part % 5 == 2 && frozen.is_none() {
+            state.state.freeze(SnapshotKind::Incremental).unwrap();
+            frozen = Some(model.clone());
+            state.state.commit().unwrap();
+        }
+        if part % 9 == 8 {
+            assert_eq!(state.count(), model.len(), "after part {part}");
+        }
+        if part % 3 == 0 {
+            assert_eq!(state.get(0..(part + 1) * BATCH), model, "after part {part}");
+        }
+        if let Some(model) = frozen.take() {
+            match state.state.copy_frozen().unwrap() {
+                Some(snapshot) => saved.push((snapshot.write(&*files).unwrap(), model)),
+                None => frozen = Some(model),
+            }
+        }
+    }
+    assert!(saved.len() > 3, "{} snapshots", saved.len());
+    for (handle, model) in &saved {
+        let mut restored = open(&backends::disk(), Some((handle, &files))).unwrap();
+        assert_eq!(&restored.get(0..60 * BATCH), model);
+    }
 }
