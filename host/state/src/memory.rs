@@ -432,8 +432,6 @@ impl KeyedState for MemoryState {
         }
         let whole = self.chain.take_whole();
         if whole {
-            let now = self.about.now.load(Ordering::Relaxed);
-            self.tables.iter_mut().for_each(|table| table.clean_up(now, usize::MAX));
             self.forget_snapshots();
         }
         let fixed = self.about.codec.is_fixed();

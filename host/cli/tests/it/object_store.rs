@@ -110,6 +110,7 @@ fn a_coordinator_takes_them_from_its_file() {
     let said = bench.says(bench.tidemill().args(["coordinator", "--config", "coordinator.yaml"]));
     assert!(!said.starts_with("exit code 0\n"), "{said}");
     assert!(said.contains("s3://bucket/cluster") && said.contains("allow this user (these credentials)"), "{said}");
+    assert!(said.contains(&bench.endpoint()), "another store was asked: {said}");
     let help = bench.tidemill().args(["worker", "--help"]).output().unwrap();
     assert!(text(&help.stdout).contains("--s3-credentials <FILE>"));
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use arrow::array::ArrayRef;
 use tidemill_core::ids::MaxParallelism;
@@ -14,6 +14,7 @@ use tidemill_core::state::{Slot, ValueColumn, ValueSpec, Values};
 use tidemill_core::{Batch, Error, Result};
 
 use super::space::Space;
+use super::table::{Expiring, expiring};
 use crate::column::{self, ColumnCodec};
 use crate::format::PartKind;
 
@@ -49,6 +50,12 @@ impl Bytes {
 
     pub(crate) fn len(&self) -> usize {
         self.ends.len()
+    }
+
+    fn retain(&mut self, left: &[bool]) {
+        let mut kept = Self::default();
+        self.iter().zip(left).filter(|(_, left)| **left).for_each(|(one, _)| kept.push(one));
+        *self = kept;
     }
 
     fn append(&mut self, other: &mut Self) {
@@ -207,6 +214,30 @@ impl TableChunk {
         others.for_each(|mut other| self.append(&mut other));
     }
 
+    /// Keeps those of its entries that are `left`.
+    fn retain(&mut self, left: &[bool]) {
+        let mut of_run = left;
+        self.runs.retain_mut(|(_, entries)| {
+            let (these, others) = of_run.split_at(*entries);
+            (*entries, of_run) = (these.iter().filter(|left| **left).count(), others);
+            *entries > 0
+        });
+        match &mut self.keys {
+            KeyBytes::Fixed(keys) => retain(keys, left),
+            KeyBytes::Rows(keys) => keys.retain(left),
+        }
+        for (column, there) in &mut self.columns {
+            retain(there, left);
+            match column {
+                FrozenColumn::Plain(ValueColumn::Int(values)) => retain(values, left),
+                FrozenColumn::Plain(ValueColumn::UInt(values)) => retain(values, left),
+                FrozenColumn::Plain(ValueColumn::Float(values)) => retain(values, left),
+                FrozenColumn::Plain(ValueColumn::Encoded(values)) => retain(values, left),
+                FrozenColumn::Encoded(values) => values.retain(left),
+            }
+        }
+    }
+
     fn append(&mut self, other: &mut Self) {
         self.runs.append(&mut other.runs);
         self.keys.append(&mut other.keys);
@@ -226,6 +257,11 @@ impl TableChunk {
         });
         self.keys.memory_bytes() + self.keys.len() * 8 + columns.sum::<usize>()
     }
+}
+
+fn retain<T>(values: &mut Vec<T>, left: &[bool]) {
+    let mut left = left.iter();
+    values.retain(|_| left.next().copied().unwrap_or(true));
 }
 
 /// Copies the values at these slots.
@@ -305,6 +341,32 @@ impl FrozenPart {
     }
 }
 
+impl FrozenPart {
+    /// Takes values away that are over, and entries of which nothing is left.
+    fn expire(&mut self, about: &PartAbout, now: i64) {
+        let columns = &mut self.put.columns;
+        let mut left = vec![true; self.put.keys.len()];
+        for Expiring { value, time, last_access } in expiring(&about.name, &about.values).unwrap_or_default() {
+            let over: Vec<usize> = match columns.get(time) {
+                Some((FrozenColumn::Plain(ValueColumn::Int(times)), there)) => {
+                    let is_over = |row: &usize| there[*row] && last_access.is_over(times[*row], now);
+                    (0..times.len()).filter(is_over).collect()
+                }
+                _ => continue,
+            };
+            for row in over {
+                for at in [value, time] {
+                    columns[at].1[row] = false;
+                }
+                left[row] = columns.iter().any(|(_, there)| there[row]);
+            }
+        }
+        if left.contains(&false) {
+            self.put.retain(&left);
+        }
+    }
+}
+
 /// Whose state it is.
 #[derive(Debug)]
 pub(crate) struct About {
@@ -372,7 +434,7 @@ pub(crate) struct TableCopies {
 }
 
 impl InPieces {
-    /// Puts it together.
+    /// Puts it together. What is written whole does not have what is over.
     pub(crate) fn join(mut self) -> FrozenState {
         let Copies { tables, timers } = self.copies;
         for ((_, part), TableCopies { mut pieces, dropped }) in self.state.parts.iter_mut().zip(tables) {
@@ -386,6 +448,10 @@ impl InPieces {
             for keys in std::mem::take(&mut part.row_keys) {
                 (0..keys.len()).for_each(|row| part.put.keys.push(&keys, row));
             }
+        }
+        if self.state.whole {
+            let now = self.state.about.now.load(Ordering::Relaxed);
+            self.state.parts.iter_mut().for_each(|(about, part)| part.expire(about, now));
         }
         self.state
     }

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::datatypes::{Int64Type, Schema};
@@ -135,8 +134,6 @@ impl Parts {
     /// All as a snapshot that needs no other.
     pub(crate) fn freeze(&mut self) -> FrozenState {
         let fixed = self.about.codec.is_fixed();
-        let now = self.about.now.load(Ordering::Relaxed);
-        self.tables.values_mut().for_each(|table| table.clean_up(now, usize::MAX));
         let timers = [&mut self.event_timers, &mut self.processing_timers];
         let parts = freeze(self.tables.values_mut(), self.logs.values_mut(), timers, fixed);
         let state = FrozenState { about: Arc::clone(&self.about), whole: true, parts };

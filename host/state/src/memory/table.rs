@@ -252,7 +252,7 @@ impl Table {
 }
 
 /// The values whose last accesses are kept.
-fn expiring(table: &str, values: &[ValueSpec]) -> Result<Vec<Expiring>> {
+pub(crate) fn expiring(table: &str, values: &[ValueSpec]) -> Result<Vec<Expiring>> {
     let of = |(time, spec): (usize, &ValueSpec)| {
         let last_access = spec.last_access.clone()?;
         let value = values.iter().position(|value| value.name == last_access.of && value.last_access.is_none());

@@ -483,21 +483,27 @@ fn what_is_over_is_not_written_whole_and_what_is_left_has_its_time() {
     let backend = backends::memory();
     let (mut state, files, _) = three(&backend, expiring("s", 100, 0).into());
     state.clean_up(120, 0).unwrap();
-    let handle = state.snapshot(SnapshotKind::Portable).unwrap().write(&*files).unwrap();
-    let reader = StateReader::open(&[handle], files).unwrap();
-    let part = reader.parts().find(|part| part.kind == PartKind::Table).unwrap();
-    let names: Vec<&str> = part.schema.fields().iter().map(|f| f.name().as_str()).collect();
-    assert_eq!(names, ["namespace", "key0", "s", "s.last_access"]);
-    assert_eq!(part.schema.field(3).metadata()["tidemill.ttl_ms"], "100");
-    let mut rows = Vec::new();
-    let mut visit = |batch: arrow::array::RecordBatch| {
-        let keys = batch.column(1).as_primitive::<Int64Type>().values().to_vec();
-        rows.extend(keys.into_iter().zip(batch.column(3).as_primitive::<TimestampMillisecondType>().iter()));
-        Ok(())
-    };
-    reader.rows(PartKind::Table, "values", None, &mut visit).unwrap();
-    rows.sort_unstable();
-    assert_eq!(rows, [(1, Some(50)), (2, None)]);
+    let savepoint = state.snapshot(SnapshotKind::Portable).unwrap().write(&*files).unwrap();
+    // Of a state that is restored from a savepoint, the first checkpoint has everything again.
+    let (mut state, _) = open_texts(&backend, expiring("s", 100, 0).into(), Some((&files, &savepoint)));
+    state.clean_up(151, 0).unwrap();
+    let first = state.snapshot(SnapshotKind::Incremental).unwrap().write(&*files).unwrap();
+    for (handle, left) in [(savepoint, vec![(1, Some(50)), (2, None)]), (first, vec![(2, None)])] {
+        let reader = StateReader::open(&[handle], files.clone()).unwrap();
+        let part = reader.parts().find(|part| part.kind == PartKind::Table).unwrap();
+        let names: Vec<&str> = part.schema.fields().iter().map(|f| f.name().as_str()).collect();
+        assert_eq!(names, ["namespace", "key0", "s", "s.last_access"]);
+        assert_eq!(part.schema.field(3).metadata()["tidemill.ttl_ms"], "100");
+        let mut rows = Vec::new();
+        let mut visit = |batch: arrow::array::RecordBatch| {
+            let keys = batch.column(1).as_primitive::<Int64Type>().values().to_vec();
+            rows.extend(keys.into_iter().zip(batch.column(3).as_primitive::<TimestampMillisecondType>().iter()));
+            Ok(())
+        };
+        reader.rows(PartKind::Table, "values", None, &mut visit).unwrap();
+        rows.sort_unstable();
+        assert_eq!(rows, left);
+    }
 }
 
 /// Cleaning up comes round: a few entries at a time, whatever is written meanwhile.

@@ -40,7 +40,7 @@ impl Uncopied {
 
 impl Space {
     /// Begins a snapshot of what changed since the latest; removed keys go to `removed`. The entries are copied by
-    /// `copy_some` and what follows it; those that are frozen stay changed if `stay_changed`. Answers whether earlier
+    /// `copy_some` and `copy_first`; they stay changed if the disk says so. Answers whether earlier
     /// snapshots' entries of the namespace are all replaced.
     pub(crate) fn freeze(&mut self, namespace: i64, removed: &mut TableChunk) -> bool {
         let replaces = self.whole && self.stored;
