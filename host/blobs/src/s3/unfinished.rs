@@ -30,8 +30,12 @@ impl S3 {
     pub fn unfinished(&self) -> Result<Vec<Unfinished>, BlobError> {
         let mut found = Vec::new();
         let mut after = Some((String::new(), String::new()));
-        while let Some(markers) = after {
-            let page = self.unfinished_page(markers)?;
+        while let Some((key, id)) = after {
+            let page = match self.unfinished_page(&key, &id)? {
+                Some(page) => page,
+                // By the key alone it is nearly the same: no two uploads of ours have one key.
+                None => self.unfinished_page(&key, "")?.unwrap_or_default(),
+            };
             let named = page.uploads.into_iter();
             found
                 .extend(named.filter_map(|u| Some(Unfinished { path: below(&self.prefix, &u.key)?, id: u.upload_id })));
@@ -40,9 +44,11 @@ impl S3 {
         Ok(found)
     }
 
-    fn unfinished_page(&self, (key, id): (String, String)) -> Result<Page, BlobError> {
+    /// What comes after these markers. `None`: the store refuses that of the upload, as some do once it has ended, and
+    /// versitygw always.
+    fn unfinished_page(&self, key: &str, id: &str) -> Result<Option<Page>, BlobError> {
         let prefix = if self.prefix.as_ref().is_empty() { String::new() } else { format!("{}/", self.prefix) };
-        let query = [("uploads", ""), ("prefix", &prefix), ("key-marker", &key), ("upload-id-marker", &id)];
+        let query = [("uploads", ""), ("prefix", &prefix), ("key-marker", key), ("upload-id-marker", id)];
         let given = query.into_iter().filter(|(name, value)| *name == "uploads" || !value.is_empty());
         let options = SignedUrlOptions::new().with_query(given);
         let store = Arc::clone(&self.store);
@@ -62,6 +68,9 @@ impl S3 {
         })?;
         // The address has the signature in it.
         let (status, text) = answer.map_err(|e| failed(Trouble::Unavailable, &e.without_url()))?;
+        if status == reqwest::StatusCode::BAD_REQUEST && !id.is_empty() {
+            return Ok(None);
+        }
         if !status.is_success() {
             let trouble = match status.as_u16() {
                 401 | 403 => Trouble::Denied,
@@ -71,12 +80,12 @@ impl S3 {
             };
             return Err(failed(trouble, &status));
         }
-        quick_xml::de::from_str(&text).map_err(|e| failed(Trouble::Unfit, &e))
+        quick_xml::de::from_str(&text).map(Some).map_err(|e| failed(Trouble::Unfit, &e))
     }
 }
 
 /// The answer, as the standard has it.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Page {
     #[serde(default)]

@@ -49,6 +49,25 @@ fn an_upload_that_is_dropped_leaves_nothing_to_read() {
     assert!(blobs.list("files").unwrap().is_empty());
 }
 
+/// A page of the listing has a thousand.
+#[test]
+fn more_unfinished_uploads_than_a_page_has_are_all_found() {
+    const UPLOADS: usize = 1_010;
+    let server = S3Server::start("bucket");
+    let blobs = S3::with_settings("s3://bucket/x", server.environment()).unwrap();
+    let uploads = blobs.uploads(4);
+    let mut begun: Vec<String> = (0..UPLOADS).map(|n| format!("part-{n:04}")).collect();
+    for path in &begun {
+        let mut upload = uploads.begin(path);
+        upload.send(vec![1]).unwrap();
+        upload.finish().unwrap();
+    }
+    let mut found: Vec<String> = blobs.unfinished().unwrap().into_iter().map(|upload| upload.path).collect();
+    found.sort_unstable();
+    begun.sort_unstable();
+    assert_eq!(found, begun);
+}
+
 #[test]
 fn a_url_without_a_bucket_is_refused() {
     for url in ["s3://", "s3:///prefix"] {
