@@ -1,4 +1,4 @@
-//! Threads that help a slot with what it has to wait for: reads from a disk, and copies of what was frozen. Where no core
+//! Threads that help a slot with what it has to wait for: reads from a disk, and of the next file of a restore. Where no core
 //! is idle, they get little done, and the slot does most of the work alone.
 
 use std::num::NonZero;
