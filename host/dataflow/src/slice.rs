@@ -160,7 +160,7 @@ impl Slice {
             cells.into_iter().for_each(|at| self.cells[at].metrics().backpressured_ms.add(ms));
         }
         let mut step = self.work()?;
-        if step != Step::Finished && self.copy_frozen()? {
+        if self.copy_frozen()? {
             step = Step::Progress;
         }
         self.flush(step == Step::Progress);

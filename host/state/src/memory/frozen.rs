@@ -18,6 +18,10 @@ use super::table::{Expiring, expiring};
 use crate::column::{self, ColumnCodec};
 use crate::format::PartKind;
 
+/// A piece of what is copied for a snapshot ends when it has so many entries, about, or bytes.
+const PIECE_ENTRIES: usize = 1 << 14;
+const PIECE_BYTES: usize = 1 << 21;
+
 /// Keys, back to back.
 #[derive(Debug)]
 pub(crate) enum KeyBytes {
@@ -197,21 +201,28 @@ impl TableChunk {
         Self { runs: Vec::new(), keys: KeyBytes::new(fixed), columns: Vec::new() }
     }
 
-    /// Takes all of others.
-    pub(crate) fn append_all(&mut self, others: Vec<Self>) {
-        let entries = others.iter().map(|other| other.keys.len()).sum();
-        let mut others = others.into_iter();
-        if self.keys.is_empty()
-            && let Some(first) = others.next()
-        {
-            *self = first;
-        }
-        self.keys.reserve(entries);
-        self.columns.iter_mut().for_each(|(column, present)| {
+    /// All of these in one; `None`: there is none.
+    fn joined(pieces: Vec<Self>) -> Option<Self> {
+        let entries = pieces.iter().map(|piece| piece.keys.len()).sum();
+        let mut pieces = pieces.into_iter();
+        let mut all = pieces.next()?;
+        all.keys.reserve(entries);
+        all.columns.iter_mut().for_each(|(column, present)| {
             present.reserve(entries);
             column.reserve(entries);
         });
-        others.for_each(|mut other| self.append(&mut other));
+        pieces.for_each(|mut piece| all.append(&mut piece));
+        Some(all)
+    }
+
+    /// The last of these, or a new one if that is full: one that grew with the state would be moved as a whole, over and
+    /// over.
+    pub(crate) fn open(pieces: &mut Vec<Self>, fixed: bool) -> Option<&mut Self> {
+        let is_full = |piece: &Self| piece.keys.len() >= PIECE_ENTRIES || piece.bytes() >= PIECE_BYTES;
+        if pieces.last().is_none_or(is_full) {
+            pieces.push(Self::new(fixed));
+        }
+        pieces.last_mut()
     }
 
     /// Keeps those of its entries that are `left`.
@@ -241,16 +252,13 @@ impl TableChunk {
     fn append(&mut self, other: &mut Self) {
         self.runs.append(&mut other.runs);
         self.keys.append(&mut other.keys);
-        if self.columns.is_empty() {
-            self.columns.append(&mut other.columns);
-        }
         for ((to, there), (from, present)) in self.columns.iter_mut().zip(&mut other.columns) {
             there.append(present);
             to.append(from);
         }
     }
 
-    pub(crate) fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         let columns = self.columns.iter().map(|(column, present)| match column {
             FrozenColumn::Plain(_) => present.len() * 9,
             FrozenColumn::Encoded(bytes) => bytes.memory_bytes() + present.len(),
@@ -439,10 +447,10 @@ impl InPieces {
         let Copies { tables, timers } = self.copies;
         for ((_, part), TableCopies { mut pieces, dropped }) in self.state.parts.iter_mut().zip(tables) {
             dropped.into_iter().for_each(|mut space| pieces.append(&mut space.copy_all()));
-            part.put.append_all(pieces);
+            TableChunk::joined(pieces).into_iter().for_each(|put| part.put = put);
         }
         for ((_, part), pieces) in self.state.parts.iter_mut().rev().zip(timers.into_iter().rev()) {
-            part.put.append_all(pieces);
+            TableChunk::joined(pieces).into_iter().for_each(|put| part.put = put);
         }
         for (_, part) in &mut self.state.parts {
             for keys in std::mem::take(&mut part.row_keys) {

@@ -18,9 +18,6 @@ use tidemill_core::{Error, Result};
 use super::frozen::{FrozenPart, KeyBytes, TableChunk};
 use super::space::KEPT_REMOVALS;
 
-/// A piece of a snapshot ends when it has so many timers, about.
-const PIECE_ENTRIES: usize = 1 << 14;
-
 /// A bucket with fewer gaps than this is left as it is.
 const KEPT_GAPS: u32 = 32;
 
@@ -298,10 +295,8 @@ impl Timers {
             () => return 0,
         };
         (bucket.stored, bucket.fresh, bucket.seen) = (bucket.hashes.len(), 0, self.period);
-        if self.copies.last().is_none_or(|piece| piece.keys.len() >= PIECE_ENTRIES) {
-            self.copies.push(TableChunk::new(matches!(self.removed_keys, KeyBytes::Fixed(_))));
-        }
-        let (bucket, Some(piece)) = (&self.buckets[number as usize], self.copies.last_mut()) else { return 0 };
+        let fixed = matches!(self.removed_keys, KeyBytes::Fixed(_));
+        let Some(piece) = TableChunk::open(&mut self.copies, fixed) else { return 0 };
         let before = piece.keys.len();
         bucket.copy_from(from, piece);
         piece.keys.len() - before

@@ -17,10 +17,6 @@ use crate::memory::frozen::{TableChunk, push_values};
 /// To copy so many bytes beside the columns takes about as long as an entry.
 const ENTRY_BYTES: usize = 64;
 
-/// A piece ends when it has so many entries, about, or bytes.
-const PIECE_ENTRIES: usize = 1 << 14;
-const PIECE_BYTES: usize = 1 << 21;
-
 /// What of a space belongs to a snapshot.
 #[derive(Debug)]
 pub(super) struct Uncopied {
@@ -28,7 +24,6 @@ pub(super) struct Uncopied {
     /// The slots that are not copied yet: none below `from`.
     left: Bits,
     from: usize,
-    /// In pieces: one that grew with the state would be moved as a whole, over and over.
     pieces: Vec<TableChunk>,
 }
 
@@ -136,17 +131,13 @@ fn owned_bytes(values: &Values, slot: Slot) -> usize {
     values.columns.iter().map(owned).sum()
 }
 
-/// Copies entries to the last piece, or to a new one if that is long.
 fn copy(uncopied: &mut Uncopied, keys: &SlotKeys, values: &Values, slots: &[Slot]) {
-    let Uncopied { namespace, pieces, .. } = uncopied;
-    let is_full = |piece: &TableChunk| piece.keys.len() >= PIECE_ENTRIES || piece.bytes() >= PIECE_BYTES;
-    if pieces.last().is_none_or(is_full) {
-        let mut piece = TableChunk::new(matches!(keys, SlotKeys::Fixed(_)));
-        piece.runs.push((*namespace, 0));
-        pieces.push(piece);
+    let Some(piece) = TableChunk::open(&mut uncopied.pieces, matches!(keys, SlotKeys::Fixed(_))) else { return };
+    // All are of one namespace.
+    match piece.runs.last_mut() {
+        Some((_, entries)) => *entries += slots.len(),
+        None => piece.runs.push((uncopied.namespace, slots.len())),
     }
-    let Some(piece) = pieces.last_mut() else { return };
-    piece.runs.iter_mut().for_each(|(_, entries)| *entries += slots.len());
     match keys {
         SlotKeys::Fixed(stored) => piece.keys.extend_fixed(slots.iter().map(|&slot| stored[slot as usize])),
         SlotKeys::Rows(stored) => slots.iter().for_each(|&slot| piece.keys.push_row(stored.get(slot))),
